@@ -1,0 +1,59 @@
+//! Compiles the contract under `proto/` into Rust types, stubs and the descriptor set that the server reads its own
+//! rules from. protox stands in for protoc, so that a machine with Rust and nothing else can build.
+
+use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
+
+use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor, prost_types::FileDescriptorSet};
+
+/// Every file with something of its own to generate; imports are found from here.
+const FILES: [&str; 2] = ["postern/auth/v1/auth_service.proto", "postern/auth/v1/errors.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // tonic-prost-build says nothing to cargo when it is handed descriptors. Migrations are embedded by a macro that
+    // cargo cannot see through either.
+    println!("cargo::rerun-if-changed=proto");
+    println!("cargo::rerun-if-changed=migrations");
+
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
+    // The encoded form keeps our method options; `file_descriptor_set()` would drop them.
+    let encoded = compiler.encode_file_descriptor_set();
+    #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("contract.binpb"), &encoded)?;
+
+    let pool = DescriptorPool::decode(encoded.as_slice())?;
+    let secret_bearers: Vec<_> =
+        pool.all_messages().filter(|message| message.fields().any(|field| is_secret(&field))).collect();
+    fs::write(out.join("redacted_debug.rs"), redacting_debug(&secret_bearers)?)?;
+
+    let descriptors: FileDescriptorSet = compiler.file_descriptor_set();
+    tonic_prost_build::configure()
+        .skip_debug(secret_bearers.iter().map(|message| message.full_name().to_owned()))
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+fn is_secret(field: &FieldDescriptor) -> bool {
+    let options = field.options();
+    options.get_field_by_name("debug_redact").is_some_and(|value| value.as_bool() == Some(true))
+}
+
+/// A `Debug` for each message that bears a `debug_redact` field, which prost itself ignores: the field's name is
+/// printed, its value never.
+fn redacting_debug(messages: &[MessageDescriptor]) -> Result<String, std::fmt::Error> {
+    let mut code = String::new();
+    for message in messages {
+        let name = message.name();
+        writeln!(code, "impl ::core::fmt::Debug for {name} {{")?;
+        writeln!(code, "    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {{")?;
+        writeln!(code, "        f.debug_struct(\"{name}\")")?;
+        for field in message.fields() {
+            let field_name = field.name().to_owned();
+            let value = if is_secret(&field) { "\"[redacted]\"".to_owned() } else { format!("self.{field_name}") };
+            writeln!(code, "            .field(\"{field_name}\", &{value})")?;
+        }
+        writeln!(code, "            .finish()\n    }}\n}}")?;
+    }
+    Ok(code)
+}

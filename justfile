@@ -1,0 +1,37 @@
+# Short names for the commands that the README and CI use; nothing here is needed to build or to test.
+
+# Lists the recipes.
+default:
+    @just --list
+
+# Runs the server with its embedded database in ./postern-data.
+serve *arguments:
+    cargo run --release -- serve {{ arguments }}
+
+# Runs the tests on SQLite and PostgreSQL (--rust or --clients for one half).
+test *arguments:
+    scripts/test {{ arguments }}
+
+# Runs what decides whether a change lands.
+ci:
+    .ci/run
+
+# Checks format, Rust lints and the contract.
+lint:
+    scripts/tools buf
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+    target/tools/bin/buf lint
+    target/tools/bin/buf format --diff --exit-code
+
+# Formats the Rust code and the contract.
+fmt:
+    scripts/tools buf
+    cargo fmt
+    target/tools/bin/buf format --write
+
+# Checks the contract, and that it breaks no client of the main branch.
+proto:
+    scripts/tools buf
+    target/tools/bin/buf lint
+    target/tools/bin/buf breaking --against '.git#branch=main'

@@ -1,0 +1,195 @@
+//! The composition root: the one place that sees everything concrete. [`build`] puts the parts together and binds the
+//! addresses, [`App::run`] serves until it is told to stop.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, ConfigError},
+    domain::{Postern, env::Env, hasher::Hasher, keyring::Keyring, token::Tokens},
+    error::Error,
+    grpc::{self, Health},
+    listen,
+    store::{self, Location, Migrate, OpenError, Store, StoreError},
+};
+
+/// How long `serve` waits for its database when it starts.
+const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it asks meanwhile.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+/// How often the store's health is checked.
+const PING_INTERVAL: Duration = Duration::from_millis(500);
+/// How often sessions that are past their absolute end are deleted, and how many at a time.
+const FORGET_INTERVAL: Duration = Duration::from_hours(1);
+const FORGET_BATCH: u32 = 1_000;
+/// How long the server goes on answering after it said NOT_SERVING, so that balancers can look elsewhere first.
+const LAME_DUCK: Duration = Duration::from_secs(1);
+
+/// Why the service could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error("{0} cannot be listened on: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    /// The detail is in the source.
+    #[error("{}", detail(.0))]
+    Domain(#[from] Error),
+}
+
+fn detail(error: &Error) -> String {
+    match error {
+        Error::Internal(cause) => cause.to_string(),
+        Error::StoreUnavailable(cause) => cause.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// The service, put together and listening, not yet serving.
+#[derive(Debug)]
+pub struct App {
+    grpc_listener: TcpListener,
+    addresses: Addresses,
+    router: Router,
+    health: Health,
+    store: Arc<dyn Store>,
+    env: Env,
+}
+
+impl std::fmt::Debug for dyn Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+/// Where the service listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    pub grpc: SocketAddr,
+}
+
+/// Puts the service together: checks the configuration, opens the store and its keys, starts the hashing threads, binds
+/// the addresses.
+pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
+    config.listen.validate()?;
+    config.tokens.validate()?;
+    let location = config.store.location()?;
+    location.prepare()?;
+    let master = config.master_key.load(&location, &env)?;
+    let store = open_store(&location).await?;
+    let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
+    let postern = Arc::new(Postern {
+        store: Arc::clone(&store),
+        env: env.clone(),
+        tokens: Tokens::new(config.tokens.token_config(), keyring, &master)?,
+        hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
+        passwords: config.passwords.policy(),
+        sessions: config.tokens.session_policy(),
+    });
+    let (router, health) = grpc::router(postern, env.clone(), config.listen.reflection).await?;
+    let address = config.listen.grpc_addr;
+    let cannot_listen = |error| BuildError::Listen(address, error);
+    let grpc_listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let addresses = Addresses { grpc: grpc_listener.local_addr().map_err(cannot_listen)? };
+    Ok(App { grpc_listener, addresses, router, health, store, env })
+}
+
+/// Opens the store, waiting a while for a database that is not there yet: they are often started together.
+async fn open_store(location: &Location) -> Result<Arc<dyn Store>, OpenError> {
+    let started = Instant::now();
+    loop {
+        match store::connect(location, location.migrate_on_serve()).await {
+            Err(OpenError::Store(StoreError::Unavailable(cause))) if started.elapsed() < STORE_PATIENCE => {
+                tracing::warn!(%cause, "waiting for the database");
+                tokio::time::sleep(STORE_RETRY).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Brings a database's schema up to date.
+pub async fn migrate(config: &crate::config::StoreConfig) -> Result<(), BuildError> {
+    let location = config.location()?;
+    location.prepare()?;
+    store::connect(&location, Migrate::Apply).await?;
+    Ok(())
+}
+
+impl App {
+    /// Where the service listens: the real ports, also where the configuration left the choice to the system.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Serves until `stop`, then says NOT_SERVING, goes on for a moment, sends GOAWAY, lets calls finish and returns.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { grpc_listener, addresses: _, router, health, store, env } = self;
+        let close = CancellationToken::new();
+        // Known to the callers before the first of them can ask.
+        health.set(store.ping().await.is_ok()).await;
+        let server = tokio::spawn(listen::serve(grpc_listener, router, close.clone()));
+        let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone()));
+        let forgetter = tokio::spawn(forget_ended_sessions(store, env));
+
+        stop.cancelled().await;
+        tracing::info!("stopping");
+        monitor.abort();
+        forgetter.abort();
+        health.set(false).await;
+        tokio::time::sleep(LAME_DUCK).await;
+        close.cancel();
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the listener ended badly");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Keeps the reported health in step with the store, both ways.
+async fn watch_store(store: Arc<dyn Store>, health: Health) {
+    let mut was_reachable = true;
+    let mut ticks = tokio::time::interval(PING_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let ping = store.ping().await;
+        let reachable = ping.is_ok();
+        if reachable == was_reachable {
+            continue;
+        }
+        was_reachable = reachable;
+        health.set(reachable).await;
+        match ping {
+            Ok(()) => tracing::info!("the database is back: serving"),
+            Err(error) => tracing::error!(%error, "the database is away: not serving"),
+        }
+    }
+}
+
+/// Deletes sessions that can never come to life again, in batches.
+async fn forget_ended_sessions(store: Arc<dyn Store>, env: Env) {
+    let mut ticks = tokio::time::interval(FORGET_INTERVAL);
+    loop {
+        ticks.tick().await;
+        loop {
+            match store.forget_ended_sessions(env.now(), FORGET_BATCH).await {
+                Ok(deleted) if deleted == u64::from(FORGET_BATCH) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "ended sessions could not be deleted; trying again in an hour");
+                    break;
+                }
+            }
+        }
+    }
+}

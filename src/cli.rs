@@ -1,0 +1,147 @@
+//! The command line: what each command takes, and what it runs.
+
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::{
+    app,
+    config::{Config, LogConfig, MasterKeyConfig, StoreConfig, check_variables},
+    domain::{env::Env, keyring::Keyring},
+    store, telemetry,
+};
+
+/// Accounts, passwords and JWT sessions behind gRPC
+#[derive(Debug, Parser)]
+#[command(name = "postern", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: LogConfig,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGINT or SIGTERM
+    Serve(Box<Config>),
+    /// Bring the database's schema up to date; `serve` does so itself on SQLite
+    Migrate(StoreConfig),
+    /// Ask a running server whether it serves; exits 0 if it does
+    Healthcheck(Healthcheck),
+    /// The keys that sign access tokens
+    #[command(subcommand)]
+    Keys(Keys),
+}
+
+#[derive(Debug, Args)]
+struct Healthcheck {
+    /// The server's gRPC address
+    #[arg(long, env = "POSTERN_GRPC_ADDR", default_value = "127.0.0.1:50051", value_name = "IP:PORT")]
+    grpc_addr: SocketAddr,
+}
+
+#[derive(Debug, Subcommand)]
+enum Keys {
+    /// Print the public keys as a JWK Set (RFC 7517), for whoever verifies access tokens
+    List {
+        #[command(flatten)]
+        store: StoreConfig,
+        #[command(flatten)]
+        master_key: MasterKeyConfig,
+    },
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs the command of this process; what failed is said on standard error.
+pub async fn run() -> ExitCode {
+    match execute(Cli::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("postern: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(cli: Cli) -> Result<ExitCode, Failure> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let without_effect = check_variables::<Cli>(names)?;
+    telemetry::start(&cli.log)?;
+    match cli.command {
+        Command::Serve(config) => {
+            for name in without_effect {
+                tracing::warn!("{name} is set, but has no effect in this version");
+            }
+            serve(&config).await
+        }
+        Command::Migrate(config) => {
+            app::migrate(&config).await?;
+            tracing::info!("the database schema is up to date");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Healthcheck(arguments) => healthcheck(arguments.grpc_addr).await,
+        Command::Keys(Keys::List { store, master_key }) => list_keys(&store, &master_key).await,
+    }
+}
+
+async fn serve(config: &Config) -> Result<ExitCode, Failure> {
+    let app = app::build(config, Env::system()).await?;
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone())?);
+    let addresses = app.addresses();
+    tracing::info!(grpc_addr = %addresses.grpc, "Postern is ready");
+    if config.listen.reflection {
+        tracing::info!("next: grpcurl -plaintext {} describe postern.auth.v1.AuthService", addresses.grpc);
+    }
+    app.run(stop).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops on SIGINT or SIGTERM; a second one does not wait for calls to finish.
+fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if first {
+                stop.cancel();
+            } else {
+                tracing::warn!("stopping at once");
+                std::process::exit(1);
+            }
+        }
+    })
+}
+
+async fn healthcheck(address: SocketAddr) -> Result<ExitCode, Failure> {
+    // A server that listens everywhere is asked on loopback.
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{host}:{}", address.port()))?
+        .connect_timeout(Duration::from_secs(2))
+        .timeout(Duration::from_secs(2))
+        .connect()
+        .await?;
+    let request = HealthCheckRequest { service: String::new() };
+    let status = HealthClient::new(channel).check(request).await?.into_inner().status();
+    println!("{}", status.as_str_name());
+    Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn list_keys(store: &StoreConfig, master_key: &MasterKeyConfig) -> Result<ExitCode, Failure> {
+    let location = store.location()?;
+    let env = Env::system();
+    let master = master_key.load(&location, &env)?;
+    let store = store::connect(&location, store::Migrate::Check).await?;
+    let keyring = Keyring::read(store.as_ref(), &master).await?;
+    println!("{}", serde_json::to_string_pretty(&keyring.jwks())?);
+    Ok(ExitCode::SUCCESS)
+}

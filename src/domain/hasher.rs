@@ -1,0 +1,309 @@
+//! The bounded Argon2id pool: how many hashes run, wait and are turned away.
+//!
+//! A fixed number of threads, each with its own arena allocated once, so memory stays at base + threads × arena
+//! whatever arrives. They run at a lower operating-system priority than the threads that serve RPCs: logins may
+//! saturate the machine and a token check stays fast. The queue is bounded and knows deadlines; work whose caller has
+//! gone, or whose deadline has passed, is dropped unhashed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use argon2::{Algorithm, Argon2, Block, Params, Version, password_hash::phc};
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+
+use super::{
+    Deadline,
+    env::Env,
+    password::{Password, PasswordHash},
+};
+
+/// Length of a salt in bytes (RFC 9106 §3.1 recommends 16).
+const SALT_BYTES: usize = 16;
+/// Length of a hash in bytes.
+const HASH_BYTES: usize = 32;
+/// A stored hash may ask for this much memory even if the configuration asks for less now, in KiB; one that asks for
+/// more is refused instead of allocated.
+const STORED_MEMORY_CEILING_KIB: u32 = 64 * 1024;
+/// Likewise for its iterations.
+const STORED_ITERATIONS_CEILING: u32 = 16;
+/// How far below the RPC threads the hashing threads run (see nice(2)).
+const NICENESS: i32 = 10;
+
+/// How passwords are hashed, and how much of it may go on.
+#[derive(Debug, Clone)]
+pub struct HasherConfig {
+    pub memory_kib: u32,
+    pub iterations: u32,
+    /// Hashes that run at once.
+    pub threads: usize,
+    /// Hashes that may wait, over all threads.
+    pub queue: usize,
+}
+
+/// What came of checking a password.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verification {
+    /// It is the password. `rehash` is its hash under the live parameters if the stored one has others.
+    Match {
+        rehash: Option<PasswordHash>,
+    },
+    Mismatch,
+}
+
+/// A handle to the pool; the threads end when the last one is dropped.
+#[derive(Clone)]
+pub struct Hasher {
+    queue: flume::Sender<Job>,
+    threads: usize,
+    /// A running mean of how long one hash takes, in microseconds: what `RetryInfo` is computed from.
+    hash_time: Arc<AtomicU64>,
+    env: Env,
+    /// Verified in place of the hash of an unknown account. It has the live parameters and nobody's password.
+    dummy: PasswordHash,
+}
+
+impl std::fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hasher").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+struct Job {
+    password: Password,
+    task: Task,
+    deadline: Deadline,
+    reply: oneshot::Sender<Result<Outcome, Error>>,
+}
+
+enum Task {
+    Hash { salt: [u8; SALT_BYTES] },
+    Verify { stored: PasswordHash, rehash_salt: [u8; SALT_BYTES] },
+}
+
+enum Outcome {
+    Hashed(PasswordHash),
+    Verified(Verification),
+}
+
+impl Hasher {
+    /// Starts the pool. Fails if the parameters are outside what Argon2 allows or a thread cannot be started.
+    pub fn start(config: &HasherConfig, env: Env) -> Result<Self, Error> {
+        let params = Params::new(config.memory_kib, config.iterations, 1, Some(HASH_BYTES)).map_err(Error::internal)?;
+        // What the dummy hash holds need not be anybody's password, only the size of one.
+        let dummy = phc_string(&params, &env.random::<SALT_BYTES>()?, &env.random::<HASH_BYTES>()?)?;
+        let (queue, jobs) = flume::bounded(config.queue);
+        let hash_time = Arc::new(AtomicU64::new(50_000));
+        for number in 0..config.threads {
+            let worker = Worker {
+                params: params.clone(),
+                arena: vec![Block::default(); params.block_count()],
+                hash_time: Arc::clone(&hash_time),
+            };
+            let jobs = jobs.clone();
+            thread::Builder::new()
+                .name(format!("hasher-{number}"))
+                .spawn(move || worker.run(&jobs))
+                .map_err(Error::internal)?;
+        }
+        Ok(Self { queue, threads: config.threads, hash_time, env, dummy })
+    }
+
+    /// Hashes a new password.
+    pub async fn hash(&self, password: Password, deadline: Deadline) -> Result<PasswordHash, Error> {
+        match self.submit(password, Task::Hash { salt: self.env.random()? }, deadline).await? {
+            Outcome::Hashed(hash) => Ok(hash),
+            Outcome::Verified(_) => Err(Error::internal("the hasher verified what it was to hash")),
+        }
+    }
+
+    /// Checks a password against the stored hash of its account, or against the dummy where there is no account: both
+    /// walk the same way and cost the same. Without an account the answer is always a mismatch.
+    pub async fn verify(
+        &self,
+        password: Password,
+        stored: Option<PasswordHash>,
+        deadline: Deadline,
+    ) -> Result<Verification, Error> {
+        let account_exists = stored.is_some();
+        let stored = stored.unwrap_or_else(|| self.dummy.clone());
+        let task = Task::Verify { stored, rehash_salt: self.env.random()? };
+        match self.submit(password, task, deadline).await? {
+            Outcome::Verified(verification) if account_exists => Ok(verification),
+            Outcome::Verified(_) => Ok(Verification::Mismatch),
+            Outcome::Hashed(_) => Err(Error::internal("the hasher hashed what it was to verify")),
+        }
+    }
+
+    async fn submit(&self, password: Password, task: Task, deadline: Deadline) -> Result<Outcome, Error> {
+        let (reply, answer) = oneshot::channel();
+        match self.queue.try_send(Job { password, task, deadline, reply }) {
+            Ok(()) => answer.await.map_err(|_| Error::internal("a hasher thread died"))?,
+            Err(flume::TrySendError::Full(_)) => Err(Error::Overloaded { retry_after: self.time_to_drain() }),
+            Err(flume::TrySendError::Disconnected(_)) => Err(Error::internal("the hasher threads are gone")),
+        }
+    }
+
+    /// How long the pool needs for what is queued now: when it is worth trying again.
+    fn time_to_drain(&self) -> Duration {
+        let hashes_per_thread = self.queue.len() / self.threads.max(1) + 1;
+        let hash_time = Duration::from_micros(self.hash_time.load(Ordering::Relaxed));
+        hash_time.saturating_mul(u32::try_from(hashes_per_thread).unwrap_or(u32::MAX)).max(Duration::from_millis(100))
+    }
+}
+
+/// One thread of the pool, with the arena that it keeps.
+struct Worker {
+    params: Params,
+    arena: Vec<Block>,
+    hash_time: Arc<AtomicU64>,
+}
+
+impl Worker {
+    fn run(mut self, jobs: &flume::Receiver<Job>) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            tracing::warn!(%error, "a hashing thread could not lower its priority: logins may slow other calls down");
+        }
+        while let Ok(job) = jobs.recv() {
+            if job.reply.is_closed() {
+                continue;
+            }
+            let started = Instant::now();
+            let outcome = if started >= job.deadline.0 {
+                Err(Error::DeadlineExceeded)
+            } else {
+                self.perform(&job.password, job.task)
+            };
+            // The caller may have gone meanwhile; then nobody wants the answer.
+            let _ = job.reply.send(outcome);
+        }
+    }
+
+    fn perform(&mut self, password: &Password, task: Task) -> Result<Outcome, Error> {
+        match task {
+            Task::Hash { salt } => self.hash(password, &salt).map(Outcome::Hashed),
+            Task::Verify { stored, rehash_salt } => self.verify(password, &stored, &rehash_salt).map(Outcome::Verified),
+        }
+    }
+
+    fn hash(&mut self, password: &Password, salt: &[u8]) -> Result<PasswordHash, Error> {
+        let started = Instant::now();
+        let params = self.params.clone();
+        let output = self.argon2id(&params, password, salt)?;
+        self.record(started.elapsed());
+        phc_string(&params, salt, &output)
+    }
+
+    fn verify(
+        &mut self,
+        password: &Password,
+        stored: &PasswordHash,
+        rehash_salt: &[u8],
+    ) -> Result<Verification, Error> {
+        let stored = StoredHash::parse(stored, &self.params)?;
+        let computed = self.argon2id(&stored.params, password, &stored.salt)?;
+        let matches = aws_lc_rs::constant_time::verify_slices_are_equal(&computed, &stored.hash).is_ok();
+        if stored.has_parameters(&self.params) {
+            return Ok(if matches { Verification::Match { rehash: None } } else { Verification::Mismatch });
+        }
+        if matches {
+            return Ok(Verification::Match { rehash: Some(self.hash(password, rehash_salt)?) });
+        }
+        self.make_up_for(&stored.params, password, rehash_salt)?;
+        Ok(Verification::Mismatch)
+    }
+
+    /// Spends what the live parameters cost beyond the given ones, so that a wrong password takes as long against an
+    /// old, cheaper hash as it does against the dummy: the time must not tell that the account exists. Argon2's time
+    /// goes with memory × iterations.
+    fn make_up_for(&mut self, spent: &Params, password: &Password, salt: &[u8]) -> Result<(), Error> {
+        let cost = |params: &Params| u64::from(params.m_cost()) * u64::from(params.t_cost());
+        let missing = cost(&self.params).saturating_sub(cost(spent));
+        let memory = u32::try_from(missing / u64::from(self.params.t_cost())).map_err(Error::internal)?;
+        if memory < Params::MIN_M_COST {
+            return Ok(());
+        }
+        let params = Params::new(memory, self.params.t_cost(), 1, Some(HASH_BYTES)).map_err(Error::internal)?;
+        self.argon2id(&params, password, salt).map(drop)
+    }
+
+    fn argon2id(&mut self, params: &Params, password: &Password, salt: &[u8]) -> Result<[u8; HASH_BYTES], Error> {
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone());
+        let mut output = [0; HASH_BYTES];
+        let blocks = params.block_count();
+        // A hash from before the memory was lowered needs more than the arena, up to the ceiling, for once.
+        let mut larger;
+        let arena = if let Some(arena) = self.arena.get_mut(..blocks) {
+            arena
+        } else {
+            larger = vec![Block::default(); blocks];
+            larger.as_mut_slice()
+        };
+        argon2
+            .hash_password_into_with_memory(password.as_bytes(), salt, &mut output, arena)
+            .map_err(Error::internal)?;
+        Ok(output)
+    }
+
+    /// Folds one measurement into the running mean. Threads may overwrite each other; it is an estimate.
+    fn record(&self, elapsed: Duration) {
+        let mean = self.hash_time.load(Ordering::Relaxed);
+        let sample = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        self.hash_time.store((mean.saturating_mul(7).saturating_add(sample)) / 8, Ordering::Relaxed);
+    }
+}
+
+/// A stored PHC string, taken apart and found affordable.
+struct StoredHash {
+    params: Params,
+    salt: Vec<u8>,
+    hash: [u8; HASH_BYTES],
+}
+
+impl StoredHash {
+    fn parse(stored: &PasswordHash, live: &Params) -> Result<Self, Error> {
+        let broken = |what: &str| Error::internal(format!("a stored password hash {what}"));
+        let phc = phc::PasswordHash::new(stored.as_str()).map_err(|_| broken("is no PHC string"))?;
+        if phc.algorithm != Algorithm::Argon2id.ident() {
+            return Err(broken("is not Argon2id"));
+        }
+        if phc.version != Some(Version::V0x13.into()) {
+            return Err(broken("is not of Argon2 version 19"));
+        }
+        let params = Params::try_from(&phc).map_err(|_| broken("has parameters outside what Argon2 allows"))?;
+        if params.m_cost() > live.m_cost().max(STORED_MEMORY_CEILING_KIB)
+            || params.t_cost() > live.t_cost().max(STORED_ITERATIONS_CEILING)
+            || params.p_cost() > 16
+        {
+            return Err(broken("demands more memory or time than the ceiling allows"));
+        }
+        let salt = phc.salt.ok_or_else(|| broken("has no salt"))?;
+        let hash = phc.hash.ok_or_else(|| broken("has no hash"))?;
+        let hash = hash.as_bytes().try_into().map_err(|_| broken("is not 32 bytes long"))?;
+        Ok(Self { params, salt: salt.as_ref().to_vec(), hash })
+    }
+
+    fn has_parameters(&self, live: &Params) -> bool {
+        (self.params.m_cost(), self.params.t_cost(), self.params.p_cost())
+            == (live.m_cost(), live.t_cost(), live.p_cost())
+            && self.salt.len() == SALT_BYTES
+    }
+}
+
+fn phc_string(params: &Params, salt: &[u8], output: &[u8]) -> Result<PasswordHash, Error> {
+    let phc = phc::PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: params.try_into().map_err(|error| Error::internal(format!("{error}")))?,
+        salt: Some(phc::Salt::new(salt).map_err(Error::internal)?),
+        hash: Some(phc::Output::new(output).map_err(Error::internal)?),
+    };
+    Ok(PasswordHash::from_phc(phc.to_string()))
+}

@@ -1,0 +1,274 @@
+//! The master key, what is derived from it, and the signing keys that are kept encrypted under it.
+//! A dump of the store without the master key opens nothing.
+
+use std::{collections::HashMap, fmt};
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    hkdf,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey,
+    jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash},
+};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::{error::Error, store::Store};
+
+use super::env::Env;
+
+const KEY_BYTES: usize = 32;
+const NONCE_BYTES: usize = 12;
+
+/// The one secret that an operator keeps: 32 bytes, base64 on the outside. Everything else is derived from it
+/// (HKDF-SHA-256, RFC 5869) or encrypted under something derived from it.
+pub struct MasterKey(Zeroizing<[u8; KEY_BYTES]>);
+
+/// Why a text is no master key.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MasterKeyError {
+    #[error("is not 32 bytes in base64; make one with: openssl rand -base64 32")]
+    Malformed,
+    #[error("is a placeholder: its bytes are all alike; make one with: openssl rand -base64 32")]
+    Placeholder,
+}
+
+impl MasterKey {
+    /// Reads the base64 form; white space around it is ignored, since files end in a newline.
+    pub fn parse(text: &str) -> Result<Self, MasterKeyError> {
+        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text.trim()).map_err(|_| MasterKeyError::Malformed)?);
+        let key: [u8; KEY_BYTES] = bytes.as_slice().try_into().map_err(|_| MasterKeyError::Malformed)?;
+        if key.iter().all(|byte| byte == &key[0]) {
+            return Err(MasterKeyError::Placeholder);
+        }
+        Ok(Self(Zeroizing::new(key)))
+    }
+
+    /// A new key, in its base64 form.
+    pub fn generate(env: &Env) -> Result<Zeroizing<String>, Error> {
+        let bytes = Zeroizing::new(env.random::<KEY_BYTES>()?);
+        Ok(Zeroizing::new(BASE64_STANDARD.encode(bytes.as_slice())))
+    }
+
+    /// A key for one purpose. The label is part of the key: change it and everything made with it is void.
+    pub fn derive(&self, label: &'static str) -> Result<Zeroizing<[u8; KEY_BYTES]>, Error> {
+        let mut derived = Zeroizing::new([0; KEY_BYTES]);
+        hkdf::Salt::new(hkdf::HKDF_SHA256, b"postern/v1")
+            .extract(self.0.as_slice())
+            .expand(&[label.as_bytes()], hkdf::HKDF_SHA256)
+            .and_then(|output| output.fill(derived.as_mut_slice()))
+            .map_err(|_| Error::internal("a key could not be derived"))?;
+        Ok(derived)
+    }
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MasterKey([redacted])")
+    }
+}
+
+/// A signing key as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSigningKey {
+    /// The RFC 7638 SHA-256 thumbprint of the public key.
+    pub kid: String,
+    /// The JWS algorithm that the key is bound to, such as `ES256`.
+    pub algorithm: String,
+    /// The PKCS#8 private key: nonce, then AES-256-GCM ciphertext and tag.
+    pub sealed_private_key: Vec<u8>,
+    pub create_time: OffsetDateTime,
+}
+
+/// A key that signs access tokens. Does not print.
+#[expect(missing_debug_implementations, reason = "it is a private key")]
+pub struct SigningKey {
+    pub kid: String,
+    pub algorithm: Algorithm,
+    pub key: EncodingKey,
+}
+
+/// A key that verifies access tokens, bound to its one algorithm.
+#[derive(Debug)]
+pub struct VerificationKey {
+    pub algorithm: Algorithm,
+    pub key: DecodingKey,
+    jwk: Jwk,
+}
+
+/// The opened signing keys: the newest signs, all verify.
+pub struct Keyring {
+    signing: SigningKey,
+    verification: HashMap<String, VerificationKey>,
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyring").field("signing", &self.signing.kid).finish_non_exhaustive()
+    }
+}
+
+impl Keyring {
+    /// Opens the keys of a store, making the first one where there is none. Replicas that start together agree on it:
+    /// the store keeps whichever arrives first.
+    pub async fn open(store: &dyn Store, master: &MasterKey, env: &Env) -> Result<Self, Error> {
+        if store.signing_keys().await?.is_empty() {
+            store.add_first_signing_key(generate(master, env)?).await?;
+        }
+        Self::read(store, master).await
+    }
+
+    /// Opens the keys of a store that has some.
+    pub async fn read(store: &dyn Store, master: &MasterKey) -> Result<Self, Error> {
+        let mut sealed = store.signing_keys().await?;
+        sealed.sort_by_key(|key| key.create_time);
+        let mut signing = None;
+        let mut verification = HashMap::new();
+        for key in &sealed {
+            let (signer, verifier) = open_sealed(key, master)?;
+            signing = Some(signer);
+            verification.insert(key.kid.clone(), verifier);
+        }
+        let signing = signing
+            .ok_or_else(|| Error::internal("the database holds no signing key: `postern serve` makes the first"))?;
+        Ok(Self { signing, verification })
+    }
+
+    /// The key that signs now.
+    pub fn signing(&self) -> &SigningKey {
+        &self.signing
+    }
+
+    /// The key of that `kid`. A miss costs no I/O.
+    pub fn verification(&self, kid: &str) -> Option<&VerificationKey> {
+        self.verification.get(kid)
+    }
+
+    /// The public keys as a JWK Set (RFC 7517 §5), ordered by `kid`.
+    pub fn jwks(&self) -> JwkSet {
+        let mut keys: Vec<Jwk> = self.verification.values().map(|key| key.jwk.clone()).collect();
+        keys.sort_by(|a, b| a.common.key_id.cmp(&b.common.key_id));
+        JwkSet { keys }
+    }
+}
+
+fn generate(master: &MasterKey, env: &Env) -> Result<SealedSigningKey, Error> {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
+        .map_err(|_| Error::internal("a signing key could not be made"))?;
+    let pkcs8 = pair.to_pkcs8v1().map_err(|_| Error::internal("a signing key could not be encoded"))?;
+    let (signing, _) = read(pkcs8.as_ref(), Algorithm::ES256)?;
+    let algorithm = "ES256";
+    let mut sealed = env.random::<NONCE_BYTES>()?.to_vec();
+    let nonce = Nonce::try_assume_unique_for_key(&sealed).map_err(|_| Error::internal("a nonce has 12 bytes"))?;
+    let mut ciphertext = pkcs8.as_ref().to_vec();
+    sealing_key(master)?
+        .seal_in_place_append_tag(nonce, additional_data(&signing.kid, algorithm), &mut ciphertext)
+        .map_err(|_| Error::internal("a signing key could not be encrypted"))?;
+    sealed.append(&mut ciphertext);
+    Ok(SealedSigningKey {
+        kid: signing.kid,
+        algorithm: algorithm.to_owned(),
+        sealed_private_key: sealed,
+        create_time: env.now(),
+    })
+}
+
+fn open_sealed(sealed: &SealedSigningKey, master: &MasterKey) -> Result<(SigningKey, VerificationKey), Error> {
+    let wrong_key = || {
+        Error::internal(format!(
+            "signing key {} cannot be decrypted: POSTERN_MASTER_KEY is not the one that this database was made with",
+            sealed.kid
+        ))
+    };
+    let algorithm = match sealed.algorithm.as_str() {
+        "ES256" => Algorithm::ES256,
+        other => {
+            return Err(Error::internal(format!("signing key {} has the unknown algorithm {other}", sealed.kid)));
+        }
+    };
+    let (nonce, ciphertext) = sealed.sealed_private_key.split_at_checked(NONCE_BYTES).ok_or_else(wrong_key)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| wrong_key())?;
+    let mut buffer = Zeroizing::new(ciphertext.to_vec());
+    let pkcs8 = sealing_key(master)?
+        .open_in_place(nonce, additional_data(&sealed.kid, &sealed.algorithm), &mut buffer)
+        .map_err(|_| wrong_key())?;
+    read(pkcs8, algorithm)
+}
+
+fn sealing_key(master: &MasterKey) -> Result<LessSafeKey, Error> {
+    let key = master.derive("signing-key-encryption")?;
+    let key = UnboundKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| Error::internal("an AES key has 32 bytes"))?;
+    Ok(LessSafeKey::new(key))
+}
+
+/// Binds a ciphertext to its row: one that is moved to another `kid` or algorithm does not open.
+fn additional_data(kid: &str, algorithm: &str) -> Aad<Vec<u8>> {
+    Aad::from(format!("signing-key:{algorithm}:{kid}").into_bytes())
+}
+
+fn read(pkcs8: &[u8], algorithm: Algorithm) -> Result<(SigningKey, VerificationKey), Error> {
+    let key = EncodingKey::from_ec_der(pkcs8);
+    let mut jwk = Jwk::from_encoding_key(&key, algorithm).map_err(Error::internal)?;
+    let kid = jwk.thumbprint(ThumbprintHash::SHA256).map_err(Error::internal)?;
+    jwk.common.key_id = Some(kid.clone());
+    jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+    let verification = VerificationKey { algorithm, key: DecodingKey::from_jwk(&jwk).map_err(Error::internal)?, jwk };
+    Ok((SigningKey { kid, algorithm, key }, verification))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn master(byte: u8) -> MasterKey {
+        let mut bytes = [byte; KEY_BYTES];
+        bytes[0] = !byte;
+        MasterKey::parse(&BASE64_STANDARD.encode(bytes)).expect("a master key")
+    }
+
+    #[test]
+    fn only_32_bytes_of_base64_that_differ_are_a_master_key() {
+        let parse = |text: &str| MasterKey::parse(text).err();
+        assert_eq!(parse(""), Some(MasterKeyError::Malformed));
+        assert_eq!(parse("changeme"), Some(MasterKeyError::Malformed));
+        assert_eq!(parse(&BASE64_STANDARD.encode([7; 31])), Some(MasterKeyError::Malformed));
+        assert_eq!(parse(&BASE64_STANDARD.encode([0; 32])), Some(MasterKeyError::Placeholder));
+        let generated = MasterKey::generate(&Env::system()).expect("randomness");
+        assert_eq!(parse(&format!("{}\n", generated.as_str())), None);
+    }
+
+    #[test]
+    fn derived_keys_differ_by_purpose_and_by_master_key() {
+        let derive = |byte, label| master(byte).derive(label).expect("a key").to_vec();
+        assert_eq!(derive(1, "a"), derive(1, "a"));
+        assert_ne!(derive(1, "a"), derive(1, "b"));
+        assert_ne!(derive(1, "a"), derive(2, "a"));
+    }
+
+    #[test]
+    fn a_sealed_key_opens_only_under_its_master_key_and_in_its_own_row() {
+        let sealed = generate(&master(1), &Env::system()).expect("a key");
+        let (signing, _) = open_sealed(&sealed, &master(1)).expect("opens");
+        assert_eq!(signing.kid, sealed.kid);
+        assert!(open_sealed(&sealed, &master(2)).is_err());
+        let moved = SealedSigningKey { kid: "another".to_owned(), ..sealed.clone() };
+        assert!(open_sealed(&moved, &master(1)).is_err());
+        let cut = SealedSigningKey { sealed_private_key: sealed.sealed_private_key[..8].to_vec(), ..sealed };
+        assert!(open_sealed(&cut, &master(1)).is_err());
+    }
+
+    #[test]
+    fn the_jwk_set_holds_public_members_only() {
+        let sealed = generate(&master(1), &Env::system()).expect("a key");
+        let (signing, verification) = open_sealed(&sealed, &master(1)).expect("opens");
+        let keyring = Keyring { verification: HashMap::from([(sealed.kid, verification)]), signing };
+        let json = serde_json::to_value(keyring.jwks()).expect("JSON");
+        let key = json["keys"][0].as_object().expect("a key");
+        let mut members: Vec<_> = key.keys().map(String::as_str).collect();
+        members.sort_unstable();
+        assert_eq!(members, ["alg", "crv", "kid", "kty", "use", "x", "y"]);
+    }
+}

@@ -1,0 +1,72 @@
+//! What Postern is about: accounts, passwords, tokens and sessions, and the rules that hold for them.
+//! It never names a transport or a database driver; a test reads the `use` lines to make sure.
+
+pub mod account;
+pub mod env;
+pub mod hasher;
+pub mod keyring;
+pub mod password;
+pub mod role;
+pub mod session;
+pub mod token;
+
+use std::{fmt, str::FromStr, sync::Arc, time::Instant};
+
+use uuid::Uuid;
+
+use crate::store::Store;
+
+use self::{env::Env, hasher::Hasher, password::PasswordPolicy, session::SessionPolicy, token::Tokens};
+
+/// The service itself: every rule with the collaborators it needs. Transports hold one of these and nothing below it.
+/// Its methods live where their subject does, in [`account`] and [`session`].
+pub struct Postern {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) env: Env,
+    pub(crate) tokens: Tokens,
+    pub(crate) hasher: Hasher,
+    pub(crate) passwords: PasswordPolicy,
+    pub(crate) sessions: SessionPolicy,
+}
+
+impl fmt::Debug for Postern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postern").finish_non_exhaustive()
+    }
+}
+
+/// By when the caller wants its answer. Work that can no longer meet it is dropped, not done late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub Instant);
+
+/// Defines an id: a UUIDv7 that cannot be taken for another kind of id.
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.hyphenated().fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, uuid::Error> {
+                Uuid::try_parse(text).map(Self)
+            }
+        }
+    };
+}
+
+id! {
+    /// An account's id: the `sub` of its tokens. Never reused, so a re-registered address is another account.
+    UserId
+}
+id! {
+    /// A session's id: the `sid` of its tokens.
+    SessionId
+}

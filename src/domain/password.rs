@@ -1,0 +1,191 @@
+//! Passwords: what counts as one, what a new one must satisfy, and the PHC string that is kept of it.
+//! The hashing itself, and how much of it runs at once, is `hasher.rs`.
+
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+use unicode_normalization::UnicodeNormalization;
+use zeroize::Zeroize;
+
+use crate::error::FieldViolation;
+
+/// The longest password, in bytes as received. Far above any passphrase; far below what would cost anything to refuse.
+pub const MAX_BYTES: usize = 1024;
+
+/// A password as somebody typed it, prepared in the manner of `OpaqueString` (RFC 8265 §4.2): every Unicode space is
+/// U+0020, the rest is NFC, control characters are refused. No truncation, no case folding.
+#[derive(Debug)]
+pub struct Password(SecretString);
+
+impl Password {
+    /// Prepares what was received in the request's field of that name.
+    pub fn parse(field: &'static str, mut received: String) -> Result<Self, FieldViolation> {
+        let violation = if received.is_empty() {
+            Some("is required")
+        } else if received.len() > MAX_BYTES {
+            Some("must be at most 1024 bytes")
+        } else if received.chars().any(char::is_control) {
+            Some("must not contain control characters")
+        } else {
+            None
+        };
+        if let Some(description) = violation {
+            received.zeroize();
+            return Err(FieldViolation::new(field, description));
+        }
+        let prepared: String = received.chars().map(|c| if c.is_whitespace() { ' ' } else { c }).nfc().collect();
+        received.zeroize();
+        Ok(Self(SecretString::from(prepared)))
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.expose_secret().as_bytes()
+    }
+}
+
+/// A password that the policy accepts for a new account or a change.
+#[derive(Debug)]
+pub struct NewPassword(Password);
+
+impl NewPassword {
+    pub fn into_password(self) -> Password {
+        self.0
+    }
+}
+
+/// What a new password must satisfy. Never applied at login: an old password stays good when the policy changes.
+#[derive(Debug, Clone)]
+pub struct PasswordPolicy {
+    /// In code points.
+    pub min_length: usize,
+    /// The least zxcvbn score, 0 to 4.
+    pub min_score: u8,
+    /// Words that are cheap guesses anywhere in this deployment, such as the service's name.
+    pub common_words: Vec<String>,
+}
+
+impl PasswordPolicy {
+    /// Accepts or refuses a new password, given what an attacker knows of its account: username and email address.
+    pub fn accept(
+        &self,
+        field: &'static str,
+        password: Password,
+        account_words: &[&str],
+    ) -> Result<NewPassword, FieldViolation> {
+        let text = password.0.expose_secret();
+        if text.chars().count() < self.min_length {
+            return Err(FieldViolation::new(field, format!("must be at least {} characters", self.min_length)));
+        }
+        // zxcvbn matches each word as a whole, so `ada@example.com` has to be offered in parts too.
+        let words: Vec<&str> = account_words
+            .iter()
+            .flat_map(|word| std::iter::once(*word).chain(word.split(['@', '.', '_', '-', '+'])))
+            .chain(self.common_words.iter().map(String::as_str))
+            .filter(|word| word.len() > 2)
+            .collect();
+        let estimate = zxcvbn::zxcvbn(text, &words);
+        if u8::from(estimate.score()) >= self.min_score {
+            return Ok(NewPassword(password));
+        }
+        let warning = estimate.feedback().and_then(zxcvbn::feedback::Feedback::warning);
+        let description = warning.map_or_else(
+            || "is too easy to guess: use more words, or less common ones".to_owned(),
+            |warning| format!("is too easy to guess: {warning}"),
+        );
+        Err(FieldViolation::new(field, description))
+    }
+}
+
+/// What is kept of a password: a PHC string with the Argon2id parameters, the salt and the hash.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordHash(String);
+
+impl PasswordHash {
+    /// Takes a PHC string as it is; whether it can be verified shows when it is.
+    pub fn from_phc(phc: String) -> Self {
+        Self(phc)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordHash([redacted])")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> PasswordPolicy {
+        PasswordPolicy { min_length: 8, min_score: 2, common_words: vec!["postern".to_owned()] }
+    }
+
+    fn accepts(text: &str, words: &[&str]) -> bool {
+        let password = Password::parse("password", text.to_owned()).expect("a password");
+        policy().accept("password", password, words).is_ok()
+    }
+
+    fn bytes(text: &str) -> Vec<u8> {
+        Password::parse("password", text.to_owned()).expect("a password").as_bytes().to_vec()
+    }
+
+    #[test]
+    fn the_same_characters_typed_either_way_are_one_password() {
+        assert_eq!(bytes("caf\u{e9} au lait"), bytes("cafe\u{301} au\u{a0}lait"));
+    }
+
+    #[test]
+    fn compatibility_characters_and_case_stay_apart() {
+        assert_ne!(bytes("\u{fb01}shing"), bytes("fishing"));
+        assert_ne!(bytes("Passphrase"), bytes("passphrase"));
+    }
+
+    #[test]
+    fn size_is_limited_in_bytes_and_nothing_is_cut_off() {
+        assert!(Password::parse("password", String::new()).is_err());
+        assert!(Password::parse("password", "a".repeat(MAX_BYTES)).is_ok());
+        assert!(Password::parse("password", "a".repeat(MAX_BYTES + 1)).is_err());
+        assert_ne!(bytes(&"a".repeat(MAX_BYTES)), bytes(&"a".repeat(MAX_BYTES - 1)));
+    }
+
+    #[test]
+    fn control_characters_are_refused() {
+        for bad in ["correct\0horse", "correct\nhorse", "correct\thorse", "correct\u{7f}horse", "correct\u{85}horse"] {
+            assert!(Password::parse("password", bad.to_owned()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn length_counts_code_points() {
+        assert!(!accepts("żółćźń7", &[]));
+        assert!(accepts("żółćźńą7", &[]));
+    }
+
+    #[test]
+    fn guessable_passwords_are_refused() {
+        for weak in ["password", "12345678", "qwertyuiop", "letmein1"] {
+            assert!(!accepts(weak, &[]), "{weak}");
+        }
+        assert!(accepts("correct horse battery staple", &[]));
+    }
+
+    #[test]
+    fn the_accounts_own_words_count_as_guesses() {
+        assert!(accepts("wolframite77", &[]));
+        assert!(!accepts("wolframite77", &["wolframite"]));
+        assert!(!accepts("wolframite77", &["ada", "ada@wolframite.example"]));
+    }
+
+    #[test]
+    fn neither_passwords_nor_hashes_print() {
+        let password = Password::parse("password", "correct horse".to_owned()).expect("a password");
+        assert!(!format!("{password:?}").contains("horse"));
+        let hash = PasswordHash::from_phc("$argon2id$secret".to_owned());
+        assert!(!format!("{hash:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,63 @@
+//! What a caller may be: roles, and the caller that a verified access token stands for.
+
+use std::fmt;
+
+use super::{SessionId, UserId};
+
+/// A role's name: `[a-z][a-z0-9_-]{0,63}`. `user` and `admin` are built in; a platform may add its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Role(String);
+
+impl Role {
+    /// What every account has.
+    pub const USER: &'static str = "user";
+    /// What the administrative RPCs ask for.
+    pub const ADMIN: &'static str = "admin";
+
+    /// The role of that name, if it is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut bytes = name.bytes();
+        let first_is_letter = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
+        let rest_fits = bytes.all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
+        (first_is_letter && rest_fits && name.len() <= 64).then(|| Self(name.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who calls, as a verified access token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub user_id: UserId,
+    pub session_id: SessionId,
+    pub roles: Vec<Role>,
+}
+
+impl Caller {
+    pub fn has_role(&self, name: &str) -> bool {
+        self.roles.iter().any(|role| role.as_str() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_is_a_lower_case_name_of_at_most_64_bytes() {
+        for good in ["user", "admin", "a", "billing-read_2", &"a".repeat(64)] {
+            assert!(Role::parse(good).is_some(), "{good}");
+        }
+        for bad in ["", "User", "1st", "-a", "_a", "a b", "a\n", "é", &"a".repeat(65)] {
+            assert!(Role::parse(bad).is_none(), "{bad:?}");
+        }
+    }
+}

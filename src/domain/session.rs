@@ -1,0 +1,178 @@
+//! Sessions: opened by login, carried on by refresh, ended by logout. One row each, one live refresh token each.
+//! Which presented generation means what is decided in the store's single step (`Store::rotate_refresh`), because only
+//! there can it be decided once.
+
+use std::{net::IpAddr, time::Duration};
+
+use time::OffsetDateTime;
+
+use crate::{
+    error::Error,
+    store::{Logout, LogoutOutcome, NewSession, RefreshHash, Rehash, Rotation, RotationOutcome, SessionOpening},
+};
+
+use super::{
+    Deadline, Postern, SessionId,
+    account::{Email, User},
+    hasher::Verification,
+    password::Password,
+    role::Caller,
+    token::{AccessTokenFault, Minted, RefreshGrant, whole_seconds},
+};
+
+/// How long sessions and their refresh tokens live.
+#[derive(Debug, Clone)]
+pub struct SessionPolicy {
+    /// How long a refresh token lives from its minting.
+    pub refresh_ttl: Duration,
+    /// How long a session lives, however often it is refreshed.
+    pub max_lifetime: Duration,
+    /// How long after a rotation the token before it still yields the same answer, by the database's clock.
+    pub retry_window: Duration,
+    /// Whether login demands a verified address.
+    pub require_verified_email: bool,
+}
+
+/// Where a login came from, for the account's owner to recognise.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    pub ip: Option<IpAddr>,
+    /// Printable, at most 256 characters.
+    pub user_agent: Option<String>,
+}
+
+/// The tokens of a session, as its client holds them.
+#[derive(Debug)]
+pub struct TokenPair {
+    pub access: Minted,
+    pub refresh: Minted,
+}
+
+impl Postern {
+    /// Opens a session.
+    ///
+    /// Wrong password, unknown email and disabled account walk the same way: one look-up, one hash, one answer.
+    pub async fn login(
+        &self,
+        email: &Email,
+        password: Password,
+        client: Client,
+        deadline: Deadline,
+    ) -> Result<(TokenPair, User), Error> {
+        let account = self.store.credentials(email).await?;
+        let stored = account.as_ref().map(|account| account.password_hash.clone());
+        let verification = self.hasher.verify(password, stored, deadline).await?;
+        let (Some(account), Verification::Match { rehash }) = (account, verification) else {
+            return Err(Error::InvalidCredentials);
+        };
+        if account.user.disabled {
+            return Err(Error::InvalidCredentials);
+        }
+        if self.sessions.require_verified_email && !account.user.email_verified {
+            return Err(Error::EmailNotVerified);
+        }
+        let now = self.env.now();
+        let session_id = SessionId(self.env.uuid()?);
+        let session_end_time = whole_seconds(now + self.sessions.max_lifetime);
+        let grant = RefreshGrant {
+            session_id,
+            user_id: account.user.id,
+            generation: 0,
+            issue_time: whole_seconds(now),
+            expire_time: self.refresh_expiry(now, session_end_time),
+            session_end_time,
+        };
+        let refresh = self.tokens.mint_refresh(&grant)?;
+        let opening = self
+            .store
+            .open_session(NewSession {
+                grant,
+                refresh_hash: RefreshHash::of(&refresh.token),
+                create_time: now,
+                password_version: account.password_version,
+                rehash: rehash.map(|to| Rehash { from: account.password_hash, to }),
+                client_ip: client.ip,
+                user_agent: client.user_agent,
+            })
+            .await?;
+        match opening {
+            SessionOpening::Opened(user) => {
+                let access = self.tokens.mint_access(&user, session_id, &self.env)?;
+                Ok((TokenPair { access, refresh }, user))
+            }
+            // While the password was being hashed it was changed, or the account disabled or deleted.
+            SessionOpening::Refused => Err(Error::InvalidCredentials),
+        }
+    }
+
+    /// Exchanges a refresh token for the next pair.
+    pub async fn refresh(&self, refresh_token: &str) -> Result<TokenPair, Error> {
+        let now = self.env.now();
+        let presented = self
+            .tokens
+            .verify_refresh(refresh_token)
+            .filter(|grant| now < grant.expire_time)
+            .ok_or(Error::RefreshTokenInvalid)?;
+        let next = RefreshGrant {
+            generation: presented.generation.saturating_add(1),
+            issue_time: whole_seconds(now),
+            expire_time: self.refresh_expiry(now, presented.session_end_time),
+            ..presented.clone()
+        };
+        let refresh = self.tokens.mint_refresh(&next)?;
+        let rotation = Rotation {
+            presented_generation: presented.generation,
+            presented_hash: RefreshHash::of(refresh_token),
+            next,
+            next_hash: RefreshHash::of(&refresh.token),
+            now,
+            retry_window: self.sessions.retry_window,
+        };
+        let (user, refresh) = match self.store.rotate_refresh(rotation).await? {
+            RotationOutcome::Rotated(user) => (user, refresh),
+            RotationOutcome::Retried { user, grant, hash } => {
+                // The client lost our answer, or two of its calls raced: give the winner's token again.
+                let again = self.tokens.mint_refresh(&grant)?;
+                if RefreshHash::of(&again.token) != hash {
+                    // Minted under another issuer or master key: it cannot be given again.
+                    tracing::warn!(session_id = %grant.session_id, "a refresh token cannot be minted again as it was");
+                    return Err(Error::RefreshTokenInvalid);
+                }
+                (user, again)
+            }
+            RotationOutcome::Reused => {
+                tracing::warn!(session_id = %presented.session_id, user_id = %presented.user_id,
+                    generation = presented.generation, "a used refresh token came back: its session was ended");
+                return Err(Error::RefreshTokenInvalid);
+            }
+            RotationOutcome::Dead => return Err(Error::RefreshTokenInvalid),
+        };
+        let access = self.tokens.mint_access(&user, presented.session_id, &self.env)?;
+        Ok(TokenPair { access, refresh })
+    }
+
+    /// Ends the session of a refresh token, or with `everywhere` every session of its user.
+    pub async fn logout(&self, refresh_token: &str, everywhere: bool) -> Result<(), Error> {
+        let presented = self.tokens.verify_refresh(refresh_token).ok_or(Error::RefreshTokenInvalid)?;
+        let logout = Logout {
+            session_id: presented.session_id,
+            user_id: presented.user_id,
+            presented_generation: presented.generation,
+            everywhere,
+            now: self.env.now(),
+        };
+        match self.store.logout(logout).await? {
+            LogoutOutcome::LoggedOut => Ok(()),
+            LogoutOutcome::Refused => Err(Error::RefreshTokenInvalid),
+        }
+    }
+
+    /// Who an access token stands for. Costs no I/O; whether its session still lives is not asked here.
+    pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenFault> {
+        self.tokens.verify_access(access_token, self.env.now())
+    }
+
+    fn refresh_expiry(&self, now: OffsetDateTime, session_end_time: OffsetDateTime) -> OffsetDateTime {
+        whole_seconds(now + self.sessions.refresh_ttl).min(session_end_time)
+    }
+}

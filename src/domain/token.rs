@@ -1,0 +1,277 @@
+//! Tokens: what they claim, how they are signed, and what a presented one must satisfy.
+//!
+//! An access token (RFC 9068, `typ: at+jwt`, ES256) is for anybody with the public keys. A refresh token (`rt+jwt`,
+//! HS256 under a key derived from the master key, its own audience) is for Postern alone. Neither passes for the
+//! other. Lifetimes and the checks stand here and nowhere else; whether a session still lives, the store knows.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use time::OffsetDateTime;
+
+use crate::error::Error;
+
+use super::{
+    SessionId, UserId,
+    account::User,
+    env::Env,
+    keyring::{Keyring, MasterKey},
+    role::{Caller, Role},
+};
+
+/// `typ` of an access token (RFC 9068 §2.1).
+const ACCESS_TYPE: &str = "at+jwt";
+/// `typ` of a refresh token, ours alone.
+const REFRESH_TYPE: &str = "rt+jwt";
+/// `aud` of a refresh token: no resource server is ever called so.
+const REFRESH_AUDIENCE: &str = "postern:refresh";
+/// RFC 9068 demands a `client_id`; Postern has one client, the platform itself.
+const CLIENT_ID: &str = "postern";
+/// What another machine's clock may be off when it judges `exp`.
+const LEEWAY: Duration = Duration::from_secs(5);
+/// Longer than any token that Postern mints; the rest is not even decoded.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// What a deployment says about its tokens.
+#[derive(Debug, Clone)]
+pub struct TokenConfig {
+    /// `iss` of every token.
+    pub issuer: String,
+    /// `aud` of access tokens.
+    pub audience: String,
+    pub access_ttl: Duration,
+}
+
+/// Mints and verifies tokens.
+pub struct Tokens {
+    config: TokenConfig,
+    keyring: Arc<Keyring>,
+    refresh_signing: EncodingKey,
+    refresh_verification: DecodingKey,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// A minted token and when it expires, in whole seconds.
+#[derive(Clone)]
+pub struct Minted {
+    pub token: String,
+    pub expire_time: OffsetDateTime,
+}
+
+impl std::fmt::Debug for Minted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Minted").field("expire_time", &self.expire_time).finish_non_exhaustive()
+    }
+}
+
+/// What a refresh token stands for. Minting from equal grants gives equal bytes: that is what lets a lost answer be
+/// given again without keeping it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefreshGrant {
+    pub session_id: SessionId,
+    pub user_id: UserId,
+    /// How often the session had rotated when this token was minted.
+    pub generation: i64,
+    /// Whole seconds.
+    pub issue_time: OffsetDateTime,
+    /// Whole seconds.
+    pub expire_time: OffsetDateTime,
+    /// When the session ends whatever happens; whole seconds. Carried along so that the next token's expiry is known
+    /// before the store is asked.
+    pub session_end_time: OffsetDateTime,
+}
+
+/// Why an access token does not verify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessTokenFault {
+    /// Not a token that Postern minted for this audience.
+    Invalid,
+    /// It was one.
+    Expired,
+}
+
+/// The JOSE header of a token of ours: these members and no other. `crit`, `b64`, `zip`, `enc`, and any key that a
+/// token brings along (`jwk`, `jku`, `x5u`, `x5c`), are refused by not being here; so is a member given twice.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JoseHeader {
+    typ: String,
+    alg: Algorithm,
+    #[serde(default)]
+    kid: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AccessClaims {
+    iss: String,
+    aud: String,
+    sub: String,
+    client_id: String,
+    exp: i64,
+    iat: i64,
+    jti: String,
+    sid: String,
+    username: String,
+    email: String,
+    email_verified: bool,
+    roles: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RefreshClaims {
+    iss: String,
+    aud: String,
+    sub: String,
+    exp: i64,
+    iat: i64,
+    jti: String,
+    sid: String,
+    /// Generation.
+    #[serde(rename = "gen")]
+    generation: i64,
+    /// When the session ends, as a NumericDate.
+    end: i64,
+}
+
+impl Tokens {
+    pub fn new(config: TokenConfig, keyring: Arc<Keyring>, master: &MasterKey) -> Result<Self, Error> {
+        let refresh_key = master.derive("refresh-token-signing")?;
+        Ok(Self {
+            config,
+            keyring,
+            refresh_signing: EncodingKey::from_secret(refresh_key.as_slice()),
+            refresh_verification: DecodingKey::from_secret(refresh_key.as_slice()),
+        })
+    }
+
+    /// An access token for the user as it is now.
+    pub fn mint_access(&self, user: &User, session_id: SessionId, env: &Env) -> Result<Minted, Error> {
+        let now = env.now();
+        let expire_time = whole_seconds(now + self.config.access_ttl);
+        let claims = AccessClaims {
+            iss: self.config.issuer.clone(),
+            aud: self.config.audience.clone(),
+            sub: user.id.to_string(),
+            client_id: CLIENT_ID.to_owned(),
+            exp: expire_time.unix_timestamp(),
+            iat: now.unix_timestamp(),
+            jti: env.uuid()?.to_string(),
+            sid: session_id.to_string(),
+            username: user.username.as_str().to_owned(),
+            email: user.email.as_str().to_owned(),
+            email_verified: user.email_verified,
+            roles: user.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+        };
+        let signing = self.keyring.signing();
+        let header = Header {
+            typ: Some(ACCESS_TYPE.to_owned()),
+            kid: Some(signing.kid.clone()),
+            ..Header::new(signing.algorithm)
+        };
+        let token = jsonwebtoken::encode(&header, &claims, &signing.key).map_err(Error::internal)?;
+        Ok(Minted { token, expire_time })
+    }
+
+    /// Who an access token stands for, if Postern minted it and it has not expired. Costs no I/O.
+    pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Caller, AccessTokenFault> {
+        let invalid = AccessTokenFault::Invalid;
+        let header = read_header(token).ok_or(invalid)?;
+        let key = header.kid.as_deref().and_then(|kid| self.keyring.verification(kid)).ok_or(invalid)?;
+        if header.typ != ACCESS_TYPE || header.alg != key.algorithm {
+            return Err(invalid);
+        }
+        let claims: AccessClaims = signed_claims(token, &key.key, key.algorithm).ok_or(invalid)?;
+        if claims.iss != self.config.issuer || claims.aud != self.config.audience {
+            return Err(invalid);
+        }
+        let caller = Caller {
+            user_id: claims.sub.parse().map_err(|_| invalid)?,
+            session_id: claims.sid.parse().map_err(|_| invalid)?,
+            roles: claims.roles.iter().map(|name| Role::parse(name)).collect::<Option<_>>().ok_or(invalid)?,
+        };
+        if now.unix_timestamp() >= claims.exp.saturating_add(LEEWAY.as_secs().cast_signed()) {
+            return Err(AccessTokenFault::Expired);
+        }
+        Ok(caller)
+    }
+
+    /// The refresh token of a grant; equal grants give equal bytes.
+    pub fn mint_refresh(&self, grant: &RefreshGrant) -> Result<Minted, Error> {
+        let claims = RefreshClaims {
+            iss: self.config.issuer.clone(),
+            aud: REFRESH_AUDIENCE.to_owned(),
+            sub: grant.user_id.to_string(),
+            exp: grant.expire_time.unix_timestamp(),
+            iat: grant.issue_time.unix_timestamp(),
+            jti: format!("{}.{}", grant.session_id, grant.generation),
+            sid: grant.session_id.to_string(),
+            generation: grant.generation,
+            end: grant.session_end_time.unix_timestamp(),
+        };
+        let header = Header { typ: Some(REFRESH_TYPE.to_owned()), ..Header::new(Algorithm::HS256) };
+        let token = jsonwebtoken::encode(&header, &claims, &self.refresh_signing).map_err(Error::internal)?;
+        Ok(Minted { token, expire_time: grant.expire_time })
+    }
+
+    /// What a refresh token stands for, if Postern minted it. Its expiry is not judged here: whoever logs out with an
+    /// old token still logs out.
+    pub fn verify_refresh(&self, token: &str) -> Option<RefreshGrant> {
+        let header = read_header(token)?;
+        if header.typ != REFRESH_TYPE || header.alg != Algorithm::HS256 || header.kid.is_some() {
+            return None;
+        }
+        let claims: RefreshClaims = signed_claims(token, &self.refresh_verification, Algorithm::HS256)?;
+        if claims.iss != self.config.issuer || claims.aud != REFRESH_AUDIENCE {
+            return None;
+        }
+        Some(RefreshGrant {
+            session_id: claims.sid.parse().ok()?,
+            user_id: claims.sub.parse().ok()?,
+            generation: claims.generation,
+            issue_time: OffsetDateTime::from_unix_timestamp(claims.iat).ok()?,
+            expire_time: OffsetDateTime::from_unix_timestamp(claims.exp).ok()?,
+            session_end_time: OffsetDateTime::from_unix_timestamp(claims.end).ok()?,
+        })
+    }
+
+    /// The public keys, as verifiers fetch them.
+    pub fn jwks(&self) -> jsonwebtoken::jwk::JwkSet {
+        self.keyring.jwks()
+    }
+}
+
+/// NumericDates in our tokens are whole seconds (RFC 7519 §2), so the times that go with them are too.
+pub fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
+    time.replace_nanosecond(0).unwrap_or(time)
+}
+
+/// The header of a compact JWS of three strict base64url segments; `None` for anything else.
+fn read_header(token: &str) -> Option<JoseHeader> {
+    if token.len() > MAX_TOKEN_BYTES {
+        return None;
+    }
+    let mut segments = token.split('.');
+    let header = segments.next()?;
+    if segments.count() != 2 {
+        return None;
+    }
+    serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(header).ok()?).ok()
+}
+
+/// The claims, once the signature holds under that key and algorithm. The library's own claim checks are off: they
+/// take a missing `aud`, a list of audiences and 60 s of leeway for granted, and read the machine's clock. Ours stand
+/// where the claims are typed.
+fn signed_claims<C: DeserializeOwned>(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Option<C> {
+    let mut validation = Validation::new(algorithm);
+    validation.required_spec_claims.clear();
+    validation.validate_exp = false;
+    validation.validate_aud = false;
+    jsonwebtoken::decode(token, key, &validation).ok().map(|data| data.claims)
+}

@@ -1,0 +1,85 @@
+//! Why a call failed, in the domain's words. One variant for each row of the contract's codes table
+//! (`docs/errors.md`); it knows no transport, `grpc/status.rs` alone says what each becomes on the wire.
+//! What it loses on purpose: which of several causes led to `InvalidCredentials` or `RefreshTokenInvalid`.
+
+use std::time::Duration;
+
+use crate::store::StoreError;
+
+/// One refused field of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// The field's name in the proto, such as `email`.
+    pub field: &'static str,
+    /// What is wrong with it, for a person; never the value itself.
+    pub description: String,
+}
+
+impl FieldViolation {
+    pub fn new(field: &'static str, description: impl Into<String>) -> Self {
+        Self { field, description: description.into() }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("a field is invalid")]
+    InvalidFields(Vec<FieldViolation>),
+    #[error("another account has this email address")]
+    EmailTaken,
+    #[error("another account has this username")]
+    UsernameTaken,
+    /// Wrong password, unknown email or disabled account.
+    #[error("the email or the password is wrong")]
+    InvalidCredentials,
+    /// The password is right, but the deployment demands a verified address.
+    #[error("the email address is not verified")]
+    EmailNotVerified,
+    #[error("this call needs an access token")]
+    TokenMissing,
+    #[error("the access token is invalid")]
+    TokenInvalid,
+    #[error("the access token has expired")]
+    TokenExpired,
+    /// The access token's session was ended, or its user disabled or deleted.
+    #[error("the session has ended")]
+    SessionRevoked,
+    /// Expired, revoked, reused or unknown.
+    #[error("the refresh token is invalid")]
+    RefreshTokenInvalid,
+    /// The caller is known and lacks the role that the RPC wants.
+    #[error("the caller lacks the role that this call needs")]
+    RoleRequired,
+    /// More work than this replica takes on.
+    #[error("the service is overloaded")]
+    Overloaded { retry_after: Duration },
+    #[error("the deadline has passed")]
+    DeadlineExceeded,
+    #[error("the store is unavailable")]
+    StoreUnavailable(#[source] StoreError),
+    /// A bug or a broken installation: the caller learns nothing but that.
+    #[error("internal error")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// A failure that no caller can cause, with what the log should say.
+    pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    /// One refused field.
+    pub fn field(field: &'static str, description: impl Into<String>) -> Self {
+        Self::InvalidFields(vec![FieldViolation::new(field, description)])
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::StoreUnavailable(error),
+            StoreError::Broken(_) => Self::internal(error),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Who may call what: read from the `(access)` option of each RPC in the contract's own descriptor, and enforced here
+//! alone. What the contract does not declare is denied. `authenticate.rs` says who calls; this decides.
+
+use std::{collections::HashMap, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use prost_reflect::{DescriptorPool, MethodDescriptor, Value};
+use tonic::Status;
+
+use crate::{
+    domain::role::Role,
+    error::Error,
+    proto::{self, Access},
+};
+
+use super::{authenticate::Identity, respond};
+
+/// Services of other packages that are open to everybody: their protos are not ours to annotate.
+const OPEN_SERVICES: [&str; 3] =
+    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+
+/// The rule of every RPC of the contract, by its path.
+#[derive(Debug)]
+pub struct AccessRules(HashMap<String, Access>);
+
+impl AccessRules {
+    /// Reads the rules of every service in the descriptor set. An RPC that declares none gets
+    /// [`Access::Unspecified`], which nobody passes.
+    pub fn from_contract(encoded_descriptor_set: &[u8]) -> Result<Self, Error> {
+        let pool = DescriptorPool::decode(encoded_descriptor_set).map_err(Error::internal)?;
+        let rules = pool
+            .services()
+            .flat_map(|service| service.methods().collect::<Vec<_>>())
+            .map(|method| (path(&method), declared_access(&method)))
+            .collect();
+        Ok(Self(rules))
+    }
+
+    /// Every RPC and its rule, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Access)> {
+        self.0.iter().map(|(path, access)| (path.as_str(), *access))
+    }
+
+    fn of(&self, path: &str) -> Option<Access> {
+        let open = || {
+            let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+            (OPEN_SERVICES.contains(&service) && !method.is_empty()).then_some(Access::Public)
+        };
+        self.0.get(path).copied().or_else(open)
+    }
+}
+
+fn path(method: &MethodDescriptor) -> String {
+    format!("/{}/{}", method.parent_service().full_name(), method.name())
+}
+
+fn declared_access(method: &MethodDescriptor) -> Access {
+    let options = method.options();
+    let extension = options.extensions().find(|(extension, _)| extension.full_name() == "postern.auth.v1.access");
+    match extension {
+        Some((_, Value::EnumNumber(number))) => Access::try_from(*number).unwrap_or(Access::Unspecified),
+        _ => Access::Unspecified,
+    }
+}
+
+/// The layer: lets a call pass or answers it. A call that passes as authenticated carries its `Caller` from here on.
+pub async fn enforce(State(rules): State<Arc<AccessRules>>, mut request: Request, next: Next) -> Response {
+    let Some(access) = rules.of(request.uri().path()) else {
+        return respond(Status::unimplemented("no such RPC"));
+    };
+    let identity = request.extensions_mut().remove::<Identity>().unwrap_or(Identity::Anonymous);
+    match admit(access, identity) {
+        Ok(Some(caller)) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Ok(None) => next.run(request).await,
+        Err(error) => respond(error.into()),
+    }
+}
+
+/// The decision itself: the caller to act for, nobody in particular, or a refusal.
+fn admit(access: Access, identity: Identity) -> Result<Option<crate::domain::role::Caller>, Error> {
+    match (access, identity) {
+        // A public RPC acts for nobody; above all, a stale token must not keep anybody from logging in.
+        (Access::Public, _) => Ok(None),
+        (Access::Authenticated | Access::Admin, Identity::Anonymous) => Err(Error::TokenMissing),
+        (Access::Authenticated | Access::Admin, Identity::Invalid(fault)) => Err(fault.into()),
+        (Access::Authenticated, Identity::Known(caller)) => Ok(Some(caller)),
+        (Access::Admin, Identity::Known(caller)) if caller.has_role(Role::ADMIN) => Ok(Some(caller)),
+        // No credential for services exists yet, so nobody is one; and nobody passes where nothing is declared.
+        (Access::Admin, Identity::Known(_)) | (Access::Service | Access::Unspecified, _) => Err(Error::RoleRequired),
+    }
+}
+
+/// The rules of the contract that this build was made from.
+pub fn contract_rules() -> Result<AccessRules, Error> {
+    AccessRules::from_contract(proto::CONTRACT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{SessionId, UserId, role::Caller, token::AccessTokenFault};
+
+    fn caller(role: &str) -> Identity {
+        let id = uuid::Uuid::nil();
+        let roles = vec![Role::parse(role).expect("a role")];
+        Identity::Known(Caller { user_id: UserId(id), session_id: SessionId(id), roles })
+    }
+
+    #[test]
+    fn every_rpc_of_the_contract_declares_who_may_call_it() {
+        let rules = contract_rules().expect("the contract");
+        let undeclared: Vec<_> = rules.iter().filter(|(_, access)| *access == Access::Unspecified).collect();
+        assert!(undeclared.is_empty(), "RPCs without option (access): {undeclared:?}");
+        assert!(rules.iter().count() >= 5);
+    }
+
+    #[test]
+    fn what_is_not_declared_is_refused_to_everybody() {
+        for identity in
+            [Identity::Anonymous, Identity::Invalid(AccessTokenFault::Invalid), caller("user"), caller("admin")]
+        {
+            assert!(admit(Access::Unspecified, identity.clone()).is_err());
+            assert!(admit(Access::Service, identity).is_err());
+        }
+    }
+
+    #[test]
+    fn each_rule_admits_whom_it_names() {
+        assert!(matches!(admit(Access::Public, Identity::Anonymous), Ok(None)));
+        assert!(matches!(admit(Access::Public, Identity::Invalid(AccessTokenFault::Expired)), Ok(None)));
+        assert!(matches!(admit(Access::Authenticated, Identity::Anonymous), Err(Error::TokenMissing)));
+        assert!(matches!(
+            admit(Access::Authenticated, Identity::Invalid(AccessTokenFault::Expired)),
+            Err(Error::TokenExpired)
+        ));
+        assert!(matches!(admit(Access::Authenticated, caller("user")), Ok(Some(_))));
+        assert!(matches!(admit(Access::Admin, caller("user")), Err(Error::RoleRequired)));
+        assert!(matches!(admit(Access::Admin, caller("admin")), Ok(Some(_))));
+    }
+
+    #[test]
+    fn only_an_exact_path_finds_a_rule() {
+        let rules = contract_rules().expect("the contract");
+        assert_eq!(rules.of("/postern.auth.v1.AuthService/GetMe"), Some(Access::Authenticated));
+        for path in [
+            "",
+            "/",
+            "postern.auth.v1.AuthService/GetMe",
+            "//postern.auth.v1.AuthService/GetMe",
+            "/postern.auth.v1.AuthService//GetMe",
+            "/postern.auth.v1.AuthService/GetMe/",
+            "/postern.auth.v1.AuthService/getme",
+            "/Postern.auth.v1.AuthService/GetMe",
+            "/postern.auth.v1.AuthService/%47etMe",
+            "/grpc.health.v1.Health",
+            "/grpc.health.v1.Health/",
+        ] {
+            assert_eq!(rules.of(path), None, "{path:?}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The interceptor: turns the `authorization` metadata into an [`Identity`]. It never rejects; `access.rs` decides.
+//! Checking a token is CPU and memory alone.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::{HeaderMap, header::AUTHORIZATION};
+
+use crate::{
+    domain::{Postern, role::Caller, token::AccessTokenFault},
+    error::Error,
+};
+
+/// Who calls, as far as the metadata shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// No bearer token.
+    Anonymous,
+    /// A bearer token that does not verify.
+    Invalid(AccessTokenFault),
+    /// A bearer token that does. Its session may have ended meanwhile.
+    Known(Caller),
+}
+
+impl From<AccessTokenFault> for Error {
+    fn from(fault: AccessTokenFault) -> Self {
+        match fault {
+            AccessTokenFault::Invalid => Self::TokenInvalid,
+            AccessTokenFault::Expired => Self::TokenExpired,
+        }
+    }
+}
+
+/// The layer.
+pub async fn authenticate(State(postern): State<Arc<Postern>>, mut request: Request, next: Next) -> Response {
+    let identity = identify(request.headers(), &postern);
+    request.extensions_mut().insert(identity);
+    next.run(request).await
+}
+
+fn identify(headers: &HeaderMap, postern: &Postern) -> Identity {
+    match bearer_token(headers) {
+        Ok(None) => Identity::Anonymous,
+        Ok(Some(token)) => postern.identify(token).map_or_else(Identity::Invalid, Identity::Known),
+        Err(fault) => Identity::Invalid(fault),
+    }
+}
+
+/// The token of `authorization: Bearer <token>` (RFC 6750 §2.1), the scheme in any case (RFC 9110 §11.1). Another
+/// scheme is no bearer token; two `authorization` values are one too many to guess which is meant.
+fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, AccessTokenFault> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        return Err(AccessTokenFault::Invalid);
+    }
+    let value = value.to_str().map_err(|_| AccessTokenFault::Invalid)?;
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Ok(None);
+    }
+    Ok(Some(token.trim_start_matches(' ')))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn token_of(values: &[&str]) -> Result<Option<String>, AccessTokenFault> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).expect("a header value"));
+        }
+        bearer_token(&headers).map(|token| token.map(str::to_owned))
+    }
+
+    #[test]
+    fn the_scheme_is_read_in_any_case() {
+        for value in ["Bearer a.b.c", "bearer a.b.c", "BEARER a.b.c", "Bearer   a.b.c"] {
+            assert_eq!(token_of(&[value]), Ok(Some("a.b.c".to_owned())), "{value}");
+        }
+    }
+
+    #[test]
+    fn another_scheme_is_no_token_and_two_values_are_none_either() {
+        assert_eq!(token_of(&[]), Ok(None));
+        assert_eq!(token_of(&["Basic YTpi"]), Ok(None));
+        assert_eq!(token_of(&["Bearer"]), Ok(Some(String::new())));
+        assert_eq!(token_of(&["Bearer a.b.c", "Bearer a.b.c"]), Err(AccessTokenFault::Invalid));
+        assert_eq!(token_of(&["Bearer \u{e9}"]), Err(AccessTokenFault::Invalid));
+    }
+}

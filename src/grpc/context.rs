@@ -1,0 +1,86 @@
+//! What goes around every call: its id and span, and the last word on what leaves. Panics and tonic's own complaints
+//! become statuses of the contract here.
+
+use std::panic::AssertUnwindSafe;
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tonic::{Code, Status};
+use tracing::Instrument;
+
+use crate::{domain::env::Env, error::Error};
+
+use super::{respond, status::INTERNAL_MESSAGE};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest request id that is taken from a caller.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Gives the call its id (the caller's, if it sent a sane one) and its span, and sends the id back. With a W3C
+/// `traceparent` the span carries its trace id, so that a log line is found from a trace.
+pub async fn identify_request(State(env): State<Env>, request: Request, next: Next) -> Response {
+    let sent = request.headers().get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
+    let request_id = sent.or_else(|| {
+        let id = env.uuid().ok()?.to_string();
+        HeaderValue::try_from(id).ok()
+    });
+    let shown_id = request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let span = tracing::info_span!(
+        "call",
+        method = request.uri().path(),
+        request_id = shown_id,
+        trace_id = trace_id(request.headers())
+    );
+    async move {
+        let mut response = next.run(request).await;
+        if let Some(id) = request_id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        // Absent while a response streams: then its code is in the trailers.
+        let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()).unwrap_or("0");
+        tracing::debug!(code, "answered");
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+fn is_sane(id: &HeaderValue) -> bool {
+    (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// The trace id of a W3C `traceparent` (version-traceid-parentid-flags, lower-case hexadecimal).
+fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get("traceparent")?.to_str().ok()?.split('-').nth(1)?;
+    let is_hexadecimal = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    (id.len() == 32 && is_hexadecimal).then_some(id)
+}
+
+/// Answers INTERNAL where a handler panics, instead of resetting the stream.
+pub async fn survive_panics(request: Request, next: Next) -> Response {
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => respond(Error::internal("a handler panicked; the panic itself was logged where it happened").into()),
+    }
+}
+
+/// tonic answers a request that it cannot decode with INTERNAL, and one that is too large with OUT_OF_RANGE. Both are
+/// the caller's bad input, so they leave as INVALID_ARGUMENT. Our own INTERNAL is known by its fixed text.
+pub async fn own_the_refusals(request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let Some(status) = Status::from_header_map(response.headers()) else {
+        return response;
+    };
+    match status.code() {
+        Code::Internal if status.message() != INTERNAL_MESSAGE => {
+            respond(Error::field("", "the request is not a valid message of this RPC").into())
+        }
+        Code::OutOfRange => respond(Error::field("", "the request is larger than 65536 bytes").into()),
+        _ => response,
+    }
+}

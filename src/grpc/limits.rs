@@ -1,0 +1,108 @@
+//! What bounds a call before anybody looks at what it asks: how many run at once, and for how long.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::HeaderMap;
+use tokio::sync::Semaphore;
+
+use crate::{domain::Deadline, error::Error};
+
+use super::{auth, respond};
+
+/// The longest that any call may take, whatever its client allows.
+pub const LONGEST_CALL: Duration = Duration::from_secs(10);
+/// Calls that run at once in the whole process; the next is turned away, not queued.
+const CALLS_AT_ONCE: usize = 2_048;
+/// When a call that was turned away is worth trying again.
+const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+
+/// How many calls may still start.
+#[derive(Debug, Clone)]
+pub struct CallSlots(Arc<Semaphore>);
+
+impl Default for CallSlots {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(CALLS_AT_ONCE)))
+    }
+}
+
+/// Turns calls of our own services away while too many run. Health stays reachable: a busy replica is not a dead one.
+pub async fn bound_concurrency(State(slots): State<CallSlots>, request: Request, next: Next) -> Response {
+    if !request.uri().path().starts_with(auth::PATH_PREFIX) {
+        return next.run(request).await;
+    }
+    match slots.0.try_acquire() {
+        Ok(_slot) => next.run(request).await,
+        Err(_) => respond(Error::Overloaded { retry_after: OVERLOAD_RETRY }.into()),
+    }
+}
+
+/// Ends a call at the client's deadline or after [`LONGEST_CALL`], whichever is first, with DEADLINE_EXCEEDED; what
+/// waits for a hash learns of the deadline through the request's [`Deadline`]. A response stream, once begun, may last.
+pub async fn bound_time(mut request: Request, next: Next) -> Response {
+    let allowed = client_timeout(request.headers()).map_or(LONGEST_CALL, |timeout| timeout.min(LONGEST_CALL));
+    request.extensions_mut().insert(Deadline(Instant::now() + allowed));
+    match tokio::time::timeout(allowed, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => respond(Error::DeadlineExceeded.into()),
+    }
+}
+
+/// `grpc-timeout`: 1 to 8 digits and a unit (the gRPC protocol over HTTP/2, "Timeout"). What is malformed counts as
+/// absent.
+fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3_600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn timeout(value: &str) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-timeout", HeaderValue::from_str(value).expect("a header value"));
+        client_timeout(&headers)
+    }
+
+    #[test]
+    fn every_unit_of_the_protocol_is_read() {
+        assert_eq!(timeout("2H"), Some(Duration::from_secs(7_200)));
+        assert_eq!(timeout("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(timeout("99999999u"), Some(Duration::from_micros(99_999_999)));
+        assert_eq!(timeout("1n"), Some(Duration::from_nanos(1)));
+    }
+
+    #[test]
+    fn what_is_malformed_counts_as_absent() {
+        for value in ["", "S", "5", "-5S", "+5S", "5s", "123456789S", "5 S", "5.0S"] {
+            assert_eq!(timeout(value), None, "{value:?}");
+        }
+        assert_eq!(client_timeout(&HeaderMap::new()), None);
+    }
+}

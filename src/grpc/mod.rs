@@ -1,0 +1,91 @@
+//! The gRPC surface: every service and every layer, in order, each constraint with its reason.
+//! Below this stands the domain; above it only the listener. REST will enter through the same stack.
+
+mod access;
+mod auth;
+mod authenticate;
+mod context;
+mod limits;
+mod status;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+    response::Response,
+};
+use tonic::{Status, service::Routes};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::ServiceBuilder;
+
+use crate::{
+    domain::{Postern, env::Env},
+    error::Error,
+    proto::{self, auth_service_server::AuthServiceServer},
+};
+
+pub use access::{AccessRules, contract_rules};
+pub use status::ERROR_DOMAIN;
+
+/// The largest request message, in bytes. Nothing in the contract comes near.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// The services whose health is reported; `""` stands for the server as a whole (grpc.health.v1).
+const HEALTH_OF: [&str; 2] = ["", "postern.auth.v1.AuthService"];
+
+/// Whether the services can do their work, as `grpc.health.v1` tells it.
+#[derive(Debug, Clone)]
+pub struct Health(HealthReporter);
+
+impl Health {
+    /// Sets every service at once: all of them stand and fall with the store.
+    pub async fn set(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in HEALTH_OF {
+            self.0.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// The whole gRPC surface as one service, and the handle to its health, which starts as NOT_SERVING.
+pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result<(Router, Health), Error> {
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let health = Health(reporter);
+    health.set(false).await;
+
+    let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&postern))).max_decoding_message_size(MAX_MESSAGE);
+    let mut routes = Routes::default().add_service(health_service).add_service(auth);
+    if reflection {
+        // Old and new clients ask different versions; grpcurl asks v1 and falls back.
+        let configure = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::CONTRACT)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        routes = routes
+            .add_service(configure().build_v1().map_err(Error::internal)?)
+            .add_service(configure().build_v1alpha().map_err(Error::internal)?);
+    }
+
+    let layers = ServiceBuilder::new()
+        // Outermost, so that whatever is logged below carries the request id.
+        .layer(from_fn_with_state(env, context::identify_request))
+        // Outside of everything of ours that could panic.
+        .layer(from_fn(context::survive_panics))
+        // Outside of the services, whose decoding errors it rewrites.
+        .layer(from_fn(context::own_the_refusals))
+        // Before any work is done for the call.
+        .layer(from_fn_with_state(limits::CallSlots::default(), limits::bound_concurrency))
+        // Around the rest, so that waiting counts too.
+        .layer(from_fn(limits::bound_time))
+        // Says who calls…
+        .layer(from_fn_with_state(postern, authenticate::authenticate))
+        // …and, innermost, whether they may. No service is reachable but through here.
+        .layer(from_fn_with_state(Arc::new(contract_rules()?), access::enforce));
+    Ok((routes.into_axum_router().layer(layers), health))
+}
+
+/// A failed call's response: a status, and no body.
+fn respond(status: Status) -> Response {
+    status.into_http::<tonic::body::Body>().map(axum::body::Body::new)
+}

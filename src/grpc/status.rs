@@ -1,0 +1,86 @@
+//! What an [`Error`] is on the wire: the only mapping from reasons to gRPC codes, and the only place where the detail
+//! of an internal error goes to the log instead of to the caller. `docs/errors.md` is this table for people.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::{error::Error, proto::ErrorReason};
+
+/// `google.rpc.ErrorInfo.domain` of every error.
+pub const ERROR_DOMAIN: &str = "postern.auth.v1";
+/// The whole message of an internal error.
+pub const INTERNAL_MESSAGE: &str = "internal error";
+/// When to try again while the database is away.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let (code, reason, retry_after) = match &error {
+            Error::InvalidFields(_) => (Code::InvalidArgument, ErrorReason::InvalidField, None),
+            Error::EmailTaken => (Code::AlreadyExists, ErrorReason::EmailTaken, None),
+            Error::UsernameTaken => (Code::AlreadyExists, ErrorReason::UsernameTaken, None),
+            Error::InvalidCredentials => (Code::Unauthenticated, ErrorReason::InvalidCredentials, None),
+            Error::EmailNotVerified => (Code::FailedPrecondition, ErrorReason::EmailNotVerified, None),
+            Error::TokenMissing => (Code::Unauthenticated, ErrorReason::TokenMissing, None),
+            Error::TokenInvalid => (Code::Unauthenticated, ErrorReason::TokenInvalid, None),
+            Error::TokenExpired => (Code::Unauthenticated, ErrorReason::TokenExpired, None),
+            Error::SessionRevoked => (Code::Unauthenticated, ErrorReason::SessionRevoked, None),
+            Error::RefreshTokenInvalid => (Code::Unauthenticated, ErrorReason::RefreshTokenInvalid, None),
+            Error::RoleRequired => (Code::PermissionDenied, ErrorReason::RoleRequired, None),
+            Error::Overloaded { retry_after } => (Code::ResourceExhausted, ErrorReason::Overloaded, Some(*retry_after)),
+            // The health monitor logs when the database goes and comes; a line for every call in between says no more.
+            Error::StoreUnavailable(cause) => {
+                tracing::debug!(%cause, "a call failed because the database is unavailable");
+                (Code::Unavailable, ErrorReason::StoreUnavailable, Some(STORE_RETRY))
+            }
+            Error::DeadlineExceeded => return Self::deadline_exceeded("the deadline has passed"),
+            Error::Internal(cause) => {
+                tracing::error!(cause = %causes(cause.as_ref()), "a call failed for a reason that is ours");
+                return Self::internal(INTERNAL_MESSAGE);
+            }
+        };
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason_name(reason), ERROR_DOMAIN, HashMap::new());
+        let mut message = error.to_string();
+        if let Error::InvalidFields(violations) = &error {
+            let named: Vec<_> = violations
+                .iter()
+                .filter(|violation| !violation.field.is_empty())
+                .map(|violation| format!("{} {}", violation.field, violation.description))
+                .collect();
+            if !named.is_empty() {
+                message = named.join("; ");
+            }
+            details.set_bad_request(
+                violations
+                    .iter()
+                    .map(|violation| FieldViolation::new(violation.field, violation.description.clone()))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        if let Some(delay) = retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(code, message, details)
+    }
+}
+
+/// A reason as `ErrorInfo` spells it: the enum value without its prefix.
+fn reason_name(reason: ErrorReason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+}
+
+/// The whole chain of causes in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,28 @@
+//! Postern: accounts, passwords and JWT sessions behind gRPC.
+//!
+//! # Layout
+//! | room | owns | may import |
+//! |---|---|---|
+//! | [`cli`], `main` | the commands | everything |
+//! | [`app`] | putting the parts together; start and stop | everything |
+//! | [`config`] | settings, their names and limits | `domain`, `store` (their settings' types) |
+//! | [`listen`] | connections | nothing here |
+//! | [`grpc`] | the RPCs and what stands before them | `domain`, `error`, `proto`, `listen` (the peer's address) |
+//! | [`domain`] | the rules | `store` (the trait), `error` |
+//! | [`store`] | the trait, its two backends | `domain` types |
+//! | [`error`] | why a call fails | `store` (its error) |
+//! | [`proto`] | the generated contract | nothing here |
+//! | [`telemetry`] | logging | `config` |
+//!
+//! `tests/api/house.rs` reads the `use` lines and holds the rooms to this table. `docs/architecture.md` has the reasons.
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod error;
+pub mod grpc;
+pub mod listen;
+pub mod proto;
+pub mod store;
+pub mod telemetry;

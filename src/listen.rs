@@ -1,0 +1,114 @@
+//! Listening: accepts connections, bounds what each may do before and between its calls, and lets them finish when the
+//! server stops. What a call then is, the service above decides.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// The most streams that one connection may have open.
+const MAX_STREAMS: u32 = 200;
+/// The most that the headers of one request may come to, in bytes.
+const MAX_HEADERS: u32 = 16 * 1024;
+/// How often a quiet connection is pinged, and how long its answer may take.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that sends nothing for this long is closed. A living HTTP/2 client answers pings, so this ends those
+/// that never begin, stop in the middle of a header, or are gone.
+const SILENCE: Duration = Duration::from_secs(45);
+/// The most connections at once; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 10_000;
+/// How long connections may take to finish what they began once the server stops.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How long to wait before accepting again when the machine has no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The address at the other end of a call's connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// Serves HTTP/2 until `stop`; then sends GOAWAY, lets calls finish for at most [`DRAIN`], and returns.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let mut connections = auto::Builder::new(TokioExecutor::new()).http2_only();
+    connections
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let connections = Arc::new(connections);
+    let graceful = GracefulShutdown::new();
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+
+    while let Some((stream, peer, slot)) = accept(&listener, &slots, &stop).await {
+        let router = router.clone();
+        let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            let call = router.clone().oneshot(request.map(axum::body::Body::new));
+            async move { Ok::<_, Infallible>(call.await.unwrap_or_else(|never| match never {})) }
+        });
+        let connection = connections
+            .serve_connection(TokioIo::new(bounded_silence(stream)), TowerToHyperService::new(service))
+            .into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, %error, "a connection ended badly");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some calls did not finish in {DRAIN:?} and were cut off");
+    }
+}
+
+/// The next connection, or `None` once the server stops.
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let next = async {
+        // Never closed, so this only waits.
+        let slot = Arc::clone(slots).acquire_owned().await.ok()?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    // Small answers should leave at once; a socket that refuses is merely slower.
+                    let _ = stream.set_nodelay(true);
+                    return Some((stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()), slot));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        connection = next => connection,
+    }
+}
+
+fn bounded_silence(stream: TcpStream) -> std::pin::Pin<Box<TimeoutStream<TcpStream>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_read_timeout(Some(SILENCE));
+    stream.set_write_timeout(Some(SILENCE));
+    Box::pin(stream)
+}

@@ -1,0 +1,170 @@
+//! Rows as the database gives them, and what the domain makes of them. A row that makes no sense names its column.
+//! Generic over the type that a backend keeps times in.
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::{
+    UserId,
+    account::{Email, User, Username},
+    keyring::SealedSigningKey,
+    password::PasswordHash,
+    role::Role,
+};
+
+use super::{Credentials, PresentedTo, RefreshHash, StoreError};
+
+/// The columns of [`UserRow`], of a table `users u`. `string_agg` and its `ORDER BY` are the same in both dialects.
+macro_rules! user_columns {
+    () => {
+        "u.id, u.username, u.email, u.email_verified, u.disabled, u.create_time, u.update_time, \
+         coalesce((SELECT string_agg(r.role, ' ' ORDER BY r.role) FROM user_roles r WHERE r.user_id = u.id), '') AS roles"
+    };
+}
+pub(super) use user_columns;
+
+/// A time as a backend keeps it.
+pub(super) trait StoredTime {
+    fn to_time(self) -> Result<OffsetDateTime, StoreError>;
+}
+
+impl StoredTime for OffsetDateTime {
+    fn to_time(self) -> Result<OffsetDateTime, StoreError> {
+        Ok(self)
+    }
+}
+
+/// Microseconds since the Unix epoch.
+impl StoredTime for i64 {
+    fn to_time(self) -> Result<OffsetDateTime, StoreError> {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self) * 1_000).map_err(StoreError::broken)
+    }
+}
+
+fn bad_column(column: &str) -> StoreError {
+    StoreError::broken(format!("column {column} holds what this version cannot read"))
+}
+
+#[derive(FromRow)]
+pub(super) struct UserRow<T> {
+    id: Uuid,
+    username: String,
+    email: String,
+    email_verified: bool,
+    disabled: bool,
+    create_time: T,
+    update_time: T,
+    roles: String,
+}
+
+impl<T: StoredTime> UserRow<T> {
+    pub(super) fn into_user(self) -> Result<User, StoreError> {
+        Ok(User {
+            id: UserId(self.id),
+            username: Username::parse(&self.username).map_err(|_| bad_column("users.username"))?,
+            email: Email::parse(&self.email).map_err(|_| bad_column("users.email"))?,
+            email_verified: self.email_verified,
+            roles: self
+                .roles
+                .split_whitespace()
+                .map(|name| Role::parse(name).ok_or_else(|| bad_column("user_roles.role")))
+                .collect::<Result<_, _>>()?,
+            disabled: self.disabled,
+            create_time: self.create_time.to_time()?,
+            update_time: self.update_time.to_time()?,
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct CredentialsRow<T> {
+    #[sqlx(flatten)]
+    user: UserRow<T>,
+    password_hash: String,
+    password_version: i64,
+}
+
+impl<T: StoredTime> CredentialsRow<T> {
+    pub(super) fn into_credentials(self) -> Result<Credentials, StoreError> {
+        Ok(Credentials {
+            user: self.user.into_user()?,
+            password_hash: PasswordHash::from_phc(self.password_hash),
+            password_version: self.password_version,
+        })
+    }
+}
+
+/// The session and the user of a presented refresh token.
+#[derive(FromRow)]
+pub(super) struct PresentedRow<T> {
+    #[sqlx(flatten)]
+    user: UserRow<T>,
+    generation: i64,
+    refresh_hash: Vec<u8>,
+    refresh_issue_time: T,
+    refresh_expire_time: T,
+    revoke_time: Option<T>,
+    within_retry_window: bool,
+}
+
+/// The row, read: whom the session is of, what it is, and when its live token was minted.
+pub(super) struct PresentedSession {
+    pub user: User,
+    pub state: PresentedTo,
+    pub refresh_issue_time: OffsetDateTime,
+}
+
+impl<T: StoredTime> PresentedRow<T> {
+    pub(super) fn into_session(self) -> Result<PresentedSession, StoreError> {
+        let user = self.user.into_user()?;
+        let state = PresentedTo {
+            generation: self.generation,
+            refresh_hash: refresh_hash(&self.refresh_hash)?,
+            refresh_expire_time: self.refresh_expire_time.to_time()?,
+            revoke_time: self.revoke_time.map(StoredTime::to_time).transpose()?,
+            user_disabled: user.disabled,
+            within_retry_window: self.within_retry_window,
+        };
+        Ok(PresentedSession { user, state, refresh_issue_time: self.refresh_issue_time.to_time()? })
+    }
+}
+
+fn refresh_hash(bytes: &[u8]) -> Result<RefreshHash, StoreError> {
+    bytes.try_into().map(RefreshHash).map_err(|_| bad_column("sessions.refresh_hash"))
+}
+
+/// What a logout needs to know of the session.
+#[derive(FromRow)]
+pub(super) struct SessionRow<T> {
+    pub generation: i64,
+    pub revoke_time: Option<T>,
+}
+
+impl<T> SessionRow<T> {
+    /// Whether a token of that generation speaks for the session's user: it is the live one, or the one before it,
+    /// whose successor the client may never have received.
+    pub(super) fn speaks_for_user(&self, presented_generation: i64) -> bool {
+        self.revoke_time.is_none()
+            && (presented_generation == self.generation || presented_generation == self.generation - 1)
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct SigningKeyRow<T> {
+    kid: String,
+    algorithm: String,
+    sealed_private_key: Vec<u8>,
+    create_time: T,
+}
+
+impl<T: StoredTime> SigningKeyRow<T> {
+    pub(super) fn into_key(self) -> Result<SealedSigningKey, StoreError> {
+        Ok(SealedSigningKey {
+            kid: self.kid,
+            algorithm: self.algorithm,
+            sealed_private_key: self.sealed_private_key,
+            create_time: self.create_time.to_time()?,
+        })
+    }
+}
