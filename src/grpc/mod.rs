@@ -61,6 +61,8 @@ pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::CONTRACT)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // What errors carry, so that generic clients can print it.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes
             .add_service(configure().build_v1().map_err(Error::internal)?)

@@ -25,6 +25,9 @@ use crate::domain::{
     token::RefreshGrant,
 };
 
+/// Longer than any caller waits: what is not written by then never will be.
+const LONGEST_WRITE: Duration = Duration::from_secs(20);
+
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -281,12 +284,14 @@ pub async fn connect(location: &Location, migrate: Migrate) -> Result<Arc<dyn St
 /// Runs a write in a task of its own, to its end, whether or not its caller still waits.
 ///
 /// Dropping a sqlx transaction's future half-way can hand its connection back to the pool inside an open transaction;
-/// later writes on it would be acknowledged and never committed (transact-rs/sqlx#4385).
+/// later writes on it would be acknowledged and never committed (transact-rs/sqlx#4385). A write that a silent network
+/// holds up is given up in the end, so that it does not keep its connection until TCP notices.
 pub(crate) async fn to_the_end<T: Send + 'static>(
     write: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::spawn(write).await {
-        Ok(outcome) => outcome,
+    match tokio::spawn(tokio::time::timeout(LONGEST_WRITE, write)).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(elapsed)) => Err(StoreError::Unavailable(Box::new(elapsed))),
         Err(panicked_or_shutting_down) => Err(StoreError::broken(panicked_or_shutting_down)),
     }
 }

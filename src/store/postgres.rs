@@ -39,6 +39,8 @@ static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a ping may take until the database counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may take to forget its last user.
+const RESET_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that lay idle longer than this is tested before it is used.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
 
@@ -83,8 +85,9 @@ impl PostgresStore {
                 Box::pin(async move {
                     // Whatever state a dropped future left behind ends here (see `to_the_end`). The BEGIN is there
                     // because a ROLLBACK alone, outside a transaction, fills the server's log with warnings.
-                    connection.execute("BEGIN; ROLLBACK").await?;
-                    Ok(true)
+                    // One that does not answer is cut off: an error, where `false` would take leave of the server first.
+                    let reset = tokio::time::timeout(RESET_TIMEOUT, connection.execute("BEGIN; ROLLBACK")).await;
+                    reset.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|_| true)
                 })
             })
             .connect_lazy_with(options.clone());

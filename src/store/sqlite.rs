@@ -55,9 +55,11 @@ pub(super) fn is_transient(code: &str) -> bool {
 impl SqliteStore {
     /// Opens the file, creating it where missing, and brings the schema up to date or checks that it is.
     pub async fn open(path: &Path, migrate: Migrate) -> Result<Self, OpenError> {
+        if migrate == Migrate::Apply {
+            make_private(path).map_err(|error| StoreError::from(sqlx::Error::Io(error)))?;
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(migrate == Migrate::Apply)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
@@ -83,6 +85,15 @@ impl SqliteStore {
     async fn begin(writer: &SqlitePool) -> Result<Tx, StoreError> {
         Ok(writer.begin_with("BEGIN IMMEDIATE").await?)
     }
+}
+
+/// Makes the file where it is missing, for its owner alone; SQLite gives the files beside it the same mode.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
 }
 
 fn pool() -> PoolOptions<Sqlite> {
