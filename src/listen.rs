@@ -21,6 +21,10 @@ use tower::ServiceExt;
 const MAX_STREAMS: u32 = 200;
 /// The most that the headers of one request may come to, in bytes.
 const MAX_HEADERS: u32 = 16 * 1024;
+/// Streams of one connection that its client may have reset before they were looked at; one more and it is sent away.
+/// The library's 20 is what a proxy reaches in a second when many of its own clients hang up at once, and their
+/// neighbours on the connection would pay for it. Each waits for as little as an entry in a queue.
+const MAX_PENDING_RESETS: usize = 1_000;
 /// How often a quiet connection is pinged, and how long its answer may take.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +50,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let connections = Arc::new(connections);

@@ -6,10 +6,10 @@ use std::panic::AssertUnwindSafe;
 use axum::{
     extract::{Request, State},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status};
 use tracing::Instrument;
 
@@ -59,6 +59,16 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get("traceparent")?.to_str().ok()?.split('-').nth(1)?;
     let is_hexadecimal = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     (id.len() == 32 && is_hexadecimal).then_some(id)
+}
+
+/// Answers 415 to what is not gRPC at all, as its protocol asks ("Requests", on Content-Type).
+pub async fn demand_grpc(request: Request, next: Next) -> Response {
+    let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if content_type.starts_with(b"application/grpc") {
+        next.run(request).await
+    } else {
+        StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response()
+    }
 }
 
 /// Answers INTERNAL where a handler panics, instead of resetting the stream.

@@ -72,6 +72,8 @@ pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result
     let layers = ServiceBuilder::new()
         // Outermost, so that whatever is logged below carries the request id.
         .layer(from_fn_with_state(env, context::identify_request))
+        // Before anything reads the request as what it does not claim to be.
+        .layer(from_fn(context::demand_grpc))
         // Outside of everything of ours that could panic.
         .layer(from_fn(context::survive_panics))
         // Outside of the services, whose decoding errors it rewrites.

@@ -48,9 +48,12 @@ impl StoreError {
 /// The steps that the domain is made of. See the types for what each needs and can end in.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Whether the store can be reached now. Backends that can lose their database also let every other step fail at
+    /// Whether the store can be reached now: asks it. Backends that can lose their database also let every other step fail at
     /// once from a failed ping until the next good one, so that callers do not queue up for a database that is away.
     async fn ping(&self) -> Result<(), StoreError>;
+
+    /// What the last ping found, without asking: for whoever is about to spend something on a step that would fail.
+    fn known_reachable(&self) -> Result<(), StoreError>;
 
     /// Creates an account with the role `user`.
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError>;

@@ -13,11 +13,12 @@ use std::{
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions, Connection, Executor, PgPool, Postgres, Transaction,
+    ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use time::OffsetDateTime;
+use tokio::sync::Mutex;
 
 use crate::domain::{
     SessionId, UserId,
@@ -37,6 +38,8 @@ static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How long a call waits for a connection, be it for a free one or for a new one.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long it may take to connect for the first ping, or for the first after a failed one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a ping may take until the database counts as away.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may take to forget its last user.
@@ -51,8 +54,10 @@ type Time = OffsetDateTime;
 #[derive(Debug, Clone)]
 pub struct PostgresStore {
     pool: PgPool,
+    /// What new connections are made from.
+    options: PgConnectOptions,
     /// One connection for pings alone, so that a busy pool is not taken for a database that is away.
-    probe: PgPool,
+    probe: Arc<Mutex<Option<PgConnection>>>,
     /// What the last ping found. While it is false every step fails at once.
     reachable: Arc<AtomicBool>,
 }
@@ -91,8 +96,7 @@ impl PostgresStore {
                 })
             })
             .connect_lazy_with(options.clone());
-        let probe = PgPoolOptions::new().max_connections(1).acquire_timeout(PING_TIMEOUT).connect_lazy_with(options);
-        let store = Self { pool, probe, reachable: Arc::new(AtomicBool::new(true)) };
+        let store = Self { pool, options, probe: Arc::default(), reachable: Arc::new(AtomicBool::new(true)) };
         match migrate {
             Migrate::Apply => {
                 // A replica of the release to come may have gone one step ahead.
@@ -122,11 +126,20 @@ impl PostgresStore {
 
     /// The pool, unless the database is known to be away.
     fn pool(&self) -> Result<&PgPool, StoreError> {
-        if self.reachable.load(Ordering::Relaxed) {
-            Ok(&self.pool)
-        } else {
-            Err(StoreError::Unavailable("it did not answer the last ping".into()))
-        }
+        self.known_reachable().map(|()| &self.pool)
+    }
+
+    /// Asks on the connection that is there for it, or makes that first. Signing in gets more time than an answer: it
+    /// costs thousands of hash rounds, and to break off a slow one only to begin anew might never end.
+    async fn probe(&self) -> Result<(), StoreError> {
+        let mut probe = self.probe.lock().await;
+        let mut connection = match probe.take() {
+            Some(connection) => connection,
+            None => within(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await?,
+        };
+        within(PING_TIMEOUT, connection.ping()).await?;
+        *probe = Some(connection);
+        Ok(())
     }
 }
 
@@ -138,13 +151,17 @@ fn borrowed(migrator: &'static Migrator) -> Migrator {
 #[async_trait]
 impl Store for PostgresStore {
     async fn ping(&self) -> Result<(), StoreError> {
-        let ping = sqlx::query("SELECT 1").execute(&self.probe);
-        let outcome = match tokio::time::timeout(PING_TIMEOUT, ping).await {
-            Ok(answer) => answer.map(drop).map_err(StoreError::from),
-            Err(elapsed) => Err(StoreError::Unavailable(Box::new(elapsed))),
-        };
+        let outcome = self.probe().await;
         self.reachable.store(outcome.is_ok(), Ordering::Relaxed);
         outcome
+    }
+
+    fn known_reachable(&self) -> Result<(), StoreError> {
+        if self.reachable.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(StoreError::Unavailable("it did not answer the last ping".into()))
+        }
     }
 
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
@@ -408,6 +425,14 @@ impl Store for PostgresStore {
             Ok(())
         })
         .await
+    }
+}
+
+/// The outcome of a step on one connection, or that it took too long.
+async fn within<T>(limit: Duration, step: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, step).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(elapsed) => Err(StoreError::Unavailable(Box::new(elapsed))),
     }
 }
 

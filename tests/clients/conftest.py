@@ -1,0 +1,147 @@
+"""Fixtures of the outside test-suite: real clients against the real binary, on both engines.
+
+`server` is shared by a module and has cheap hashes; a test that needs settings,
+a crash or an empty database of its own asks for `start_server` and `engine`.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support import pb
+from support.engine import Postgres, Sqlite
+from support.keys import published_keys
+from support.postgres import Cluster, find_binaries
+from support.server import Server
+
+ENGINES = ("sqlite", "postgres")
+LEFT_OUT = pytest.StashKey[set]()
+
+
+def pytest_configure(config):
+    config.stash[LEFT_OUT] = set()
+    pb.generate()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for what in sorted(config.stash[LEFT_OUT]):
+        terminalreporter.write_line(f"LEFT OUT: {what}", red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def left_out(pytestconfig):
+    """Skips with a loud last word; under CI=true leaving something out is a failure."""
+
+    def leave_out(what: str):
+        if os.environ.get("CI") == "true":
+            pytest.fail(what)
+        pytestconfig.stash[LEFT_OUT].add(what)
+        pytest.skip(what)
+
+    return leave_out
+
+
+@pytest.fixture(scope="session")
+def binary() -> Path:
+    """The binary under test: `POSTERN_BIN`, or what `cargo build` leaves behind."""
+    path = pb.REPOSITORY / os.environ.get("POSTERN_BIN", "target/debug/postern")
+    if not path.exists():
+        pytest.fail(f"{path.name} is not built: run `cargo build`, or point POSTERN_BIN at it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_binaries(left_out) -> Path:
+    found = find_binaries()
+    return found or left_out("everything on PostgreSQL: install it or point POSTERN_TEST_PG_BIN at its binaries")
+
+
+@pytest.fixture(scope="session")
+def cluster(postgres_binaries):
+    """The cluster that all tests share; each gets its own database in it."""
+    cluster = Cluster(postgres_binaries)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.remove()
+
+
+def _new_engine(name: str, request, directory: Path):
+    return Sqlite(directory / "data") if name == "sqlite" else Postgres(request.getfixturevalue("cluster"))
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, tmp_path):
+    """An empty database of the test's own, on each engine."""
+    engine = _new_engine(request.param, request, tmp_path)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def embedded(tmp_path):
+    """An empty embedded database, where the engine makes no difference."""
+    return Sqlite(tmp_path / "data")
+
+
+@pytest.fixture
+def start_server(binary, tmp_path):
+    """Starts a server of the test's own; `settings` are `POSTERN_*` variables in lower case."""
+    started = []
+
+    def start(engine, **settings) -> Server:
+        directory = tmp_path / f"server-{len(started)}"
+        directory.mkdir()
+        server = Server(binary, engine, directory, **settings)
+        started.append(server)
+        return server.start()
+
+    yield start
+    _close_all(started)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def server(request, binary, tmp_path_factory):
+    """The server that a module's tests share, on each engine. Everybody in it is new."""
+    directory = tmp_path_factory.mktemp("server")
+    engine = _new_engine(request.param, request, directory)
+    server = Server(binary, engine, directory)
+    try:
+        yield server.start()
+    finally:
+        _close_all([server])
+        engine.close()
+
+
+@pytest.fixture
+def client(server):
+    """A connection to the shared server."""
+    return server.client
+
+
+@pytest.fixture
+def jwks(server) -> list[dict]:
+    """The published keys of the shared server, from the command line."""
+    return published_keys(server)
+
+
+@pytest.fixture
+def session(client):
+    """The tokens of somebody new, which must still work when the test is over."""
+    _, tokens = client.newcomer()
+    yield tokens
+    assert client.me(tokens.access_token)
+    assert client.refresh(tokens.refresh_token)
+
+
+def _close_all(servers) -> None:
+    """Closes every server, also when one of them has something to complain about."""
+    complaints = []
+    for server in reversed(servers):
+        try:
+            server.close()
+        except AssertionError as complaint:
+            complaints.append(complaint)
+    if complaints:
+        raise complaints[0]

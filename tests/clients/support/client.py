@@ -1,0 +1,107 @@
+"""A client of Postern as another team would write it, on grpcio and the generated stubs.
+
+It owns deadlines (no call can hang a test) and remembers every secret it sent or
+received, so that errors and logs can be searched for them. It knows no rules.
+"""
+
+import secrets
+import uuid
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from support import pb
+
+SERVICE = f"{pb.PACKAGE}.AuthService"
+# Above the server's own ten seconds, so that its answer is seen and not ours.
+TIMEOUT = 15
+
+CHANNEL_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.enable_retries", 0),
+]
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody nobody has signed up before."""
+
+    username: str = field(default_factory=lambda: f"u{uuid.uuid4().hex[:16]}")
+    email: str = field(default_factory=lambda: f"{uuid.uuid4().hex[:16]}@example.com")
+    password: str = field(default_factory=lambda: f"Quiet-{secrets.token_hex(8)}-otter")
+
+
+class Client:
+    """One connection to one replica."""
+
+    def __init__(self, address: str, remembered: set[str] | None = None):
+        self.address = address
+        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.auth = pb.stub("AuthService", self.channel)
+        self._health = health_pb2_grpc.HealthStub(self.channel)
+        self._remembered = remembered if remembered is not None else set()
+
+    def close(self) -> None:
+        self.channel.close()
+
+    def call(self, method: str, request, token: str | None = None, metadata=(), timeout: float = TIMEOUT):
+        """Calls an RPC by name; a failure carries the secrets that were sent, as `secrets`."""
+        metadata = list(metadata)
+        sent = pb.secrets_of(request)
+        if token is not None:
+            metadata.append(("authorization", f"Bearer {token}"))
+            sent.append(token)
+        self._remember(sent)
+        try:
+            reply = getattr(self.auth, method)(request, metadata=metadata, timeout=timeout)
+        except grpc.RpcError as error:
+            error.secrets = sent
+            raise
+        received = pb.secrets_of(reply)
+        self._remember(received)
+        return reply
+
+    def send_bytes(self, method: str, body: bytes, metadata=(), timeout: float = TIMEOUT) -> bytes:
+        """Sends bytes as they are to a method of AuthService, or to a whole path if it begins with a slash."""
+        path = method if method.startswith("/") else f"/{SERVICE}/{method}"
+        call = self.channel.unary_unary(path, request_serializer=None, response_deserializer=None)
+        return call(body, metadata=list(metadata), timeout=timeout)
+
+    def sign_up(self, person: Person):
+        request = pb.SignUpRequest(username=person.username, email=person.email, password=person.password)
+        return self.call("SignUp", request).user
+
+    def login(self, person: Person, metadata=()):
+        """Logs in and returns the token pair."""
+        request = pb.LoginRequest(email=person.email, password=person.password)
+        return self.call("Login", request, metadata=metadata).tokens
+
+    def newcomer(self):
+        """Signs somebody new up and logs them in: the person and their tokens."""
+        person = Person()
+        self.sign_up(person)
+        return person, self.login(person)
+
+    def refresh(self, refresh_token: str):
+        return self.call("Refresh", pb.RefreshRequest(refresh_token=refresh_token)).tokens
+
+    def logout(self, refresh_token: str, everywhere: bool = False) -> None:
+        self.call("Logout", pb.LogoutRequest(refresh_token=refresh_token, everywhere=everywhere))
+
+    def me(self, access_token: str):
+        return self.call("GetMe", pb.GetMeRequest(), token=access_token).user
+
+    def health(self, service: str = "") -> str:
+        """The health of a service by name, such as `SERVING`."""
+        reply = self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+
+    def watch_health(self, service: str = ""):
+        """The stream of a service's health; the caller cancels it."""
+        return self._health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=100)
+
+    def _remember(self, values) -> None:
+        # Shorter strings, and those a log line holds by chance, prove nothing.
+        self._remembered.update(value for value in values if 20 <= len(value) <= 4096)

@@ -1,0 +1,144 @@
+"""The two engines, as the tests see them: the settings that choose one, and plain SQL to look afterwards.
+
+Each object is one empty database. Its SQL goes around Postern on purpose: that is
+how a test knows what was really written, and how it does what no RPC does yet.
+"""
+
+import base64
+import secrets
+import sqlite3
+from pathlib import Path
+
+from psycopg import sql
+
+
+def new_master_key() -> str:
+    """32 bytes in base64, as `POSTERN_MASTER_KEY` wants them."""
+    return base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+class Engine:
+    """What both engines share. SQL uses `?` for parameters."""
+
+    name: str
+    wants_migration: bool
+
+    def settings(self) -> dict[str, str]:
+        """The `POSTERN_*` settings of a server on this database."""
+        raise NotImplementedError
+
+    def secrets(self) -> set[str]:
+        """What of these settings must never be logged."""
+        return set()
+
+    def query(self, statement: str, *parameters) -> list[tuple]:
+        raise NotImplementedError
+
+    def execute(self, statement: str, *parameters) -> int:
+        """Changes rows and says how many."""
+        raise NotImplementedError
+
+    def tables(self) -> list[str]:
+        raise NotImplementedError
+
+    def counts(self) -> dict[str, int]:
+        """How many rows each table holds."""
+        return {table: self.query(f'SELECT count(*) FROM "{table}"')[0][0] for table in self.tables()}
+
+    def emails(self) -> set[str]:
+        """The address of every account."""
+        return {row[0] for row in self.query("SELECT email FROM users")}
+
+    def dump(self) -> str:
+        """Every row of every table as text, to search for what must not be there."""
+        rows = (row for table in self.tables() for row in self.query(f'SELECT * FROM "{table}"'))
+        return "\n".join(repr(tuple(_as_text(value) for value in row)) for row in rows)
+
+    def close(self) -> None:
+        """Removes the database."""
+
+
+class Sqlite(Engine):
+    """The embedded default: a data directory of its own, migrated by `serve`."""
+
+    name = "sqlite"
+    wants_migration = False
+
+    def __init__(self, data_directory: Path):
+        self.data_directory = data_directory
+
+    def settings(self) -> dict[str, str]:
+        return {"data_dir": str(self.data_directory)}
+
+    def query(self, statement: str, *parameters) -> list[tuple]:
+        connection = self._connect()
+        try:
+            return connection.execute(statement, parameters).fetchall()
+        finally:
+            connection.close()
+
+    def execute(self, statement: str, *parameters) -> int:
+        connection = self._connect()
+        try:
+            return connection.execute(statement, parameters).rowcount
+        finally:
+            connection.close()
+
+    def tables(self) -> list[str]:
+        rows = self.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+        return [row[0] for row in rows]
+
+    def _connect(self) -> sqlite3.Connection:
+        file = self.data_directory / "postern.db"
+        assert file.exists(), f"the contract's database file {file.name} is not in the data directory"
+        return sqlite3.connect(file, timeout=10, isolation_level=None)
+
+
+class Postgres(Engine):
+    """A database of its own in a cluster, migrated by `postern migrate`."""
+
+    name = "postgres"
+    wants_migration = True
+
+    def __init__(self, cluster):
+        self._cluster = cluster
+        self.database = f"postern_{secrets.token_hex(6)}"
+        self.master_key = new_master_key()
+        with cluster.connect() as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.database)))
+
+    def settings(self) -> dict[str, str]:
+        return {"database_url": self._cluster.url(self.database), "master_key": self.master_key}
+
+    def secrets(self) -> set[str]:
+        return {self.master_key, self._cluster.password}
+
+    def query(self, statement: str, *parameters) -> list[tuple]:
+        with self._cluster.connect(self.database) as connection:
+            return connection.execute(statement.replace("?", "%s"), parameters).fetchall()
+
+    def execute(self, statement: str, *parameters) -> int:
+        with self._cluster.connect(self.database) as connection:
+            return connection.execute(statement.replace("?", "%s"), parameters).rowcount
+
+    def tables(self) -> list[str]:
+        return [row[0] for row in self.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+
+    def connections_in_transaction(self) -> int:
+        """How many of the server's connections sit inside a transaction and do nothing."""
+        with self._cluster.connect() as connection:
+            statement = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'"
+            )
+            return connection.execute(statement, (self.database,)).fetchone()[0]
+
+    def close(self) -> None:
+        if not self._cluster.running:
+            return
+        with self._cluster.connect() as connection:
+            drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.database))
+            connection.execute(drop)
+
+
+def _as_text(value) -> str:
+    return bytes(value).decode("latin-1") if isinstance(value, bytes | memoryview) else str(value)

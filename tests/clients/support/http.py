@@ -1,0 +1,185 @@
+"""REST as another team would call it: one HTTP request at a time, with nothing repaired on the way.
+
+`Rest` is Python's own http.client, `Curl` the same calls by curl, in a chosen HTTP version. Both
+remember the secrets that went in and came out, by the contract's `debug_redact`, so that refusals
+and the log can be searched for them. `raw` is a socket, for what neither would send.
+"""
+
+import http.client
+import json
+import socket
+import subprocess
+from dataclasses import dataclass
+
+from support.client import TIMEOUT, Person
+from support.contract import secrets_in
+from support.server import READY
+
+JSON = "application/json"
+
+
+def address_of(server, name: str) -> str:
+    """An address of a running server as its newest ready line tells it: `http_addr` or `ops_addr`."""
+    for line in reversed(server.log):
+        if READY in line:
+            return json.loads(line)[name]
+    raise AssertionError(f"no line {READY!r} in the log:\n{server.log_tail()}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One HTTP response, and the secrets of the request that it answers."""
+
+    version: str
+    status: int
+    # By lower-case name; several of one name are joined with a comma.
+    headers: dict[str, str]
+    body: bytes
+    secrets: tuple[str, ...] = ()
+
+    def header(self, name: str) -> str | None:
+        return self.headers.get(name.lower())
+
+    def json(self):
+        return json.loads(self.body)
+
+    def ok(self) -> dict:
+        """The message of a call that has to succeed."""
+        assert self.status == 200, f"{self.status}: {self.body[:500]!r}"
+        assert self.header("content-type") == JSON
+        return self.json()
+
+
+class Rest:
+    """Calls to one HTTP address of a server, each on a connection of its own."""
+
+    version = "1.1"
+
+    def __init__(self, server, name: str = "http_addr"):
+        self.address = address_of(server, name)
+        self._remembered = server.secrets
+
+    def call(self, method: str, path: str, body=None, *, token: str | None = None, headers=()) -> Answer:
+        """Sends a request. A dict goes as JSON; bytes and text go as they are, and are said to be JSON."""
+        written = json.dumps(body) if isinstance(body, dict) else body
+        written = written.encode() if isinstance(written, str) else written
+        sent = dict(headers)
+        if written is not None:
+            sent.setdefault("content-type", JSON)
+        if token is not None:
+            sent.setdefault("authorization", f"Bearer {token}")
+        secrets = [*secrets_in(_read(written)), *([token] if token else [])]
+        version, status, received, answered = self._exchange(method, path, sent, written)
+        self._remember([*secrets, *secrets_in(_read(answered))])
+        return Answer(version, status, received, answered, tuple(secrets))
+
+    def get(self, path: str, **options) -> Answer:
+        return self.call("GET", path, **options)
+
+    def post(self, path: str, body=None, **options) -> Answer:
+        return self.call("POST", path, body, **options)
+
+    def sign_up(self, person: Person) -> dict:
+        body = {"username": person.username, "email": person.email, "password": person.password}
+        return self.post("/v1/auth/signup", body).ok()["user"]
+
+    def login(self, person: Person) -> dict:
+        """Logs in and returns the token pair."""
+        return self.post("/v1/auth/login", {"email": person.email, "password": person.password}).ok()["tokens"]
+
+    def newcomer(self) -> tuple[Person, dict]:
+        """Signs somebody new up and logs them in: the person and their tokens."""
+        person = Person()
+        self.sign_up(person)
+        return person, self.login(person)
+
+    def _exchange(self, method: str, path: str, headers: dict, body: bytes | None):
+        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT)
+        try:
+            connection.putrequest(method, path, skip_accept_encoding=True)
+            if body is not None and "transfer-encoding" not in headers:
+                connection.putheader("content-length", len(body))
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(body, encode_chunked="transfer-encoding" in headers)
+            response = connection.getresponse()
+            return "1.1", response.status, _joined(response.getheaders()), response.read()
+        finally:
+            connection.close()
+
+    def _remember(self, values) -> None:
+        # As the gRPC client does: shorter ones may stand in a log line by chance.
+        self._remembered.update(value for value in values if 20 <= len(value) <= 4096)
+
+
+class Curl(Rest):
+    """The same calls by curl, in HTTP "1.1" or "2" (by prior knowledge, as there is no TLS to negotiate in)."""
+
+    def __init__(self, server, version: str = "1.1", curl: str = "curl"):
+        super().__init__(server)
+        self.version = version
+        self._curl = curl
+
+    def _exchange(self, method: str, path: str, headers: dict, body: bytes | None):
+        command = [self._curl, "-q", "--silent", "--show-error", "--noproxy", "*", "--include", "--path-as-is"]
+        command += ["--max-time", str(TIMEOUT), "--request", method]
+        command += ["--http2-prior-knowledge" if self.version == "2" else "--http1.1"]
+        for name, value in headers.items():
+            command += ["--header", f"{name}: {value}"]
+        if body is not None:
+            command += ["--data-binary", "@-"]
+        command += [f"http://{self.address}{path}"]
+        done = subprocess.run(command, input=body or b"", capture_output=True, timeout=TIMEOUT + 5)
+        assert done.returncode == 0, f"curl ended with {done.returncode}: {done.stderr.decode()}"
+        return _parse(done.stdout)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back over a socket, and whether the server then closed it."""
+
+    received: bytes
+    closed: bool
+
+
+def raw(address: str, request: bytes, deadline: float = 5) -> Reply:
+    """Sends these bytes and reads until the server closes, or is silent for `deadline` seconds."""
+    host, _, port = address.rpartition(":")
+    received = b""
+    with socket.create_connection((host, int(port)), timeout=deadline) as wire:
+        try:
+            wire.sendall(request)
+            while part := wire.recv(65536):
+                received += part
+        except TimeoutError:
+            return Reply(received, closed=False)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    return Reply(received, closed=True)
+
+
+def _parse(output: bytes):
+    """What `curl --include` prints: heads of interim responses, the head, the body."""
+    while True:
+        head, _, output = output.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        version, status = first.removeprefix("HTTP/").split(" ")[:2]
+        if int(status) >= 200:
+            headers = [tuple(part.strip() for part in line.split(":", 1)) for line in lines]
+            return version, int(status), _joined(headers), output
+
+
+def _joined(headers) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for name, value in headers:
+        name = name.lower()
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
+def _read(body: bytes | None):
+    """A body as JSON if it is any; in what is no JSON no field can be told from another."""
+    try:
+        return json.loads(body) if body else None
+    except (ValueError, RecursionError):
+        return None

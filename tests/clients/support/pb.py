@@ -1,0 +1,83 @@
+"""The contract as a client has it: stubs generated from `proto/` when the session starts.
+
+A message is an attribute (`pb.LoginRequest(email=…)`), whichever file declares it.
+`google/api` and `google/protobuf` are the published packages: two registrations of
+one file name cannot live in one process, and a client would have those installed.
+"""
+
+import importlib
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from google.protobuf import descriptor_pool, message_factory
+from grpc_tools import protoc
+
+PACKAGE = "postern.auth.v1"
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+_directory: tempfile.TemporaryDirectory | None = None
+_grpc_modules = []
+
+
+def generate() -> None:
+    """Generates the stubs into a directory of this session and imports them all."""
+    global _directory
+    if _directory is not None:
+        return
+    _directory = tempfile.TemporaryDirectory(prefix="postern-stubs-")
+    out = Path(_directory.name)
+    root = REPOSITORY / "proto"
+    sources = sorted(str(path.relative_to(root)) for path in (root / "postern").rglob("*.proto"))
+    if not sources:
+        raise RuntimeError(f"no .proto files under {root / 'postern'}")
+    well_known = files("grpc_tools") / "_proto"
+    arguments = ["protoc", f"-I{root}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}", *sources]
+    if protoc.main(arguments) != 0:
+        raise RuntimeError("protoc refused the contract; its message is above")
+    sys.path.insert(0, str(out))
+    for source in sources:
+        name = source.removesuffix(".proto").replace("/", ".")
+        importlib.import_module(f"{name}_pb2")
+        _grpc_modules.append(importlib.import_module(f"{name}_pb2_grpc"))
+
+
+def stub(service: str, channel):
+    """The generated stub of a service, such as `AuthService`."""
+    for module in _grpc_modules:
+        if hasattr(module, f"{service}Stub"):
+            return getattr(module, f"{service}Stub")(channel)
+    raise LookupError(f"the contract has no service {service}")
+
+
+def service(name: str):
+    """The descriptor of a service: its methods, their messages and options."""
+    return descriptor_pool.Default().FindServiceByName(f"{PACKAGE}.{name}")
+
+
+def error_reasons() -> set[str]:
+    """Every value of `ErrorReason`, as the wire spells it."""
+    values = descriptor_pool.Default().FindEnumTypeByName(f"{PACKAGE}.ErrorReason").values_by_name
+    return {name.removeprefix("ERROR_REASON_") for name in values} - {"UNSPECIFIED"}
+
+
+def secrets_of(message) -> list[str]:
+    """The values of every field that the contract marks `debug_redact`, however deep."""
+    found = []
+    for field, value in message.ListFields():
+        if field.GetOptions().debug_redact:
+            found.append(value)
+        elif field.message_type and not field.is_repeated:
+            found.extend(secrets_of(value))
+    return found
+
+
+def __getattr__(name: str):
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        found = descriptor_pool.Default().FindMessageTypeByName(f"{PACKAGE}.{name}")
+    except KeyError:
+        raise AttributeError(f"the contract has no message {name}") from None
+    return message_factory.GetMessageClass(found)

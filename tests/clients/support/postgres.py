@@ -1,0 +1,130 @@
+"""A private PostgreSQL cluster: its own directory, port and socket, gone when the tests are.
+
+`POSTERN_TEST_PG_BIN` names the directory of the binaries; otherwise the installed
+ones are looked for. The server refuses to run as root, so root runs it as `postgres`.
+"""
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+
+from support.wait import wait_until
+
+USER = "postern"
+
+
+def find_binaries() -> Path | None:
+    """The directory that holds `initdb` and `postgres`, newest version first."""
+    candidates = []
+    if chosen := os.environ.get("POSTERN_TEST_PG_BIN"):
+        candidates.append(Path(chosen))
+    else:
+        if found := shutil.which("initdb"):
+            candidates.append(Path(found).resolve().parent)
+        versions = Path("/usr/lib/postgresql").glob("*/bin")
+        candidates.extend(sorted(versions, key=lambda path: float(path.parent.name), reverse=True))
+    for candidate in candidates:
+        if (candidate / "initdb").exists() and (candidate / "postgres").exists():
+            return candidate
+    return None
+
+
+class Cluster:
+    """One cluster. `stop` is a crash by default, which is what the tests want to see survived."""
+
+    def __init__(self, binaries: Path):
+        self._binaries = binaries
+        self._directory = Path(tempfile.mkdtemp(prefix="postern-pg-"))
+        self.password = secrets.token_hex(16)
+        self._process: subprocess.Popen | None = None
+        self._as_user: dict = {}
+        if os.geteuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(self._directory, account.pw_uid, account.pw_gid)
+            self._as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        self._port = _free_port()
+        self._initialise()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def url(self, database: str) -> str:
+        return f"postgres://{USER}:{self.password}@127.0.0.1:{self._port}/{database}"
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection:
+        """A connection in autocommit mode."""
+        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
+
+    def start(self) -> "Cluster":
+        """Starts it on its port and waits until it answers."""
+        settings = {
+            "port": self._port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self._directory,
+            "max_connections": 200,
+            # The machine does not lose power in these tests; only processes die.
+            "fsync": "off",
+        }
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._directory / "data", *options],
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._as_user,
+            )
+        wait_until("PostgreSQL answers", self._answers, deadline=30)
+        return self
+
+    def stop(self, with_signal: signal.Signals = signal.SIGQUIT) -> None:
+        """Stops it: SIGQUIT is PostgreSQL's immediate shutdown, SIGINT its fast one."""
+        if self.running:
+            self._process.send_signal(with_signal)
+            self._process.wait(30)
+
+    def remove(self) -> None:
+        try:
+            self.stop()
+        finally:
+            if self.running:
+                self._process.kill()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        assert self.running, f"PostgreSQL ended: {(self._directory / 'log').read_text()[-2000:]}"
+        try:
+            self.connect().close()
+        except psycopg.OperationalError as error:
+            raise AssertionError(str(error)) from None
+        return True
+
+    def _initialise(self) -> None:
+        password_file = self._directory / "password"
+        password_file.write_text(self.password)
+        password_file.chmod(0o600)
+        if self._as_user:
+            os.chown(password_file, self._as_user["user"], self._as_user["group"])
+        command = [self._binaries / "initdb", "-D", self._directory / "data", "-U", USER, "--auth=scram-sha-256"]
+        command += [f"--pwfile={password_file}", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        made = subprocess.run(command, cwd=self._directory, capture_output=True, text=True, timeout=60, **self._as_user)
+        if made.returncode != 0:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise RuntimeError(f"initdb failed: {made.stderr}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,179 @@
+"""A running Postern: the real binary, started, killed, stopped and restarted by its own pid.
+
+It knows the command line, the `POSTERN_*` variables and the ready line of the log.
+Closing it searches everything it logged for panics and for the secrets of its clients.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+from support.client import Client
+
+READY = "Postern is ready"
+START_DEADLINE = 30
+# The contract drains for up to thirty seconds.
+STOP_DEADLINE = 40
+
+# Tests that need many hashes and do not care what they cost.
+CHEAP_HASHES = {"argon2_memory_kib": 1024, "argon2_iterations": 1}
+
+
+def own_environment(**settings) -> dict[str, str]:
+    """This process's environment with these `POSTERN_*` settings and no others."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("POSTERN_")}
+    for name, value in settings.items():
+        if value is not None:
+            environment[f"POSTERN_{name.upper()}"] = str(value)
+    return environment
+
+
+class Server:
+    """One replica on one database. `settings` are `POSTERN_*` variables in lower case, without the prefix."""
+
+    def __init__(self, binary: Path, engine, directory: Path, **settings):
+        self.engine = engine
+        self.secrets: set[str] = engine.secrets()
+        self.log: list[str] = []
+        self._binary = binary
+        self._directory = directory
+        self._addresses = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
+        self._settings = {"log_format": "json", **CHEAP_HASHES, **engine.settings(), **settings}
+        self._process: subprocess.Popen | None = None
+        self._client: Client | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def address(self) -> str:
+        return self._addresses["grpc_addr"]
+
+    @property
+    def client(self) -> Client:
+        """A connection of its own to this run of the server."""
+        if self._client is None:
+            self._client = Client(self.address, self.secrets)
+        return self._client
+
+    def new_client(self) -> Client:
+        """One more connection; the caller closes it."""
+        return Client(self.address, self.secrets)
+
+    def run(self, *arguments: str, **options) -> subprocess.CompletedProcess:
+        """Runs another command of the binary with the server's own configuration."""
+        return subprocess.run(
+            [self._binary, *arguments],
+            env=self._environment(),
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            **options,
+        )
+
+    def start(self) -> "Server":
+        if self.engine.wants_migration:
+            migrated = self.run("migrate")
+            assert migrated.returncode == 0, f"postern migrate failed:\n{migrated.stderr}"
+        self._process = subprocess.Popen(
+            [self._binary, "serve"],
+            env=self._environment(),
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            # Ctrl-C reaches the tests alone, and they stop what they started.
+            start_new_session=True,
+        )
+        ready = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, args=(self._process, ready), daemon=True)
+        self._reader.start()
+        if not ready.wait(START_DEADLINE) or self._process.poll() is not None:
+            self.kill()
+            raise AssertionError(f"no line {READY!r} within {START_DEADLINE} s; the log ends:\n{self.log_tail()}")
+        assert not self.address.endswith(":0"), f"the ready line names no grpc_addr:\n{self.log_tail()}"
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL: no warning, no clean-up."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM, and demands that the server exits cleanly."""
+        code = self._end(signal.SIGTERM)
+        assert code == 0, f"SIGTERM ended in exit code {code}; the log ends:\n{self.log_tail()}"
+
+    def restart(self, **settings) -> "Server":
+        """Starts again on the same data and the same ports, with these settings changed; stops first if it runs."""
+        if self.running:
+            self.stop()
+        self._settings.update(settings)
+        return self.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def close(self) -> None:
+        """Ends it at once (what SIGTERM does is for the tests that say so), then judges its log."""
+        if self.running:
+            self.kill()
+        text = "\n".join(self.log)
+        assert "panicked at" not in text, f"the server panicked:\n{text[text.index('panicked at') - 500 :][:2000]}"
+        leaked = [secret for secret in self.secrets if secret in text]
+        assert not leaked, f"the log holds {len(leaked)} secrets, such as {leaked[0][:12]}…"
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log[-30:])
+
+    def _environment(self) -> dict[str, str]:
+        return own_environment(**self._addresses, **self._settings)
+
+    def _end(self, with_signal: signal.Signals) -> int:
+        if self._process.poll() is None:
+            self._process.send_signal(with_signal)
+        try:
+            code = self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(
+                f"still running {STOP_DEADLINE} s after {with_signal.name}:\n{self.log_tail()}"
+            ) from None
+        finally:
+            self._drop_client()
+        self._reader.join(5)
+        self._process.stderr.close()
+        return code
+
+    def _drop_client(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _read_log(self, process: subprocess.Popen, ready: threading.Event) -> None:
+        for line in process.stderr:
+            self.log.append(line.rstrip("\n"))
+            if ready.is_set():
+                continue
+            fields = _log_fields(line)
+            if fields.get("message") == READY:
+                self._addresses.update({name: fields[name] for name in self._addresses if name in fields})
+                ready.set()
+        ready.set()
+
+
+def _log_fields(line: str) -> dict:
+    """The fields of a JSON log line, whether the writer nests or flattens them."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    return {**record, **record.get("fields", {})}

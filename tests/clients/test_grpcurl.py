@@ -1,0 +1,127 @@
+"""Postern by grpcurl: reflection, health and a whole journey, with no file of ours at hand.
+
+It owns what a person at a terminal meets first. `target/tools/bin/grpcurl`, or one on
+the PATH, is the real tool; reflection's two versions are also asked for by name, as
+grpcurl itself takes whichever it finds.
+"""
+
+import json
+import shutil
+import subprocess
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2
+
+from support import pb
+from support.client import SERVICE, TIMEOUT, Person
+from support.expect import failure_of
+
+SERVICES = {SERVICE, "grpc.health.v1.Health"}
+# grpcurl exits with 64 + the gRPC code.
+UNAUTHENTICATED = 64 + 16
+INVALID_ARGUMENT = 64 + 3
+
+
+@pytest.fixture(scope="session")
+def grpcurl_path(left_out) -> str:
+    own = pb.REPOSITORY / "target/tools/bin/grpcurl"
+    found = str(own) if own.exists() else shutil.which("grpcurl")
+    return found or left_out("everything with grpcurl: install it with Go, see the README")
+
+
+@pytest.fixture
+def grpcurl(grpcurl_path, server):
+    """Runs grpcurl against the shared server; `exit_code` is demanded."""
+
+    def run(*arguments: str, data: dict | None = None, token: str | None = None, exit_code: int = 0) -> str:
+        command = [grpcurl_path, "-plaintext", "-max-time", "15"]
+        if token is not None:
+            command += ["-H", f"authorization: Bearer {token}"]
+        if data is not None:
+            command += ["-d", json.dumps(data)]
+        verb = [argument for argument in arguments if argument in ("list", "describe")]
+        rest = [argument for argument in arguments if argument not in ("list", "describe")]
+        command += [server.address, *verb, *rest]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+        assert done.returncode == exit_code, f"exit code {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout if exit_code == 0 else done.stderr
+
+    return run
+
+
+def test_list_names_the_services(grpcurl):
+    assert set(grpcurl("list").split()) >= SERVICES
+
+
+def test_list_of_the_service_names_its_rpcs(grpcurl):
+    listed = grpcurl("list", SERVICE).split()
+    assert set(listed) == {f"{SERVICE}.{name}" for name in ("SignUp", "Login", "Refresh", "Logout", "GetMe")}
+
+
+def test_describe_shows_the_contract(grpcurl):
+    described = grpcurl("describe", SERVICE)
+    for name in ("SignUp", "Login", "Refresh", "Logout", "GetMe"):
+        # grpcurl writes types with a leading dot.
+        assert f"rpc {name} ( .{pb.PACKAGE}.{name}Request ) returns ( .{pb.PACKAGE}.{name}Response )" in described
+    assert "string refresh_token" in grpcurl("describe", f"{pb.PACKAGE}.RefreshRequest")
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_answers_in_this_version(client, version):
+    ask = client.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+    ]
+
+    listed, file = ask(iter(requests), timeout=TIMEOUT)
+
+    assert {service.name for service in listed.list_services_response.service} >= SERVICES
+    assert file.file_descriptor_response.file_descriptor_proto
+
+
+def test_reflection_can_be_switched_off(embedded, start_server):
+    server = start_server(embedded, reflection="false")
+    for version in ("v1", "v1alpha"):
+        path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+        error = failure_of(lambda path=path: server.client.send_bytes(path, b""))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert server.client.health() == "SERVING"
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+def test_health_is_serving(grpcurl, service):
+    answer = json.loads(grpcurl("grpc.health.v1.Health/Check", data={"service": service}))
+    assert answer == {"status": "SERVING"}
+
+
+def test_a_whole_journey(grpcurl):
+    person = Person()
+
+    def call(method: str, data: dict | None = None, **options) -> dict:
+        return json.loads(grpcurl(f"{SERVICE}/{method}", data=data or {}, **options))
+
+    made = call("SignUp", {"username": person.username, "email": person.email, "password": person.password})["user"]
+    assert made["username"] == person.username
+    login = call("Login", {"email": person.email, "password": person.password})
+    assert login["user"] == made
+    assert call("GetMe", token=login["tokens"]["accessToken"])["user"] == made
+    fresh = call("Refresh", {"refreshToken": login["tokens"]["refreshToken"]})["tokens"]
+    assert call("GetMe", token=fresh["accessToken"])["user"] == made
+    assert call("Logout", {"refreshToken": fresh["refreshToken"]}) == {}
+
+    refused = grpcurl(f"{SERVICE}/GetMe", data={}, token=fresh["accessToken"], exit_code=UNAUTHENTICATED)
+    assert "SESSION_REVOKED" in refused
+
+
+def test_an_error_shows_its_reason_and_fields_to_a_person(grpcurl):
+    shown = grpcurl(f"{SERVICE}/SignUp", data={"username": "ada"}, exit_code=INVALID_ARGUMENT)
+    assert "Code: InvalidArgument" in shown
+    assert "INVALID_FIELD" in shown
+    for name in ("email", "password"):
+        assert f'"field": "{name}"' in shown

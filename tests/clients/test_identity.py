@@ -1,0 +1,152 @@
+"""What is the same name and what only looks like it: emails, usernames and passwords.
+
+It owns case, normalisation and look-alikes across sign-up and login. Input that is
+malformed altogether is in `test_bad_input`.
+"""
+
+import secrets
+import unicodedata
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from support.client import Person
+from support.expect import expect_error, expect_invalid, expect_unauthenticated, judge
+
+TAKEN = grpc.StatusCode.ALREADY_EXISTS
+
+
+def word() -> str:
+    return f"w{secrets.token_hex(6)}"
+
+
+def test_an_email_in_another_case_is_the_same_account(client):
+    name = word()
+    person = Person(email=f"{name}@Example.COM")
+
+    assert client.sign_up(person).email == f"{name}@example.com", "the canonical form"
+
+    for written in (f"{name.upper()}@EXAMPLE.COM", f"{name.capitalize()}@example.com"):
+        expect_error(lambda written=written: client.sign_up(Person(email=written)), TAKEN, "EMAIL_TAKEN")
+        assert client.login(replace(person, email=written))
+
+
+def test_a_username_in_another_case_is_the_same_username(client):
+    person = Person(username=f"Ada.{word()}")
+
+    assert client.sign_up(person).username == person.username, "shown as it was written"
+
+    for written in (person.username.upper(), person.username.lower()):
+        expect_error(lambda written=written: client.sign_up(Person(username=written)), TAKEN, "USERNAME_TAKEN")
+
+
+def test_an_international_domain_is_one_account_however_it_is_written(client):
+    name = word()
+    person = Person(email=f"{name}@bücher.example")
+
+    assert client.sign_up(person).email == f"{name}@xn--bcher-kva.example"
+
+    for written in (
+        f"{name}@xn--bcher-kva.example",
+        f"{name}@BÜCHER.example",
+        f"{name}@{unicodedata.normalize('NFD', 'bücher')}.example",
+    ):
+        expect_error(lambda written=written: client.sign_up(Person(email=written)), TAKEN, "EMAIL_TAKEN")
+        assert client.login(replace(person, email=written))
+
+
+def test_a_domain_that_only_looks_alike_is_a_different_account(client):
+    name = word()
+    person = Person(email=f"{name}@apple.example")
+    # The first letter is Cyrillic.
+    look_alike = Person(email=f"{name}@аpple.example")
+    first = client.sign_up(person)
+    expect_unauthenticated(lambda: client.login(replace(person, email=look_alike.email)), "INVALID_CREDENTIALS")
+
+    second = client.sign_up(look_alike)
+
+    assert second.id != first.id
+    assert second.email.startswith(f"{name}@xn--"), "shown so that nobody takes it for the other"
+    assert client.me(client.login(person).access_token).id == first.id
+    assert client.me(client.login(look_alike).access_token).id == second.id
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\u00ad", "\uff45", "\u2024"], ids=ascii)
+def test_a_domain_with_a_hidden_or_odd_character_is_refused_or_shown_in_plain_ascii(client, hidden):
+    try:
+        user = client.sign_up(Person(email=f"{word()}@ex{hidden}ample.{word()}.com"))
+    except grpc.RpcError as error:
+        judge(error, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", fields={"email"})
+    else:
+        assert user.email.isascii()
+        assert user.email.isprintable()
+
+
+def test_a_local_part_that_only_looks_alike_is_refused(client):
+    name = word()
+    client.sign_up(Person(email=f"a{name}@example.com"))
+    expect_invalid(lambda: client.sign_up(Person(email=f"а{name}@example.com")), "email")
+
+
+def test_dots_and_plus_tags_in_a_local_part_are_part_of_the_name(client):
+    name = word()
+    emails = [f"{name}.x@example.com", f"{name}x@example.com", f"{name}.x+tag@example.com"]
+    assert [client.sign_up(Person(email=email)).email for email in emails] == emails
+
+
+@pytest.mark.parametrize(("made", "typed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_password_logs_in_alike_in_either_unicode_form(client, made, typed):
+    password = f"Zürich-{secrets.token_hex(6)}-Ålesund-é"
+    person = Person(password=unicodedata.normalize(made, password))
+    client.sign_up(person)
+    assert client.login(replace(person, password=unicodedata.normalize(typed, password)))
+
+
+@pytest.mark.parametrize(
+    ("password", "other"),
+    [
+        ("Fjord-ﬁ-9317-otter", "Fjord-fi-9317-otter"),
+        ("Fjord-fi-9317-otter", "Fjord-ﬁ-9317-otter"),
+        ("Fjord-fi-9317-otter", "fjord-fi-9317-otter"),
+        ("Fjord-fi-9317-otter", "Fjord-fi-9317-otter "),
+        ("Fjord-fi-9317-otter", "Fjord-fi-9317-otte"),
+        ("Fjord-a-9317-otter", "Fjord-а-9317-otter"),
+        ("Fjord-é-9317-otter", "Fjord-e-9317-otter"),
+    ],
+    ids=ascii,
+)
+def test_a_password_that_only_resembles_the_right_one_is_wrong(client, password, other):
+    person = Person(password=password)
+    client.sign_up(person)
+    expect_unauthenticated(lambda: client.login(replace(person, password=other)), "INVALID_CREDENTIALS")
+    assert client.login(person)
+
+
+def test_a_password_of_1024_bytes_is_used_whole(client):
+    person = Person(password=secrets.token_hex(512))
+    client.sign_up(person)
+
+    assert client.login(person)
+    # Nothing is cut off: the last byte counts as the first does.
+    last = "0" if person.password[-1] != "0" else "1"
+    changed = replace(person, password=person.password[:-1] + last)
+    expect_unauthenticated(lambda: client.login(changed), "INVALID_CREDENTIALS")
+
+
+def test_a_passphrase_with_spaces_and_any_script_is_accepted(client):
+    for password in (
+        "purple  otter sings 47 hymns",
+        " leading and trailing 8172 ",
+        "лыжи-оркестр-гвоздь-71",
+        "猫が屋根の上で踊る夜",
+    ):
+        person = Person(password=password)
+        client.sign_up(person)
+        assert client.login(person)
+
+
+def test_the_minimum_length_is_counted_in_code_points_and_configurable(embedded, start_server):
+    server = start_server(embedded, password_min_length=15)
+    expect_invalid(lambda: server.client.sign_up(Person(password="vK9-otter-Zq4!")), "password")
+    assert server.client.sign_up(Person(password="vK9-otter-Zq4!x"))

@@ -1,0 +1,177 @@
+"""PostgreSQL goes away under a running server and comes back.
+
+It owns what callers and health checks see meanwhile, and that Postern heals by itself.
+These tests have a cluster of their own to stop. The embedded engine has no such fault.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from support import pb
+from support.client import SERVICE, Person
+from support.engine import Postgres
+from support.expect import failure_of, judge, reason_of
+from support.postgres import Cluster
+from support.wait import wait_until
+
+# What the contract promises after the database answers again.
+HEALED_WITHIN = 5
+
+
+@pytest.fixture(scope="module")
+def own_cluster(postgres_binaries):
+    """A cluster that these tests may stop."""
+    cluster = Cluster(postgres_binaries)
+    try:
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
+def outage(own_cluster, start_server):
+    """A running cluster, a server on an empty database in it, and a person with a session."""
+    if not own_cluster.running:
+        own_cluster.start()
+    server = start_server(Postgres(own_cluster))
+    person, tokens = server.client.newcomer()
+    return own_cluster, server, person, tokens
+
+
+def expect_away(call) -> None:
+    judge(failure_of(call), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+
+
+def test_every_rpc_is_unavailable_while_the_database_is_away(outage):
+    cluster, server, person, tokens = outage
+    client = server.client
+    cluster.stop()
+
+    # At once, on connections that the server believes to be good, and again when it knows better.
+    for _ in range(2):
+        calls = [
+            lambda: client.sign_up(Person()),
+            lambda: client.login(person),
+            lambda: client.login(Person()),
+            lambda: client.refresh(tokens.refresh_token),
+            lambda: client.logout(tokens.refresh_token),
+            lambda: client.me(tokens.access_token),
+        ]
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(expect_away, calls))
+
+
+def test_bad_input_and_bad_tokens_are_told_apart_from_an_outage(outage):
+    cluster, server, _, _ = outage
+    cluster.stop()
+    invalid = failure_of(lambda: server.client.call("SignUp", pb.SignUpRequest()))
+    judge(invalid, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", fields={"username", "email", "password"})
+    judge(failure_of(lambda: server.client.me("nonsense")), grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+    missing = failure_of(lambda: server.client.call("GetMe", pb.GetMeRequest()))
+    judge(missing, grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
+
+
+def test_health_follows_the_database_both_ways_and_calls_heal_by_themselves(outage):
+    cluster, server, person, tokens = outage
+    client = server.client
+    made = client.me(tokens.access_token)
+
+    cluster.stop()
+    for service in ("", SERVICE):
+        wait_until(
+            f"health of {service!r} is NOT_SERVING",
+            lambda service=service: client.health(service) == "NOT_SERVING",
+            deadline=15,
+        )
+    expect_away(lambda: client.me(tokens.access_token))
+
+    cluster.start()
+    wait_until("the server is healed", lambda: healed(client, tokens), deadline=HEALED_WITHIN)
+
+    # What was acknowledged before the crash is there, and everything works again.
+    assert client.me(tokens.access_token) == made
+    fresh = client.refresh(tokens.refresh_token)
+    client.logout(fresh.refresh_token)
+    assert client.login(person)
+    assert client.newcomer()
+
+
+def healed(client, tokens) -> bool:
+    try:
+        client.me(tokens.access_token)
+    except grpc.RpcError as error:
+        judge(error, grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+        return False
+    return client.health("") == client.health(SERVICE) == "SERVING"
+
+
+def test_a_health_watcher_is_told_of_the_outage_and_of_its_end(outage):
+    cluster, server, _, _ = outage
+    seen = []
+    stream = server.client.watch_health(SERVICE)
+
+    def follow():
+        try:
+            for reply in stream:
+                seen.append(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+        except grpc.RpcError:
+            # Cancelled below, when everything has been seen.
+            return
+
+    watcher = threading.Thread(target=follow, daemon=True)
+    watcher.start()
+    wait_until("the watcher sees SERVING", lambda: seen == ["SERVING"], deadline=10)
+    cluster.stop()
+    wait_until("the watcher sees NOT_SERVING", lambda: seen[-1] == "NOT_SERVING", deadline=15)
+    cluster.start()
+    wait_until("the watcher sees SERVING again", lambda: seen[-1] == "SERVING", deadline=10)
+    stream.cancel()
+    watcher.join(5)
+    assert seen == ["SERVING", "NOT_SERVING", "SERVING"]
+
+
+def test_impatient_sign_ups_amid_a_database_crash_lose_nothing_acknowledged_and_do_not_delay_healing(outage):
+    cluster, server, _, _ = outage
+    client, engine = server.client, server.engine
+    acknowledged, refused, surprises = [], [], []
+    done = threading.Event()
+
+    def sign_up_again_and_again():
+        while not done.is_set():
+            person = Person()
+            try:
+                client.sign_up(person)
+                acknowledged.append(person.email)
+            except grpc.RpcError as error:
+                # UNAVAILABLE may or may not have happened; OK must have.
+                refused.append(person.email)
+                if reason_of(error) != "STORE_UNAVAILABLE":
+                    surprises.append(f"{error.code()}: {error.details()}")
+
+    def more_acknowledged(before: int) -> bool:
+        assert not surprises, surprises
+        return len(acknowledged) >= before + 20
+
+    workers = [threading.Thread(target=sign_up_again_and_again, daemon=True) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    try:
+        wait_until("some are acknowledged", lambda: more_acknowledged(0), deadline=30)
+        cluster.stop()
+        wait_until("the server knows", lambda: client.health() == "NOT_SERVING", deadline=15)
+        wait_until("the callers know and insist", lambda: len(refused) >= 100, deadline=30)
+        before = len(acknowledged)
+        cluster.start()
+        # Callers that do not wait as RetryInfo asks keep every core busy; healing must not starve behind them.
+        wait_until("more are acknowledged", lambda: more_acknowledged(before), deadline=2 * HEALED_WITHIN)
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join(20)
+
+    assert not surprises, surprises
+    assert set(acknowledged) <= engine.emails()

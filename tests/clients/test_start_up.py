@@ -1,0 +1,129 @@
+"""Starting and asking how it is: what the command line and the configuration promise.
+
+It owns the empty configuration, refusals to start that name their cause, and the
+commands that act on a configured server.
+"""
+
+import stat
+import subprocess
+
+import pytest
+
+from support.client import Person
+from support.engine import Sqlite, new_master_key
+from support.server import own_environment
+
+LOOPBACK = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
+
+
+@pytest.fixture
+def refusal(binary, tmp_path):
+    """Starts a server that must refuse to start, and returns what it says."""
+
+    def start(**settings) -> str:
+        # Ends by itself or not at all: a server that starts after all runs into the time limit.
+        ended = subprocess.run(
+            [binary, "serve"],
+            env=own_environment(**{**LOOPBACK, "data_dir": tmp_path / "data", **settings}),
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert ended.returncode != 0
+        assert "panicked at" not in ended.stderr
+        return ended.stderr
+
+    return start
+
+
+class NoConfiguration(Sqlite):
+    """The embedded database where it is when nothing is said: in the working directory."""
+
+    def settings(self) -> dict[str, str]:
+        return {}
+
+
+def test_without_configuration_it_keeps_its_accounts_in_its_own_directory(start_server, tmp_path):
+    data = tmp_path / "server-0" / "postern-data"
+    server = start_server(NoConfiguration(data))
+    person, tokens = server.client.newcomer()
+
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    readable = [path.name for path in data.iterdir() if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert not readable, f"readable to others: {readable}"
+
+    server.restart()
+    assert server.client.login(person)
+    assert server.client.me(tokens.access_token)
+
+
+def test_an_unknown_variable_stops_the_start_and_is_named(refusal):
+    assert "POSTERN_ACCES_TOKEN_TTL" in refusal(acces_token_ttl="5m")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("access_token_ttl", "soon"),
+        ("refresh_retry_window", "2h"),
+        ("argon2_memory_kib", "-1"),
+        ("grpc_addr", "nowhere"),
+        ("reflection", "perhaps"),
+    ],
+)
+def test_a_malformed_setting_stops_the_start_and_is_named(refusal, name, value):
+    said = refusal(**{name: value})
+    assert f"POSTERN_{name.upper()}" in said or f"--{name.replace('_', '-')}" in said, said
+
+
+def test_postgres_without_a_master_key_stops_the_start_and_says_so(refusal, cluster):
+    said = refusal(database_url=cluster.url("postgres"))
+    assert "POSTERN_MASTER_KEY" in said
+    assert cluster.password not in said, "and keeps the database's password to itself"
+
+
+@pytest.mark.parametrize("key", ["c2hvcnQ=", "not base64 at all", "0" * 64])
+def test_a_master_key_that_is_none_stops_the_start(refusal, cluster, key):
+    said = refusal(database_url=cluster.url("postgres"), master_key=key)
+    assert "POSTERN_MASTER_KEY" in said
+    assert key not in said
+
+
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
+def test_another_master_key_does_not_open_the_same_database(engine, start_server, refusal):
+    server = start_server(engine)
+    server.stop()
+
+    other = new_master_key()
+    said = refusal(**{**engine.settings(), "master_key": other})
+
+    assert "master key" in said.lower() or "POSTERN_MASTER_KEY" in said
+    assert other not in said
+
+
+def test_migrating_again_changes_nothing(engine, start_server):
+    server = start_server(engine)
+    person, _ = server.client.newcomer()
+    before = engine.counts()
+
+    for _ in range(2):
+        assert server.run("migrate").returncode == 0
+
+    assert engine.counts() == before
+    assert server.client.login(person)
+
+
+def test_healthcheck_tells_a_serving_server_from_none(embedded, start_server):
+    server = start_server(embedded)
+    assert server.run("healthcheck").returncode == 0
+    server.stop()
+    assert server.run("healthcheck").returncode != 0
+
+
+def test_a_second_server_cannot_take_a_port_that_is_in_use(embedded, start_server, refusal):
+    server = start_server(embedded)
+    said = refusal(grpc_addr=server.address)
+    assert server.address in said or "grpc_addr" in said.lower() or "in use" in said.lower()
+    assert server.client.sign_up(Person())
