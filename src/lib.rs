@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | [`cli`], `main` | the commands | everything |
 //! | [`app`] | putting the parts together; start and stop | everything |
-//! | [`config`] | settings, their names and limits | `domain`, `store` (their settings' types) |
+//! | [`config`] | settings, their names and limits | `domain`, `store` (their settings' types), `error` |
 //! | [`listen`] | connections | nothing here |
 //! | [`grpc`] | the RPCs and what stands before them | `domain`, `error`, `proto`, `listen` (the peer's address) |
 //! | [`domain`] | the rules | `store` (the trait), `error` |

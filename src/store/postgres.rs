@@ -452,7 +452,7 @@ async fn rotate(
     sqlx::query_as::<_, UserRow<Time>>(concat!(
         "UPDATE sessions s SET generation = $4, refresh_hash = $5, refresh_issue_time = $6, ",
         "refresh_expire_time = $7, last_refresh_time = clock_timestamp() FROM users u ",
-        "WHERE s.id = $1 AND s.generation = $2 AND s.refresh_hash = $3 AND s.revoke_time IS NULL ",
+        "WHERE s.id = $1 AND s.user_id = $9 AND s.generation = $2 AND s.refresh_hash = $3 AND s.revoke_time IS NULL ",
         "AND s.refresh_expire_time > $8 AND u.id = s.user_id AND NOT u.disabled RETURNING ",
         user_columns!()
     ))
@@ -464,6 +464,7 @@ async fn rotate(
     .bind(rotation.next.issue_time)
     .bind(rotation.next.expire_time)
     .bind(rotation.now)
+    .bind(rotation.next.user_id.0)
     .fetch_optional(executor)
     .await?
     .map(UserRow::into_user)

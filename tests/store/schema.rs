@@ -1,0 +1,148 @@
+//! The schema: brought up to date, checked, and laid out so that a refresh stays cheap.
+
+use futures_util::future::join_all;
+use postern::store::{self, Location, Migrate, OpenError};
+use secrecy::SecretString;
+use time::ext::NumericalDuration as _;
+
+use crate::{
+    fixtures::{Token, log_in, new_session, refresh, sign_up},
+    support::{Database, Engine, on_each_engine, wait_until, with_database},
+};
+
+on_each_engine![
+    bringing_an_up_to_date_schema_up_to_date_changes_nothing,
+    an_empty_database_is_refused_unless_it_may_be_changed,
+    a_migration_of_a_release_to_come_stops_nobody,
+    times_are_kept_to_the_microsecond,
+];
+
+async fn open(database: &Database, migrate: Migrate) -> Result<(), OpenError> {
+    store::connect(&database.location(), migrate).await.map(drop)
+}
+
+async fn bringing_an_up_to_date_schema_up_to_date_changes_nothing(database: &Database) {
+    let user = sign_up(database.store().await.as_ref(), "ada").await;
+    open(database, Migrate::Apply).await.expect("a second time");
+    open(database, Migrate::Check).await.expect("up to date");
+    let store = database.store().await;
+    let found = store.credentials(&user.email).await.expect("the store").expect("an account");
+    assert_eq!(found.user, user);
+    assert_eq!(database.sql.number("SELECT count(*) FROM _sqlx_migrations").await, 1);
+}
+
+async fn an_empty_database_is_refused_unless_it_may_be_changed(database: &Database) {
+    if let Location::Sqlite(file) = database.location() {
+        database.location().prepare().expect("a directory");
+        std::fs::write(file, "").expect("an empty database");
+    }
+    let refusal = open(database, Migrate::Check).await.expect_err("nothing is there");
+    assert!(matches!(refusal, OpenError::SchemaOutdated(1)), "{refusal:?}");
+    assert!(refusal.to_string().contains("postern migrate"), "{refusal}");
+    let tables = match database.engine {
+        Engine::Sqlite => "SELECT count(*) FROM sqlite_master",
+        Engine::Postgres => "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'",
+    };
+    assert_eq!(database.sql.number(tables).await, 0, "a check changes nothing");
+    open(database, Migrate::Apply).await.expect("a schema");
+    open(database, Migrate::Check).await.expect("up to date");
+}
+
+async fn a_migration_of_a_release_to_come_stops_nobody(database: &Database) {
+    database.location().prepare().expect("a directory");
+    open(database, Migrate::Apply).await.expect("a schema");
+    let bytes = match database.engine {
+        Engine::Sqlite => "x'00'",
+        Engine::Postgres => r"'\x00'",
+    };
+    database
+        .sql
+        .execute(&format!(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9999, 'of a release to come', true, {bytes}, 0)"
+        ))
+        .await;
+    open(database, Migrate::Apply).await.expect("one step ahead is no harm");
+    open(database, Migrate::Check).await.expect("one step ahead is no harm");
+}
+
+async fn times_are_kept_to_the_microsecond(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up(store.as_ref(), "ada").await;
+    let end = new_session(user.id).grant.session_end_time;
+    // To the year 2240, a microsecond apart.
+    for offset in [0.microseconds(), 1.microseconds(), 77_777.days()] {
+        let mut session = new_session(user.id);
+        session.grant.session_end_time = end + offset;
+        store.open_session(session).await.expect("the store");
+    }
+    let forget = async |now| store.forget_ended_sessions(now, 10).await.expect("the store");
+    assert_eq!(forget(end + 1.microseconds()).await, 1);
+    assert_eq!(forget(end + 2.microseconds()).await, 1);
+    assert_eq!(forget(end + 77_777.days()).await, 0);
+    assert_eq!(forget(end + 77_777.days() + 1.microseconds()).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_on_postgres_can_all_bring_the_schema_up_to_date_at_once() {
+    with_database(Engine::Postgres, async |database| {
+        let attempts = (0..4).map(|_| open(database, Migrate::Apply));
+        for outcome in join_all(attempts).await {
+            outcome.expect("a schema");
+        }
+    })
+    .await;
+}
+
+/// Only PostgreSQL has such updates: `fillfactor`, and no index on what a refresh changes, are there for them. Nothing
+/// here depends on when dead versions are pruned, which other connections can hold up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_on_postgres_is_a_heap_only_update() {
+    with_database(Engine::Postgres, async |database| {
+        let store = database.store().await;
+        let user = sign_up(store.as_ref(), "ada").await;
+        // Several full pages, and then a few updates on each: there must be room on the page where a row is.
+        let mut tokens: Vec<Token> = Vec::new();
+        for _ in 0..200 {
+            tokens.push(log_in(store.as_ref(), &user).await);
+        }
+        for token in tokens.iter().step_by(20) {
+            refresh(store.as_ref(), token).await;
+        }
+        drop(store);
+        let heap_only = heap_only_updates(database, 10).await;
+        assert_eq!(heap_only, 10, "a few updates on each full page");
+
+        let store = database.store().await;
+        let mut token = tokens[1].clone();
+        for _ in 0..200 {
+            token = refresh(store.as_ref(), &token).await;
+        }
+        drop(store);
+        // A page that is full and cannot be pruned at that moment is left once for another.
+        let heap_only = heap_only_updates(database, 210).await;
+        assert!(heap_only >= 190, "only {heap_only} of 210 updates, most of them of one row");
+    })
+    .await;
+}
+
+/// How many updates of sessions touched no index, once so many are counted. A backend hands in its counts as it ends,
+/// if not before.
+async fn heap_only_updates(database: &Database, updates: i64) -> i64 {
+    let counted = |column| format!("SELECT {column} FROM pg_stat_user_tables WHERE relname = 'sessions'");
+    wait_until("the updates are counted", async || {
+        (database.sql.number(&counted("n_tup_upd")).await == updates).then_some(())
+    })
+    .await;
+    database.sql.number(&counted("n_tup_hot_upd")).await
+}
+
+/// A database that cannot be spoken to is named for what it is, and its password is not.
+#[tokio::test]
+async fn a_url_that_is_none_is_refused_without_its_password() {
+    let location =
+        Location::Postgres { url: SecretString::from("postgres://u:hunter2@[::1/postern"), max_connections: 1 };
+    let refusal = store::connect(&location, Migrate::Check).await.expect_err("no URL");
+    assert!(matches!(refusal, OpenError::Url(_)), "{refusal:?}");
+    assert!(!format!("{refusal:?} {refusal} {location:?}").contains("hunter2"));
+}

@@ -1,0 +1,221 @@
+//! The running service: the real one, through `build()`, on a port of its own, with a clock that stands still until it
+//! is moved. What a client gets to see of it comes back decoded: a reply, or a [`Failure`].
+
+use std::{sync::Arc, time::Duration};
+
+use postern::{
+    app::{self, Addresses},
+    config::Config,
+    domain::env::{Env, ManualClock},
+    grpc::ERROR_DOMAIN,
+    proto::{
+        GetMeRequest, LoginRequest, LoginResponse, LogoutRequest, RefreshRequest, SignUpRequest, TokenPair, User,
+        auth_service_client::AuthServiceClient,
+    },
+    store::Location,
+};
+use secrecy::ExposeSecret as _;
+use time::{OffsetDateTime, macros::datetime};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Request, Status,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt as _;
+
+use crate::support::{Database, Engine};
+
+/// When every test begins. Not on a full second, since nothing in the world is.
+pub const START: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
+/// Everybody's password.
+pub const PASSWORD: &str = "correct horse battery staple";
+/// What PostgreSQL needs to be given and SQLite makes for itself.
+pub const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+/// As much of the command line as `postern serve` takes, so that a test has the production defaults. A flag given
+/// twice counts the second time.
+#[derive(Debug, clap::Parser)]
+#[command(args_override_self = true)]
+struct CommandLine {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// The configuration that these arguments make.
+pub fn parse(arguments: &[&str]) -> Result<Config, clap::Error> {
+    let command_line = std::iter::once("postern").chain(arguments.iter().copied());
+    <CommandLine as clap::Parser>::try_parse_from(command_line).map(|parsed| parsed.config)
+}
+
+/// The configuration of a test on this database; hashing costs next to nothing unless the arguments say otherwise.
+pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
+    let url = match database.location() {
+        Location::Sqlite(file) => format!("sqlite:{}", file.display()),
+        Location::Postgres { url, .. } => url.expose_secret().to_owned(),
+    };
+    let url = format!("--database-url={url}");
+    let master_key = format!("--master-key={MASTER_KEY}");
+    let mut all = vec!["--grpc-addr=127.0.0.1:0", "--argon2-memory-kib=64", "--argon2-iterations=1", &url];
+    if matches!(database.location(), Location::Postgres { .. }) {
+        all.extend([master_key.as_str(), "--database-max-connections=8"]);
+    }
+    all.extend(arguments);
+    parse(&all).expect("a configuration")
+}
+
+/// The service on a test's database. Every test stops it, and what must hold then is checked.
+#[must_use]
+pub struct TestApp<'a> {
+    pub addresses: Addresses,
+    pub clock: Arc<ManualClock>,
+    database: &'a Database,
+    channel: Channel,
+    stop: CancellationToken,
+    running: Option<JoinHandle<()>>,
+}
+
+impl<'a> TestApp<'a> {
+    pub async fn start(database: &'a Database, arguments: &[&str]) -> Self {
+        Self::start_at(database, Arc::new(ManualClock::new(START)), arguments).await
+    }
+
+    async fn start_at(database: &'a Database, clock: Arc<ManualClock>, arguments: &[&str]) -> Self {
+        let config = configuration(database, arguments);
+        if database.engine == Engine::Postgres {
+            app::migrate(&config.store).await.expect("a schema");
+        }
+        let app = app::build(&config, Env::with_clock(Arc::clone(&clock) as _)).await.expect("a service");
+        let addresses = app.addresses();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(app.run(stop.clone()));
+        let endpoint = Endpoint::from_shared(format!("http://{}", addresses.grpc)).expect("an address");
+        Self { addresses, clock, database, channel: endpoint.connect_lazy(), stop, running: Some(running) }
+    }
+
+    /// Stops it, and starts it again on the same database at the same time of day.
+    pub async fn restart(self, arguments: &[&str]) -> Self {
+        let (database, clock) = (self.database, Arc::clone(&self.clock));
+        self.stop().await;
+        Self::start_at(database, clock, arguments).await
+    }
+
+    /// Stops it as SIGTERM would, and sees that it leaves nothing open.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Some(running) = self.running.take() {
+            running.await.expect("the service ends in order");
+        }
+        self.database.assert_at_rest().await;
+    }
+
+    /// Moves the service's clock.
+    pub fn pass(&self, time: time::Duration) {
+        self.clock.advance(time);
+    }
+
+    pub fn auth(&self) -> AuthServiceClient<Channel> {
+        AuthServiceClient::new(self.channel.clone())
+    }
+
+    /// Signs up `name` at `name@example.com`.
+    pub async fn sign_up(&self, name: &str) -> User {
+        let request = SignUpRequest {
+            username: name.to_owned(),
+            email: format!("{name}@example.com"),
+            password: PASSWORD.to_owned(),
+        };
+        let reply = self.try_sign_up(request).await.expect("an account");
+        reply.user.expect("its user")
+    }
+
+    pub async fn try_sign_up(&self, request: SignUpRequest) -> Result<postern::proto::SignUpResponse, Failure> {
+        Ok(self.auth().sign_up(request).await?.into_inner())
+    }
+
+    /// Logs in whom [`sign_up`](Self::sign_up) signed up.
+    pub async fn log_in(&self, name: &str) -> TokenPair {
+        let reply = self.try_log_in(&format!("{name}@example.com"), PASSWORD).await.expect("a session");
+        reply.tokens.expect("its tokens")
+    }
+
+    pub async fn try_log_in(&self, email: &str, password: &str) -> Result<LoginResponse, Failure> {
+        let request = LoginRequest { email: email.to_owned(), password: password.to_owned() };
+        Ok(self.auth().login(request).await?.into_inner())
+    }
+
+    pub async fn me(&self, access_token: &str) -> Result<User, Failure> {
+        let mut request = Request::new(GetMeRequest {});
+        let bearer = MetadataValue::try_from(format!("Bearer {access_token}")).expect("metadata");
+        request.metadata_mut().insert("authorization", bearer);
+        let reply = self.auth().get_me(request).await?.into_inner();
+        Ok(reply.user.expect("a user"))
+    }
+
+    pub async fn refresh(&self, refresh_token: &str) -> Result<TokenPair, Failure> {
+        let request = RefreshRequest { refresh_token: refresh_token.to_owned() };
+        let reply = self.auth().refresh(request).await?.into_inner();
+        Ok(reply.tokens.expect("tokens"))
+    }
+
+    pub async fn log_out(&self, refresh_token: &str) -> Result<(), Failure> {
+        self.end(refresh_token, false).await
+    }
+
+    pub async fn log_out_everywhere(&self, refresh_token: &str) -> Result<(), Failure> {
+        self.end(refresh_token, true).await
+    }
+
+    async fn end(&self, refresh_token: &str, everywhere: bool) -> Result<(), Failure> {
+        let request = LogoutRequest { refresh_token: refresh_token.to_owned(), everywhere };
+        self.auth().logout(request).await?;
+        Ok(())
+    }
+}
+
+impl Drop for TestApp<'_> {
+    fn drop(&mut self) {
+        // A test that fails is let alone; one that passes has to have looked at the end, too.
+        assert!(self.running.is_none() || std::thread::panicking(), "a test did not stop its service");
+    }
+}
+
+/// What a client gets to know of a call that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub code: Code,
+    pub message: String,
+    /// Of `ErrorInfo`; empty where there is none.
+    pub reason: String,
+    /// Of `BadRequest`: the fields that are named.
+    pub fields: Vec<String>,
+    /// Of `RetryInfo`.
+    pub retry_delay: Option<Duration>,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let details = status.check_error_details().expect("details that can be read");
+        let info = details.error_info();
+        if let Some(info) = info {
+            assert_eq!(info.domain, ERROR_DOMAIN);
+        }
+        let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
+        Self {
+            code: status.code(),
+            message: status.message().to_owned(),
+            reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
+            fields: violations.iter().map(|violation| violation.field.clone()).collect(),
+            retry_delay: details.retry_info().and_then(|info| info.retry_delay),
+        }
+    }
+}
+
+/// Sees a call fail with that code for that reason, and hands out what else the client learned.
+#[track_caller]
+pub fn assert_fails<T: std::fmt::Debug>(outcome: Result<T, Failure>, code: Code, reason: &str) -> Failure {
+    let failure = outcome.expect_err("the call should have failed");
+    assert_eq!((failure.code, failure.reason.as_str()), (code, reason), "{failure:?}");
+    failure
+}
