@@ -45,7 +45,15 @@ type Client = AuthServiceClient<Channel>;
 async fn main() {
     let directory = tempfile::tempdir().unwrap();
     let data_dir = directory.path().to_str().unwrap();
-    let config = Arguments::parse_from(["bench", "--grpc-addr", "127.0.0.1:0", "--data-dir", data_dir]).config;
+    let config = Arguments::parse_from([
+        "bench",
+        "--grpc-addr=127.0.0.1:0",
+        "--http-addr=127.0.0.1:0",
+        "--ops-addr=127.0.0.1:0",
+        "--data-dir",
+        data_dir,
+    ])
+    .config;
     let app = app::build(&config, Env::system()).await.unwrap();
     let address = format!("http://{}", app.addresses().grpc);
     let stop = CancellationToken::new();

@@ -9,15 +9,17 @@ use std::{
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Config, ConfigError},
     domain::{Postern, env::Env, hasher::Hasher, keyring::Keyring, token::Tokens},
     error::Error,
     grpc::{self, Health},
-    listen,
+    http::{self, HttpOptions, ops::Readiness},
+    listen::{self, Protocol},
     store::{self, Location, Migrate, OpenError, Store, StoreError},
+    telemetry::Metrics,
 };
 
 /// How long `serve` waits for its database when it starts.
@@ -57,10 +59,10 @@ fn detail(error: &Error) -> String {
 /// The service, put together and listening, not yet serving.
 #[derive(Debug)]
 pub struct App {
-    grpc_listener: TcpListener,
+    surfaces: Vec<Surface>,
     addresses: Addresses,
-    router: Router,
     health: Health,
+    readiness: Arc<Readiness>,
     store: Arc<dyn Store>,
     env: Env,
 }
@@ -75,6 +77,16 @@ impl std::fmt::Debug for dyn Store {
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    pub ops: SocketAddr,
+}
+
+/// One bound address and what it serves.
+#[derive(Debug)]
+struct Surface {
+    listener: TcpListener,
+    protocol: Protocol,
+    router: Router,
 }
 
 /// Puts the service together: checks the configuration, opens the store and its keys, starts the hashing threads, binds
@@ -95,12 +107,35 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
         passwords: config.passwords.policy(),
         sessions: config.tokens.session_policy(),
     });
-    let (router, health) = grpc::router(postern, env.clone(), config.listen.reflection).await?;
-    let address = config.listen.grpc_addr;
+    postern.passwords.warm_up();
+    let metrics = Metrics::of_process();
+    let readiness = Arc::new(Readiness::default());
+    let (grpc_router, health) = grpc::router(Arc::clone(&postern), env.clone(), config.listen.reflection).await?;
+    let http_options = HttpOptions {
+        public_url: config.listen.public_url.clone().unwrap_or_else(|| config.tokens.issuer.clone()),
+        cors_origins: config.listen.cors_origins.clone(),
+        env: env.clone(),
+    };
+    let http_router = http::router(&grpc_router, postern, &http_options)?;
+    let ops_router = http::ops::router(Arc::clone(&readiness), metrics);
+
+    let (grpc, grpc_address) = listen_on(config.listen.grpc_addr, Protocol::Http2, grpc_router).await?;
+    let (http, http_address) = listen_on(config.listen.http_addr, Protocol::Http1AndHttp2, http_router).await?;
+    let (ops, ops_address) = listen_on(config.listen.ops_addr, Protocol::Http1AndHttp2, ops_router).await?;
+    let addresses = Addresses { grpc: grpc_address, http: http_address, ops: ops_address };
+    Ok(App { surfaces: vec![grpc, http, ops], addresses, health, readiness, store, env })
+}
+
+/// Binds an address; the second value is the real one, also where the first left the port to the system.
+async fn listen_on(
+    address: SocketAddr,
+    protocol: Protocol,
+    router: Router,
+) -> Result<(Surface, SocketAddr), BuildError> {
     let cannot_listen = |error| BuildError::Listen(address, error);
-    let grpc_listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
-    let addresses = Addresses { grpc: grpc_listener.local_addr().map_err(cannot_listen)? };
-    Ok(App { grpc_listener, addresses, router, health, store, env })
+    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let bound = listener.local_addr().map_err(cannot_listen)?;
+    Ok((Surface { listener, protocol, router }, bound))
 }
 
 /// Opens the store, waiting a while for a database that is not there yet: they are often started together.
@@ -133,30 +168,33 @@ impl App {
 
     /// Serves until `stop`, then says NOT_SERVING, goes on for a moment, sends GOAWAY, lets calls finish and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { grpc_listener, addresses: _, router, health, store, env } = self;
+        let Self { surfaces, addresses: _, health, readiness, store, env } = self;
         let close = CancellationToken::new();
         // Known to the callers before the first of them can ask.
-        health.set(store.ping().await.is_ok()).await;
-        let server = tokio::spawn(listen::serve(grpc_listener, router, close.clone()));
-        let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone()));
+        report(store.ping().await.is_ok(), &health, &readiness).await;
+        let servers = TaskTracker::new();
+        for Surface { listener, protocol, router } in surfaces {
+            servers.spawn(listen::serve(listener, protocol, router, close.clone()));
+        }
+        servers.close();
+        let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness)));
         let forgetter = tokio::spawn(forget_ended_sessions(store, env));
 
         stop.cancelled().await;
         tracing::info!("stopping");
+        readiness.set_stopping();
         monitor.abort();
         forgetter.abort();
         health.set(false).await;
         tokio::time::sleep(LAME_DUCK).await;
         close.cancel();
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the listener ended badly");
-        }
+        servers.wait().await;
         tracing::info!("stopped");
     }
 }
 
 /// Keeps the reported health in step with the store, both ways.
-async fn watch_store(store: Arc<dyn Store>, health: Health) {
+async fn watch_store(store: Arc<dyn Store>, health: Health, readiness: Arc<Readiness>) {
     let mut was_reachable = true;
     let mut ticks = tokio::time::interval(PING_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -164,16 +202,31 @@ async fn watch_store(store: Arc<dyn Store>, health: Health) {
         ticks.tick().await;
         let ping = store.ping().await;
         let reachable = ping.is_ok();
+        measure(store.as_ref(), reachable);
         if reachable == was_reachable {
             continue;
         }
         was_reachable = reachable;
-        health.set(reachable).await;
+        report(reachable, &health, &readiness).await;
         match ping {
             Ok(()) => tracing::info!("the database is back: serving"),
             Err(error) => tracing::error!(%error, "the database is away: not serving"),
         }
     }
+}
+
+async fn report(reachable: bool, health: &Health, readiness: &Readiness) {
+    readiness.set_database(reachable);
+    health.set(reachable).await;
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a pool is far smaller than 2^52")]
+fn measure(store: &dyn Store, reachable: bool) {
+    let connections = store.connections();
+    let idle = connections.idle as f64;
+    metrics::gauge!("postern_database_up").set(f64::from(u8::from(reachable)));
+    metrics::gauge!("postern_database_connections", "state" => "idle").set(idle);
+    metrics::gauge!("postern_database_connections", "state" => "used").set(f64::from(connections.open) - idle);
 }
 
 /// Deletes sessions that can never come to life again, in batches.

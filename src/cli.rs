@@ -10,7 +10,7 @@ use crate::{
     app,
     config::{Config, LogConfig, MasterKeyConfig, StoreConfig, check_variables},
     domain::{env::Env, keyring::Keyring},
-    store, telemetry,
+    http, store, telemetry,
 };
 
 /// Accounts, passwords and JWT sessions behind gRPC
@@ -31,6 +31,8 @@ enum Command {
     Migrate(StoreConfig),
     /// Ask a running server whether it serves; exits 0 if it does
     Healthcheck(Healthcheck),
+    /// Print the OpenAPI 3.1 description of the REST API
+    Openapi,
     /// The keys that sign access tokens
     #[command(subcommand)]
     Keys(Keys),
@@ -84,6 +86,10 @@ async fn execute(cli: Cli) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Healthcheck(arguments) => healthcheck(arguments.grpc_addr).await,
+        Command::Openapi => {
+            println!("{}", serde_json::to_string_pretty(&http::openapi::contract_document()?)?);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Keys(Keys::List { store, master_key }) => list_keys(&store, &master_key).await,
     }
 }
@@ -93,7 +99,12 @@ async fn serve(config: &Config) -> Result<ExitCode, Failure> {
     let stop = CancellationToken::new();
     tokio::spawn(stop_on_signal(stop.clone())?);
     let addresses = app.addresses();
-    tracing::info!(grpc_addr = %addresses.grpc, "Postern is ready");
+    tracing::info!(
+        grpc_addr = %addresses.grpc,
+        http_addr = %addresses.http,
+        ops_addr = %addresses.ops,
+        "Postern is ready"
+    );
     if config.listen.reflection {
         tracing::info!("next: grpcurl -plaintext {} describe postern.auth.v1.AuthService", addresses.grpc);
     }

@@ -4,6 +4,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, CommandFactory, ValueEnum};
+use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
@@ -44,10 +45,10 @@ pub enum ConfigError {
     #[error("POSTERN_DATABASE_URL must begin with postgres://, postgresql:// or sqlite:")]
     DatabaseUrl,
     #[error(
-        "POSTERN_GRPC_ADDR={0} is not loopback, and passwords would cross the network in plain text: set \
+        "{0}={1} is not loopback, and passwords would cross the network in plain text: set \
          POSTERN_ALLOW_PLAINTEXT=true if something in front of Postern speaks TLS"
     )]
-    Plaintext(SocketAddr),
+    Plaintext(&'static str, SocketAddr),
     #[error("{0} must not be {1}")]
     OutOfRange(&'static str, String),
     #[error(transparent)]
@@ -76,6 +77,18 @@ pub struct ListenConfig {
     /// Address for gRPC; port 0 picks a free one
     #[arg(long, env = "POSTERN_GRPC_ADDR", default_value = "127.0.0.1:50051", value_name = "IP:PORT")]
     pub grpc_addr: SocketAddr,
+    /// Address for REST, the public keys and discovery
+    #[arg(long, env = "POSTERN_HTTP_ADDR", default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
+    pub http_addr: SocketAddr,
+    /// Address for probes and metrics; nothing secret, but not for the network at large
+    #[arg(long, env = "POSTERN_OPS_ADDR", default_value = "127.0.0.1:9090", value_name = "IP:PORT")]
+    pub ops_addr: SocketAddr,
+    /// Where the HTTP address is reached from outside [default: the issuer]
+    #[arg(long, env = "POSTERN_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Origins whose web pages may call the REST API, separated by commas [default: none]
+    #[arg(long, env = "POSTERN_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub cors_origins: Vec<HeaderValue>,
     /// Serve plaintext on an address that is not loopback: for when a proxy or a mesh speaks TLS in front
     #[arg(long, env = "POSTERN_ALLOW_PLAINTEXT", default_value_t = false, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -197,10 +210,18 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 15m, 7d or 1h 30m"))
 }
 
+/// Reads an origin (RFC 6454 §6.2): scheme, host and port, nothing behind.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
+    if host.is_empty() || host.contains(['/', '?', '#', '@', '*', ' ']) {
+        return Err("an origin is written like https://app.example.com, without a path".to_owned());
+    }
+    HeaderValue::from_str(text).map_err(|error| error.to_string())
+}
+
 /// Variables of the contract whose features are still to come and that do no harm while they have no effect: they are
 /// accepted, so that one environment fits every release, and said to have none.
-const RESERVED: [&str; 5] =
-    ["POSTERN_HTTP_ADDR", "POSTERN_OPS_ADDR", "POSTERN_PUBLIC_URL", "POSTERN_MAIL_URL", "POSTERN_MAIL_FROM"];
+const RESERVED: [&str; 2] = ["POSTERN_MAIL_URL", "POSTERN_MAIL_FROM"];
 
 /// Variables of the contract that protect something: ignoring them would be a lie.
 const NOT_IMPLEMENTED: [&str; 10] = [
@@ -250,11 +271,19 @@ fn is_kubernetes_service_link(name: &str) -> bool {
 impl ListenConfig {
     /// Refuses plaintext where others could listen in, unless it was allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.grpc_addr.ip().is_loopback() || self.allow_plaintext {
-            Ok(())
-        } else {
-            Err(ConfigError::Plaintext(self.grpc_addr))
+        for (variable, address) in [("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr)] {
+            if !address.ip().is_loopback() && !self.allow_plaintext {
+                return Err(ConfigError::Plaintext(variable, address));
+            }
         }
+        let url = self.public_url.as_deref().unwrap_or("https://");
+        if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains(char::is_whitespace) {
+            return Err(ConfigError::OutOfRange(
+                "POSTERN_PUBLIC_URL",
+                "anything but an http:// or https:// URL".to_owned(),
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -2,22 +2,22 @@
 //! (`docs/errors.md`); it knows no transport, `grpc/status.rs` alone says what each becomes on the wire.
 //! What it loses on purpose: which of several causes led to `InvalidCredentials` or `RefreshTokenInvalid`.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use crate::store::StoreError;
 
 /// One refused field of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldViolation {
-    /// The field's name in the proto, such as `email`.
-    pub field: &'static str,
+    /// The field's name as the caller knows it, such as `email`; empty where it is the message as a whole.
+    pub field: Cow<'static, str>,
     /// What is wrong with it, for a person; never the value itself.
     pub description: String,
 }
 
 impl FieldViolation {
-    pub fn new(field: &'static str, description: impl Into<String>) -> Self {
-        Self { field, description: description.into() }
+    pub fn new(field: impl Into<Cow<'static, str>>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
     }
 }
 

@@ -8,11 +8,12 @@
 //! | [`config`] | settings, their names and limits | `domain`, `store` (their settings' types), `error` |
 //! | [`listen`] | connections | nothing here |
 //! | [`grpc`] | the RPCs and what stands before them | `domain`, `error`, `proto`, `listen` (the peer's address) |
+//! | [`http`] | REST from the contract, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `telemetry` (metrics) |
 //! | [`domain`] | the rules | `store` (the trait), `error` |
 //! | [`store`] | the trait, its two backends | `domain` types |
 //! | [`error`] | why a call fails | `store` (its error) |
 //! | [`proto`] | the generated contract | nothing here |
-//! | [`telemetry`] | logging | `config` |
+//! | [`telemetry`] | logging, metrics | `config` |
 //!
 //! `tests/api/house.rs` reads the `use` lines and holds the rooms to this table. `docs/architecture.md` has the reasons.
 
@@ -22,6 +23,7 @@ pub mod config;
 pub mod domain;
 pub mod error;
 pub mod grpc;
+pub mod http;
 pub mod listen;
 pub mod proto;
 pub mod store;

@@ -31,6 +31,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that sends nothing for this long is closed. A living HTTP/2 client answers pings, so this ends those
 /// that never begin, stop in the middle of a header, or are gone.
 const SILENCE: Duration = Duration::from_secs(45);
+/// How long the headers of an HTTP/1.1 request may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most connections at once; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 10_000;
 /// How long connections may take to finish what they began once the server stops.
@@ -42,9 +44,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// Serves HTTP/2 until `stop`; then sends GOAWAY, lets calls finish for at most [`DRAIN`], and returns.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let mut connections = auto::Builder::new(TokioExecutor::new()).http2_only();
+/// What is spoken on an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 from the first byte (prior knowledge), as gRPC clients speak it.
+    Http2,
+    /// HTTP/1.1, or HTTP/2 by prior knowledge.
+    Http1AndHttp2,
+}
+
+/// Serves until `stop`; then says so (GOAWAY, `connection: close`), lets calls finish for at most [`DRAIN`], and returns.
+pub async fn serve(listener: TcpListener, protocol: Protocol, router: Router, stop: CancellationToken) {
+    let mut connections = auto::Builder::new(TokioExecutor::new());
+    if protocol == Protocol::Http2 {
+        connections = connections.http2_only();
+    }
+    connections.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADERS as usize);
     connections
         .http2()
         .timer(TokioTimer::new())

@@ -1,8 +1,11 @@
-//! Logging: to standard error, as text for people or as JSON for machines. Secrets do not reach it because their types
-//! do not print; addresses are masked by theirs.
+//! Logging and metrics. Logs go to standard error, as text for people or as JSON for machines; secrets do not reach them
+//! because their types do not print, addresses are masked by theirs. Metrics are kept here and rendered by `http/ops.rs`;
+//! `docs/operations.md` lists each.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
@@ -29,4 +32,58 @@ pub fn start(config: &LogConfig) -> Result<(), TelemetryError> {
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init()?,
     }
     Ok(())
+}
+
+/// Upper bounds of the buckets of every duration, in seconds: from a token check to the longest call.
+const DURATION_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// The process's metrics. There is one set, however many services a process starts.
+#[derive(Clone)]
+pub struct Metrics(PrometheusHandle);
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    /// The process's metrics, which begin with the first call.
+    pub fn of_process() -> Self {
+        static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+        let handle = HANDLE.get_or_init(|| {
+            let builder = PrometheusBuilder::new();
+            let builder = builder
+                .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &DURATION_BUCKETS)
+                .unwrap_or_else(|_no_buckets| PrometheusBuilder::new());
+            let recorder = builder.build_recorder();
+            let handle = recorder.handle();
+            if metrics::set_global_recorder(recorder).is_err() {
+                tracing::warn!("something else in this process records metrics: ours stay empty");
+            }
+            describe();
+            handle
+        });
+        Self(handle.clone())
+    }
+
+    /// All of them, in the text format of Prometheus.
+    pub fn render(&self) -> String {
+        self.0.run_upkeep();
+        self.0.render()
+    }
+}
+
+/// Names and units, by Prometheus's conventions. Labels are bounded: RPCs of the contract, codes, outcomes.
+fn describe() {
+    describe_counter!("postern_rpcs_total", "RPCs answered, by method and gRPC code");
+    describe_histogram!("postern_rpc_duration_seconds", Unit::Seconds, "How long RPCs took to answer, by method");
+    describe_gauge!("postern_hash_queue_depth", "Password hashes that wait for a thread");
+    describe_histogram!("postern_hash_wait_seconds", Unit::Seconds, "How long password hashes waited for a thread");
+    describe_histogram!("postern_hash_duration_seconds", Unit::Seconds, "How long password hashes took");
+    describe_gauge!("postern_database_connections", "Connections to the database, by state");
+    describe_gauge!("postern_database_up", "Whether the database answered the last ping");
+    describe_counter!("postern_sessions_opened_total", "Sessions opened by login");
+    describe_counter!("postern_refreshes_total", "Refresh tokens presented, by outcome");
 }

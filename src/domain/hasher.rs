@@ -79,6 +79,7 @@ impl std::fmt::Debug for Hasher {
 struct Job {
     password: Password,
     task: Task,
+    queued: Instant,
     deadline: Deadline,
     reply: oneshot::Sender<Result<Outcome, Error>>,
 }
@@ -144,11 +145,19 @@ impl Hasher {
 
     async fn submit(&self, password: Password, task: Task, deadline: Deadline) -> Result<Outcome, Error> {
         let (reply, answer) = oneshot::channel();
-        match self.queue.try_send(Job { password, task, deadline, reply }) {
+        let queued = Instant::now();
+        let submitted = self.queue.try_send(Job { password, task, queued, deadline, reply });
+        self.report_depth();
+        match submitted {
             Ok(()) => answer.await.map_err(|_| Error::internal("a hasher thread died"))?,
             Err(flume::TrySendError::Full(_)) => Err(Error::Overloaded { retry_after: self.time_to_drain() }),
             Err(flume::TrySendError::Disconnected(_)) => Err(Error::internal("the hasher threads are gone")),
         }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a queue is far shorter than 2^52")]
+    fn report_depth(&self) {
+        metrics::gauge!("postern_hash_queue_depth").set(self.queue.len() as f64);
     }
 
     /// How long the pool needs for what is queued now: when it is worth trying again.
@@ -176,10 +185,13 @@ impl Worker {
                 continue;
             }
             let started = Instant::now();
+            metrics::histogram!("postern_hash_wait_seconds").record(started.duration_since(job.queued));
             let outcome = if started >= job.deadline.0 {
                 Err(Error::DeadlineExceeded)
             } else {
-                self.perform(&job.password, job.task)
+                let outcome = self.perform(&job.password, job.task);
+                metrics::histogram!("postern_hash_duration_seconds").record(started.elapsed());
+                outcome
             };
             // The caller may have gone meanwhile; then nobody wants the answer.
             let _ = job.reply.send(outcome);

@@ -65,6 +65,11 @@ pub struct PasswordPolicy {
 }
 
 impl PasswordPolicy {
+    /// Loads the dictionaries, so that the first sign-up does not wait for them.
+    pub fn warm_up(&self) {
+        drop(zxcvbn::zxcvbn("warm-up", &[]));
+    }
+
     /// Accepts or refuses a new password, given what an attacker knows of its account: username and email address.
     pub fn accept(
         &self,

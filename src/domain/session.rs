@@ -4,6 +4,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use jsonwebtoken::jwk::JwkSet;
 use time::OffsetDateTime;
 
 use crate::{
@@ -97,6 +98,7 @@ impl Postern {
             .await?;
         match opening {
             SessionOpening::Opened(user) => {
+                metrics::counter!("postern_sessions_opened_total").increment(1);
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;
                 Ok((TokenPair { access, refresh }, user))
             }
@@ -128,7 +130,9 @@ impl Postern {
             now,
             retry_window: self.sessions.retry_window,
         };
-        let (user, refresh) = match self.store.rotate_refresh(rotation).await? {
+        let outcome = self.store.rotate_refresh(rotation).await?;
+        metrics::counter!("postern_refreshes_total", "outcome" => outcome.name()).increment(1);
+        let (user, refresh) = match outcome {
             RotationOutcome::Rotated(user) => (user, refresh),
             RotationOutcome::Retried { user, grant, hash } => {
                 // The client lost our answer, or two of its calls raced: give the winner's token again.
@@ -170,6 +174,16 @@ impl Postern {
     /// Who an access token stands for. Costs no I/O; whether its session still lives is not asked here.
     pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenFault> {
         self.tokens.verify_access(access_token, self.env.now())
+    }
+
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        self.tokens.issuer()
+    }
+
+    /// The public keys of access tokens.
+    pub fn jwks(&self) -> JwkSet {
+        self.tokens.jwks()
     }
 
     fn refresh_expiry(&self, now: OffsetDateTime, session_end_time: OffsetDateTime) -> OffsetDateTime {

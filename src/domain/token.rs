@@ -241,6 +241,11 @@ impl Tokens {
         })
     }
 
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        &self.config.issuer
+    }
+
     /// The public keys, as verifiers fetch them.
     pub fn jwks(&self) -> jsonwebtoken::jwk::JwkSet {
         self.keyring.jwks()

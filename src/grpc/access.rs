@@ -58,7 +58,8 @@ fn path(method: &MethodDescriptor) -> String {
     format!("/{}/{}", method.parent_service().full_name(), method.name())
 }
 
-fn declared_access(method: &MethodDescriptor) -> Access {
+/// The rule that an RPC declares.
+pub fn declared_access(method: &MethodDescriptor) -> Access {
     let options = method.options();
     let extension = options.extensions().find(|(extension, _)| extension.full_name() == "postern.auth.v1.access");
     match extension {

@@ -1,7 +1,7 @@
 //! What goes around every call: its id and span, and the last word on what leaves. Panics and tonic's own complaints
 //! become statuses of the contract here.
 
-use std::panic::AssertUnwindSafe;
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
@@ -10,26 +10,35 @@ use axum::{
 };
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use metrics::SharedString;
 use tonic::{Code, Status};
 use tracing::Instrument;
 
 use crate::{domain::env::Env, error::Error};
 
-use super::{respond, status::INTERNAL_MESSAGE};
+use super::{
+    access::AccessRules,
+    respond,
+    status::{INTERNAL_MESSAGE, code_name},
+};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The header that carries a request's id, both ways.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken from a caller.
 const MAX_REQUEST_ID: usize = 128;
 
 /// Gives the call its id (the caller's, if it sent a sane one) and its span, and sends the id back. With a W3C
 /// `traceparent` the span carries its trace id, so that a log line is found from a trace.
-pub async fn identify_request(State(env): State<Env>, request: Request, next: Next) -> Response {
-    let sent = request.headers().get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
-    let request_id = sent.or_else(|| {
-        let id = env.uuid().ok()?.to_string();
-        HeaderValue::try_from(id).ok()
-    });
+///
+/// What a call took is measured here too, under the name of its RPC.
+pub async fn identify_request(
+    State((env, measured)): State<(Env, MeasuredRpcs)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let request_id = request_id(request.headers(), &env);
     let shown_id = request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let started = Instant::now();
     let span = tracing::info_span!(
         "call",
         method = request.uri().path(),
@@ -37,17 +46,42 @@ pub async fn identify_request(State(env): State<Env>, request: Request, next: Ne
         trace_id = trace_id(request.headers())
     );
     async move {
+        let method = measured.of(request.uri().path());
         let mut response = next.run(request).await;
         if let Some(id) = request_id {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         // Absent while a response streams: then its code is in the trailers.
-        let code = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()).unwrap_or("0");
-        tracing::debug!(code, "answered");
+        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+        metrics::counter!("postern_rpcs_total", "method" => method.clone(), "code" => code_name(code)).increment(1);
+        metrics::histogram!("postern_rpc_duration_seconds", "method" => method).record(started.elapsed());
+        tracing::debug!(code = code_name(code), "answered");
         response
     }
     .instrument(span)
     .await
+}
+
+/// The caller's id for a request, if it sent a sane one, else a new one.
+pub fn request_id(headers: &HeaderMap, env: &Env) -> Option<HeaderValue> {
+    let sent = headers.get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
+    sent.or_else(|| HeaderValue::try_from(env.uuid().ok()?.to_string()).ok())
+}
+
+/// The RPCs that are measured by name: those of the contract. Whatever else is called, and clients may call anything,
+/// is one name together, so that labels stay bounded.
+#[derive(Debug, Clone)]
+pub struct MeasuredRpcs(Arc<HashMap<String, SharedString>>);
+
+impl MeasuredRpcs {
+    pub fn new(rules: &AccessRules) -> Self {
+        let name = |path: &str| SharedString::from(path.trim_start_matches('/').to_owned());
+        Self(Arc::new(rules.iter().map(|(path, _)| (path.to_owned(), name(path))).collect()))
+    }
+
+    fn of(&self, path: &str) -> SharedString {
+        self.0.get(path).cloned().unwrap_or(SharedString::const_str("other"))
+    }
 }
 
 fn is_sane(id: &HeaderValue) -> bool {

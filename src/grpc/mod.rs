@@ -1,5 +1,5 @@
 //! The gRPC surface: every service and every layer, in order, each constraint with its reason.
-//! Below this stands the domain; above it only the listener. REST will enter through the same stack.
+//! Below this stands the domain; above it the listener, and `http`, whose REST calls enter through the same stack.
 
 mod access;
 mod auth;
@@ -25,11 +25,13 @@ use crate::{
     proto::{self, auth_service_server::AuthServiceServer},
 };
 
-pub use access::{AccessRules, contract_rules};
-pub use status::ERROR_DOMAIN;
+pub use access::{AccessRules, contract_rules, declared_access};
+pub use context::{REQUEST_ID, request_id};
+pub use limits::LONGEST_CALL;
+pub use status::{ERROR_DOMAIN, code_name};
 
 /// The largest request message, in bytes. Nothing in the contract comes near.
-const MAX_MESSAGE: usize = 64 * 1024;
+pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The services whose health is reported; `""` stands for the server as a whole (grpc.health.v1).
 const HEALTH_OF: [&str; 2] = ["", "postern.auth.v1.AuthService"];
 
@@ -69,9 +71,10 @@ pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result
             .add_service(configure().build_v1alpha().map_err(Error::internal)?);
     }
 
+    let rules = contract_rules()?;
     let layers = ServiceBuilder::new()
         // Outermost, so that whatever is logged below carries the request id.
-        .layer(from_fn_with_state(env, context::identify_request))
+        .layer(from_fn_with_state((env, context::MeasuredRpcs::new(&rules)), context::identify_request))
         // Before anything reads the request as what it does not claim to be.
         .layer(from_fn(context::demand_grpc))
         // Outside of everything of ours that could panic.
@@ -85,7 +88,7 @@ pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result
         // Says who calls…
         .layer(from_fn_with_state(postern, authenticate::authenticate))
         // …and, innermost, whether they may. No service is reachable but through here.
-        .layer(from_fn_with_state(Arc::new(contract_rules()?), access::enforce));
+        .layer(from_fn_with_state(Arc::new(rules), access::enforce));
     Ok((routes.into_axum_router().layer(layers), health))
 }
 

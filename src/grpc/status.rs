@@ -45,18 +45,15 @@ impl From<Error> for Status {
         details.set_error_info(reason_name(reason), ERROR_DOMAIN, HashMap::new());
         let mut message = error.to_string();
         if let Error::InvalidFields(violations) = &error {
-            let named: Vec<_> = violations
+            let said: Vec<_> = violations
                 .iter()
-                .filter(|violation| !violation.field.is_empty())
-                .map(|violation| format!("{} {}", violation.field, violation.description))
+                .map(|violation| format!("{} {}", violation.field, violation.description).trim_start().to_owned())
                 .collect();
-            if !named.is_empty() {
-                message = named.join("; ");
-            }
+            message = said.join("; ");
             details.set_bad_request(
                 violations
                     .iter()
-                    .map(|violation| FieldViolation::new(violation.field, violation.description.clone()))
+                    .map(|violation| FieldViolation::new(violation.field.clone(), violation.description.clone()))
                     .collect::<Vec<_>>(),
             );
         }
@@ -71,6 +68,29 @@ impl From<Error> for Status {
 fn reason_name(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+}
+
+/// The code as `google.rpc.Code` spells it.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
 }
 
 /// The whole chain of causes in one line.

@@ -55,6 +55,9 @@ pub trait Store: Send + Sync + 'static {
     /// What the last ping found, without asking: for whoever is about to spend something on a step that would fail.
     fn known_reachable(&self) -> Result<(), StoreError>;
 
+    /// How many connections are open, and how many of them are idle.
+    fn connections(&self) -> Connections;
+
     /// Creates an account with the role `user`.
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError>;
 
@@ -83,6 +86,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Keeps the key if there is none yet: of several callers at once, one wins.
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError>;
+}
+
+/// What a pool of connections is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    pub open: u32,
+    pub idle: usize,
 }
 
 /// An account to create.
@@ -177,6 +187,18 @@ pub enum RotationOutcome {
     Reused,
     /// No such session, or it is over, or its user is disabled. Nothing changed.
     Dead,
+}
+
+impl RotationOutcome {
+    /// The outcome as metrics call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Rotated(_) => "rotated",
+            Self::Retried { .. } => "retried",
+            Self::Reused => "reused",
+            Self::Dead => "dead",
+        }
+    }
 }
 
 /// A refresh token that was presented to log out.

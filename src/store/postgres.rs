@@ -28,8 +28,8 @@ use crate::domain::{
 };
 
 use super::{
-    AccountCreation, Credentials, Logout, LogoutOutcome, Migrate, NewAccount, NewSession, OpenError, Presented,
-    Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
+    AccountCreation, Connections, Credentials, Logout, LogoutOutcome, Migrate, NewAccount, NewSession, OpenError,
+    Presented, Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
     rows::{CredentialsRow, PresentedRow, SessionRow, SigningKeyRow, UserRow, user_columns},
     to_the_end,
 };
@@ -162,6 +162,10 @@ impl Store for PostgresStore {
         } else {
             Err(StoreError::Unavailable("it did not answer the last ping".into()))
         }
+    }
+
+    fn connections(&self) -> Connections {
+        Connections { open: self.pool.size(), idle: self.pool.num_idle() }
     }
 
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {

@@ -21,8 +21,8 @@ use crate::domain::{
 };
 
 use super::{
-    AccountCreation, Credentials, Logout, LogoutOutcome, Migrate, NewAccount, NewSession, OpenError, Presented,
-    Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
+    AccountCreation, Connections, Credentials, Logout, LogoutOutcome, Migrate, NewAccount, NewSession, OpenError,
+    Presented, Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
     rows::{CredentialsRow, PresentedRow, SessionRow, SigningKeyRow, UserRow, user_columns},
     to_the_end,
 };
@@ -137,6 +137,13 @@ impl Store for SqliteStore {
 
     fn known_reachable(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn connections(&self) -> Connections {
+        Connections {
+            open: self.writer.size() + self.readers.size(),
+            idle: self.writer.num_idle() + self.readers.num_idle(),
+        }
     }
 
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {

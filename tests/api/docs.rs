@@ -1,11 +1,12 @@
-//! Documentation that is made from the code: the README's table of settings. The test fails when the two differ, and
-//! with UPDATE_DOCS=1 in the environment writes the page instead.
+//! Documentation that is made from the code: the README's table of settings and the OpenAPI description. A test fails
+//! when the two differ, and with UPDATE_DOCS=1 in the environment writes the page instead.
 
 use std::{fmt::Write as _, fs, path::Path};
 
 use clap::CommandFactory;
 use postern::cli::Cli;
 
+const HOW_TO_UPDATE: &str = "run UPDATE_DOCS=1 cargo test --test api docs";
 const BEGIN: &str = "<!-- configuration:";
 const END: &str = "<!-- /configuration -->";
 
@@ -17,13 +18,16 @@ fn the_readme_lists_every_setting_as_serve_takes_it() {
     let table_begin = begin + page[begin..].find('\n').expect("a line") + 1;
     let table_end = page.find(END).expect("the end of the table");
     let table = settings();
-    #[expect(clippy::disallowed_methods, reason = "a switch of this test, not of the service")]
-    let update = std::env::var("UPDATE_DOCS").is_ok();
-    if update {
+    if updating() {
         fs::write(&path, format!("{}{table}{}", &page[..table_begin], &page[table_end..])).expect("README.md");
     } else {
-        assert_eq!(&page[table_begin..table_end], table, "run UPDATE_DOCS=1 cargo test --test api docs");
+        assert_eq!(&page[table_begin..table_end], table, "{HOW_TO_UPDATE}");
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a switch of these tests, not of the service")]
+fn updating() -> bool {
+    std::env::var("UPDATE_DOCS").is_ok()
 }
 
 /// The table: each setting of `postern serve` with its default and its help.
@@ -58,4 +62,16 @@ fn settings() -> String {
         writeln!(table, "| `{}` | {default} | {help} |", variable.to_string_lossy()).expect("a string grows");
     }
     table
+}
+
+#[test]
+fn the_committed_openapi_description_is_the_one_that_is_served() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
+    let document = postern::http::openapi::contract_document().expect("the contract");
+    let current = serde_json::to_string_pretty(&document).expect("JSON") + "\n";
+    if updating() {
+        fs::write(&path, current).expect("docs/openapi.json");
+    } else {
+        assert_eq!(fs::read_to_string(&path).expect("docs/openapi.json"), current, "{HOW_TO_UPDATE}");
+    }
 }

@@ -123,7 +123,7 @@ async fn what_cannot_hold_stops_the_start() {
     let root = TempDir::new().expect("a directory");
     let (directory, argument) = data_dir(&root);
     let refusal = config_error(&[&argument, "--grpc-addr=0.0.0.0:0"]).await;
-    assert!(matches!(refusal, ConfigError::Plaintext(_)), "{refusal:?}");
+    assert!(matches!(refusal, ConfigError::Plaintext(..)), "{refusal:?}");
     let refusal = config_error(&[&argument, "--refresh-retry-window=61s"]).await;
     assert!(matches!(refusal, ConfigError::OutOfRange("POSTERN_REFRESH_RETRY_WINDOW", _)), "{refusal:?}");
     assert!(!directory.exists(), "what is refused leaves nothing behind");

@@ -57,7 +57,14 @@ pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
     };
     let url = format!("--database-url={url}");
     let master_key = format!("--master-key={MASTER_KEY}");
-    let mut all = vec!["--grpc-addr=127.0.0.1:0", "--argon2-memory-kib=64", "--argon2-iterations=1", &url];
+    let mut all = vec![
+        "--grpc-addr=127.0.0.1:0",
+        "--http-addr=127.0.0.1:0",
+        "--ops-addr=127.0.0.1:0",
+        "--argon2-memory-kib=64",
+        "--argon2-iterations=1",
+        &url,
+    ];
     if matches!(database.location(), Location::Postgres { .. }) {
         all.extend([master_key.as_str(), "--database-max-connections=8"]);
     }

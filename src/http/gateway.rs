@@ -1,0 +1,357 @@
+//! REST from the contract: every RPC with a `google.api.http` rule is a route, bound and transcoded by its descriptor.
+//! A REST call becomes a framed gRPC call into the very stack that gRPC clients call, so there is no second policy and no
+//! code for any route. What a route is missing, the proto is missing.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    extract::{RawPathParams, Request},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter, on},
+};
+use http::{HeaderMap, HeaderValue, Method, header};
+use http_body_util::BodyExt;
+use prost_reflect::{
+    DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
+    Value as ProtoValue, prost::Message,
+};
+use serde_json::{Map, Value};
+use tonic::{Code, Status};
+use tower::ServiceExt;
+
+use crate::{
+    error::{Error, FieldViolation},
+    grpc::{LONGEST_CALL, MAX_MESSAGE},
+    listen::Peer,
+};
+
+use super::{json, refusal::Refusal};
+
+/// Length of the flag and the size before each gRPC message.
+const FRAME_HEADER: usize = 5;
+
+/// One REST route, as an RPC's `google.api.http` declares it.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub method: Method,
+    /// Such as `/v1/me/sessions/{session_id}`.
+    pub template: String,
+    /// The names between braces.
+    pub path_fields: Vec<String>,
+    pub body: BodyBinding,
+    pub rpc: MethodDescriptor,
+}
+
+/// Which part of the request message the HTTP body holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BodyBinding {
+    /// None: what the path does not bind, the query string may.
+    Absent,
+    /// All that the path does not bind.
+    Whole,
+    /// One field; the query string may bind the rest.
+    Field(String),
+}
+
+impl Route {
+    /// The path of the RPC in gRPC.
+    fn rpc_path(&self) -> String {
+        format!("/{}/{}", self.rpc.parent_service().full_name(), self.rpc.name())
+    }
+}
+
+/// Reads the routes of a contract, ordered by template. Two RPCs on one route, and a rule that this gateway cannot
+/// serve, are errors.
+pub fn routes(contract: &DescriptorPool) -> Result<Vec<Route>, Error> {
+    let mut routes = Vec::new();
+    let mut taken = HashSet::new();
+    for rpc in contract.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+        let Some(route) = route(&rpc)? else { continue };
+        // `{a}` and `{b}` match the same paths.
+        let shape: Vec<_> =
+            route.template.split('/').map(|part| if part.starts_with('{') { "{}" } else { part }).collect();
+        if !taken.insert((route.method.clone(), shape.join("/"))) {
+            let (method, template) = (&route.method, &route.template);
+            return Err(Error::internal(format!("{} is the second RPC on {method} {template}", rpc.full_name())));
+        }
+        routes.push(route);
+    }
+    routes.sort_by(|a, b| (&a.template, a.method.as_str()).cmp(&(&b.template, b.method.as_str())));
+    Ok(routes)
+}
+
+fn route(rpc: &MethodDescriptor) -> Result<Option<Route>, Error> {
+    let options = rpc.options();
+    let rule = options.extensions().find(|(extension, _)| extension.full_name() == "google.api.http");
+    let Some((_, ProtoValue::Message(rule))) = rule else { return Ok(None) };
+    let unusable = |why: &str| Error::internal(format!("the google.api.http rule of {} {why}", rpc.full_name()));
+    if rpc.is_client_streaming() || rpc.is_server_streaming() {
+        return Err(unusable("is on a stream"));
+    }
+    let text = |name: &str| rule.get_field_by_name(name)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let (method, template) = [
+        ("get", Method::GET),
+        ("put", Method::PUT),
+        ("post", Method::POST),
+        ("delete", Method::DELETE),
+        ("patch", Method::PATCH),
+    ]
+    .into_iter()
+    .find_map(|(name, method)| Some((method, text(name)?)))
+    .ok_or_else(|| unusable("names no path"))?;
+    let mut path_fields = Vec::new();
+    for part in template.split('/').filter(|part| part.contains(['{', '}', '*'])) {
+        let name = part.strip_prefix('{').and_then(|part| part.strip_suffix('}')).unwrap_or_default();
+        let is_string = rpc.input().get_field_by_name(name).is_some_and(|field| field.kind() == Kind::String);
+        if !is_string {
+            return Err(unusable("has a path part that is no string field of the request"));
+        }
+        path_fields.push(name.to_owned());
+    }
+    let body = match text("body") {
+        None => BodyBinding::Absent,
+        Some(all) if all == "*" => BodyBinding::Whole,
+        Some(field) if rpc.input().get_field_by_name(&field).is_some() => BodyBinding::Field(field),
+        Some(_) => return Err(unusable("binds the body to no field of the request")),
+    };
+    Ok(Some(Route { method, template, path_fields, body, rpc: rpc.clone() }))
+}
+
+/// The routes as a router over the gRPC stack.
+pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
+    let mut by_template: HashMap<String, MethodRouter> = HashMap::new();
+    for route in routes {
+        let filter = MethodFilter::try_from(route.method.clone()).map_err(Error::internal)?;
+        let template = route.template.clone();
+        let (route, grpc) = (Arc::new(route), grpc.clone());
+        let handler = move |parameters: RawPathParams, request: Request| {
+            let (route, grpc) = (Arc::clone(&route), grpc.clone());
+            async move { serve(&route, &parameters, request, grpc).await }
+        };
+        let methods = by_template.remove(&template).unwrap_or_default();
+        by_template.insert(template, methods.merge(on(filter, handler)));
+    }
+    Ok(by_template.into_iter().fold(Router::new(), |router, (template, methods)| router.route(&template, methods)))
+}
+
+async fn serve(route: &Route, parameters: &RawPathParams, request: Request, grpc: Router) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    let object = match route.body {
+        BodyBinding::Absent => Map::new(),
+        BodyBinding::Whole | BodyBinding::Field(_) => read_body(route, &parts.headers, body).await?,
+    };
+    let message = bind(route, parameters, parts.uri.query().unwrap_or_default(), object)?;
+
+    let mut call = Request::new(Body::from(frame(&message)));
+    *call.method_mut() = Method::POST;
+    *call.uri_mut() = route.rpc_path().parse().map_err(Error::internal)?;
+    *call.headers_mut() = forwarded(&parts.headers);
+    if let Some(peer) = parts.extensions.get::<Peer>() {
+        call.extensions_mut().insert(*peer);
+    }
+    let answer = grpc.oneshot(call).await.unwrap_or_else(|never| match never {});
+    transcode(answer, route.rpc.output()).await
+}
+
+/// Reads the body as a JSON object; under [`BodyBinding::Field`], as that field's value.
+async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
+    let bytes = match tokio::time::timeout(LONGEST_CALL, to_bytes(body, MAX_MESSAGE)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) if is_length_limit(&error) => return Err(Refusal::too_large(MAX_MESSAGE)),
+        Ok(Err(_)) => return Err(Error::field("", "the body broke off").into()),
+        Err(_) => return Err(Error::DeadlineExceeded.into()),
+    };
+    if bytes.is_empty() {
+        return Ok(Map::new());
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(Refusal::unsupported_media_type());
+    }
+    let value = json::parse(&bytes).map_err(|error| Error::field("", format!("the body is not JSON: {error}")))?;
+    match (&route.body, value) {
+        (BodyBinding::Field(field), value) => Ok(Map::from_iter([(field.clone(), value)])),
+        (_, Value::Object(object)) => Ok(object),
+        (_, _) => Err(Error::field("", "the body must be a JSON object").into()),
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
+}
+
+/// Puts body, query string and path together into the request message. The path wins, as the contract's route says what
+/// it names.
+fn bind(
+    route: &Route,
+    parameters: &RawPathParams,
+    query: &str,
+    mut object: Map<String, Value>,
+) -> Result<DynamicMessage, Error> {
+    let input = route.rpc.input();
+    for (name, text) in form_urlencoded::parse(query.as_bytes()) {
+        let field = field(&input, &name).filter(|_| route.body != BodyBinding::Whole);
+        let Some(field) = field else {
+            return Err(violation(&name, "is no parameter of this route"));
+        };
+        let value = from_text(&field, &text);
+        if !field.is_list() {
+            if object.insert(field.json_name().to_owned(), value).is_some() {
+                return Err(violation(&name, "is given twice"));
+            }
+        } else if let Value::Array(values) = object.entry(field.json_name()).or_insert_with(|| Value::Array(Vec::new()))
+        {
+            values.push(value);
+        }
+    }
+    for (name, text) in parameters {
+        // The body may not say otherwise, under either of the field's names.
+        if let Some(field) = field(&input, name) {
+            object.remove(field.name());
+            object.insert(field.json_name().to_owned(), Value::String(text.to_owned()));
+        }
+    }
+    read_message(&input, object)
+}
+
+fn field(message: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
+    message.get_field_by_name(name).or_else(|| message.get_field_by_json_name(name))
+}
+
+/// A query parameter as JSON would have it. Numbers are read from strings anyway.
+fn from_text(field: &FieldDescriptor, text: &str) -> Value {
+    match (field.kind(), text) {
+        (Kind::Bool, "true") => Value::Bool(true),
+        (Kind::Bool, "false") => Value::Bool(false),
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+/// Proto3 JSON to message: both spellings of a field's name are read, unknown fields are refused by name.
+fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> Result<DynamicMessage, Error> {
+    let read = |object: Map<String, Value>| {
+        let options = DeserializeOptions::new().deny_unknown_fields(true);
+        DynamicMessage::deserialize_with_options(descriptor.clone(), Value::Object(object), &options)
+    };
+    let mut names = HashSet::new();
+    for name in object.keys() {
+        // `refresh_token` and `refreshToken` are one field.
+        if let Some(field) = field(descriptor, name)
+            && !names.insert(field.number())
+        {
+            return Err(violation(name, "is given twice"));
+        }
+    }
+    read(object.clone()).map_err(|_repeats_the_value| {
+        // The library does not say where it stumbled, and quotes what it read, which may be a password. Every field that
+        // does not read alone is named, and what it should have been.
+        let mut violations: Vec<_> = object
+            .into_iter()
+            .filter(|(name, value)| read(Map::from_iter([(name.clone(), value.clone())])).is_err())
+            .map(|(name, _)| {
+                let description =
+                    field(descriptor, &name).map_or("is no field of this request", |field| wanted(&field));
+                FieldViolation::new(name, description)
+            })
+            .collect();
+        if violations.is_empty() {
+            violations.push(FieldViolation::new("", "the fields contradict each other"));
+        }
+        Error::InvalidFields(violations)
+    })
+}
+
+/// What the JSON of a field has to be.
+fn wanted(field: &FieldDescriptor) -> &'static str {
+    if field.is_map() {
+        return "must be an object";
+    }
+    if field.is_list() {
+        return "must be an array of values of its type";
+    }
+    match field.kind() {
+        Kind::Bool => "must be true or false",
+        Kind::String => "must be a string",
+        Kind::Bytes => "must be a string in base64",
+        Kind::Message(_) => "must be an object of its type, or a string for a time",
+        Kind::Enum(_) => "must be the name of one of its values",
+        Kind::Float | Kind::Double => "must be a number",
+        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 | Kind::Uint32 | Kind::Fixed32 => {
+            "must be a whole number of 32 bits"
+        }
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 | Kind::Uint64 | Kind::Fixed64 => {
+            "must be a whole number of 64 bits"
+        }
+    }
+}
+
+fn violation(field: &str, description: &str) -> Error {
+    Error::InvalidFields(vec![FieldViolation::new(field.to_owned(), description)])
+}
+
+/// A message as a gRPC request body: uncompressed, one frame.
+fn frame(message: &DynamicMessage) -> Bytes {
+    let bytes = message.encode_to_vec();
+    // Far below 4 GiB: the body was.
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    [&[0][..], &length.to_be_bytes(), &bytes].concat().into()
+}
+
+/// The headers that go along as metadata: all but those that describe the HTTP exchange itself.
+fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let mut metadata: HeaderMap = headers
+        .iter()
+        .filter(|(name, _)| {
+            let name = name.as_str();
+            !name.starts_with("content-")
+                && !name.starts_with("accept")
+                && !name.starts_with("if-")
+                && !name.starts_with("sec-")
+                && !matches!(
+                    name,
+                    "connection"
+                        | "host"
+                        | "keep-alive"
+                        | "te"
+                        | "trailer"
+                        | "transfer-encoding"
+                        | "upgrade"
+                        | "expect"
+                        | "proxy-authorization"
+                        | "cookie"
+                        | "range"
+                        | "origin"
+                        | "referer"
+                )
+        })
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    metadata.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    metadata.insert(header::TE, HeaderValue::from_static("trailers"));
+    metadata
+}
+
+/// The gRPC answer as HTTP: the message as JSON, or the status as a refusal.
+async fn transcode(answer: Response, output: MessageDescriptor) -> Result<Response, Refusal> {
+    // A call that failed before it answered anything says so in the headers, else in the trailers.
+    if let Some(status) = Status::from_header_map(answer.headers()) {
+        return Err(status.into());
+    }
+    let collected = answer.into_body().collect().await.map_err(Error::internal)?;
+    let status = collected.trailers().and_then(Status::from_header_map);
+    if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
+        return Err(status.into());
+    }
+    let bytes = collected.to_bytes();
+    let message = bytes.get(FRAME_HEADER..).ok_or_else(|| Error::internal("an RPC answered without a message"))?;
+    let message = DynamicMessage::decode(output, message).map_err(Error::internal)?;
+    let json = serde_json::to_vec(&message).map_err(Error::internal)?;
+    let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(([content_type], json).into_response())
+}

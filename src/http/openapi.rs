@@ -1,0 +1,217 @@
+//! OpenAPI 3.1 from the contract: `postern openapi` prints it, `/openapi.json` serves it. Comments in the proto are its
+//! descriptions, the gateway's own routes its paths.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost_reflect::{
+    Cardinality, DescriptorPool, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
+    prost_types::source_code_info::Location,
+};
+use serde_json::{Map, Value, json};
+
+use crate::{error::Error, proto};
+
+use super::gateway::{self, BodyBinding, Route};
+
+/// What every operation may answer besides 200, and why.
+const REFUSALS: [(&str, &str); 8] = [
+    ("400", "A field or the body is malformed; `BadRequest` names each field. Or a precondition fails."),
+    ("401", "No credential, or one that does not hold."),
+    ("403", "The caller lacks the role."),
+    ("404", "No such thing, as far as the caller may know."),
+    ("409", "It exists already."),
+    ("429", "Too much at once; `Retry-After` says when to come back."),
+    ("503", "The database is away; `Retry-After` says when to come back."),
+    ("504", "The deadline has passed."),
+];
+/// What an operation with a body may answer too.
+const BODY_REFUSALS: [(&str, &str); 2] =
+    [("413", "The body is larger than 65536 bytes."), ("415", "The body's content type is not application/json.")];
+
+/// The description of the contract that this build was made from.
+pub fn contract_document() -> Result<Value, Error> {
+    let contract = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
+    Ok(document(&gateway::routes(&contract)?))
+}
+
+/// The description of a set of routes.
+pub fn document(routes: &[Route]) -> Value {
+    let mut schemas = BTreeMap::new();
+    let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+    let mut tags = BTreeSet::new();
+    for route in routes {
+        let operation = operation(route, &mut schemas);
+        let method = route.method.as_str().to_ascii_lowercase();
+        paths.entry(route.template.as_str()).or_default().insert(method, operation);
+        tags.insert(route.rpc.parent_service().name().to_owned());
+    }
+    schemas.insert("Error".to_owned(), error_schema());
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Postern",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Accounts, passwords and JWT sessions: the gRPC contract postern.auth.v1 as REST.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "tags": tags.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"accessToken": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+    })
+}
+
+fn operation(route: &Route, schemas: &mut BTreeMap<String, Value>) -> Value {
+    let (input, output) = (route.rpc.input(), route.rpc.output());
+    let comment = comment(&route.rpc.parent_file(), route.rpc.path());
+    let summary = comment.split("\n\n").next().unwrap_or_default().replace('\n', " ");
+    let ok = json!({"description": "OK", "content": {"application/json": {"schema": reference(&output, schemas)}}});
+    let mut responses = Map::from_iter([("200".to_owned(), ok)]);
+    let body_refusals = if route.body == BodyBinding::Absent { &[][..] } else { &BODY_REFUSALS[..] };
+    for (code, why) in REFUSALS.iter().chain(body_refusals) {
+        let content = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
+        responses.insert((*code).to_owned(), json!({"description": why, "content": content}));
+    }
+    let mut operation = Map::from_iter([
+        ("operationId".to_owned(), json!(route.rpc.name())),
+        ("tags".to_owned(), json!([route.rpc.parent_service().name()])),
+        ("summary".to_owned(), json!(summary)),
+        ("description".to_owned(), json!(comment)),
+        ("responses".to_owned(), Value::Object(responses)),
+    ]);
+    let parameters = parameters(route, schemas);
+    if !parameters.is_empty() {
+        operation.insert("parameters".to_owned(), Value::Array(parameters));
+    }
+    let body = match &route.body {
+        BodyBinding::Absent => None,
+        BodyBinding::Whole => Some(reference(&input, schemas)),
+        BodyBinding::Field(name) => input.get_field_by_name(name).map(|field| schema(&field, schemas)),
+    };
+    if let Some(body) = body {
+        let body = json!({"required": true, "content": {"application/json": {"schema": body}}});
+        operation.insert("requestBody".to_owned(), body);
+    }
+    if needs_token(route) {
+        operation.insert("security".to_owned(), json!([{"accessToken": []}]));
+    }
+    Value::Object(operation)
+}
+
+/// Whether the RPC's `(access)` is anything but public.
+fn needs_token(route: &Route) -> bool {
+    crate::grpc::declared_access(&route.rpc) != proto::Access::Public
+}
+
+fn parameters(route: &Route, schemas: &mut BTreeMap<String, Value>) -> Vec<Value> {
+    let in_path = |field: &FieldDescriptor| route.path_fields.iter().any(|name| name == field.name());
+    let in_body = |field: &FieldDescriptor| match &route.body {
+        BodyBinding::Absent => false,
+        BodyBinding::Whole => true,
+        BodyBinding::Field(name) => name == field.name(),
+    };
+    let fields: Vec<_> = route.rpc.input().fields().filter(|field| in_path(field) || !in_body(field)).collect();
+    fields
+        .iter()
+        .map(|field| {
+            let path = in_path(field);
+            json!({
+                "name": if path { field.name() } else { field.json_name() },
+                "in": if path { "path" } else { "query" },
+                "required": path,
+                "description": comment(&field.parent_message().parent_file(), field.path()),
+                "schema": schema(field, schemas),
+            })
+        })
+        .collect()
+}
+
+/// A `$ref` to the message's schema, which is made on the way if it is not there yet.
+fn reference(message: &MessageDescriptor, schemas: &mut BTreeMap<String, Value>) -> Value {
+    if message.full_name() == "google.protobuf.Timestamp" {
+        return json!({"type": "string", "format": "date-time"});
+    }
+    let name = message.name().to_owned();
+    if !schemas.contains_key(&name) {
+        // Taken before the fields are looked at, so that a message that holds itself ends.
+        schemas.insert(name.clone(), Value::Null);
+        let properties: Map<String, Value> = message
+            .fields()
+            .map(|field| {
+                let mut schema = schema(&field, schemas);
+                let description = comment(&message.parent_file(), field.path());
+                if let Some(schema) = schema.as_object_mut() {
+                    schema.insert("description".to_owned(), Value::String(description));
+                }
+                (field.json_name().to_owned(), schema)
+            })
+            .collect();
+        let schema = json!({
+            "type": "object",
+            "description": comment(&message.parent_file(), message.path()),
+            "properties": properties,
+            "additionalProperties": false,
+        });
+        schemas.insert(name.clone(), schema);
+    }
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+/// The schema of a field in proto3 JSON.
+fn schema(field: &FieldDescriptor, schemas: &mut BTreeMap<String, Value>) -> Value {
+    let one = match field.kind() {
+        Kind::Bool => json!({"type": "boolean"}),
+        Kind::String if is_secret(field) => json!({"type": "string", "format": "password"}),
+        Kind::String => json!({"type": "string"}),
+        Kind::Bytes => json!({"type": "string", "format": "byte"}),
+        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => json!({"type": "integer", "format": "int32"}),
+        Kind::Uint32 | Kind::Fixed32 => json!({"type": "integer", "format": "int64", "minimum": 0}),
+        // 64 bits do not fit a JSON number, so proto3 JSON writes them as strings.
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => json!({"type": "string", "format": "int64"}),
+        Kind::Uint64 | Kind::Fixed64 => json!({"type": "string", "format": "uint64"}),
+        Kind::Float | Kind::Double => json!({"type": "number"}),
+        Kind::Enum(values) => {
+            json!({"type": "string", "enum": values.values().map(|value| value.name().to_owned()).collect::<Vec<_>>()})
+        }
+        Kind::Message(message) => reference(&message, schemas),
+    };
+    if field.cardinality() == Cardinality::Repeated { json!({"type": "array", "items": one}) } else { one }
+}
+
+fn is_secret(field: &FieldDescriptor) -> bool {
+    field.options().get_field_by_name("debug_redact").is_some_and(|value| value.as_bool() == Some(true))
+}
+
+/// AIP-193, as `refusal.rs` writes it.
+fn error_schema() -> Value {
+    json!({
+        "type": "object",
+        "description": "Why a call failed; docs/errors.md lists the reasons.",
+        "required": ["error"],
+        "properties": {"error": {
+            "type": "object",
+            "required": ["code", "status", "message", "details"],
+            "properties": {
+                "code": {"type": "integer", "description": "The HTTP status."},
+                "status": {"type": "string", "description": "The gRPC code."},
+                "message": {"type": "string", "description": "For people; may be reworded."},
+                "details": {
+                    "type": "array",
+                    "description": "google.rpc.ErrorInfo (branch on its reason), BadRequest, RetryInfo.",
+                    "items": {"type": "object", "required": ["@type"], "properties": {"@type": {"type": "string"}}},
+                },
+            },
+        }},
+    })
+}
+
+/// The comment before an element of a proto file, without the margin.
+fn comment(file: &FileDescriptor, path: &[i32]) -> String {
+    let source = file.file_descriptor_proto().source_code_info.as_ref();
+    let location = source.and_then(|source| source.location.iter().find(|location| location.path == path));
+    let text = location.map(Location::leading_comments).unwrap_or_default();
+    let lines: Vec<_> = text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
+    lines.join("\n").trim().to_owned()
+}

@@ -1,0 +1,118 @@
+//! What a failed HTTP request answers: the AIP-193 JSON form of its gRPC status. Codes follow google.rpc.Code's own
+//! mapping to HTTP, which is also Envoy's.
+
+use std::sync::LazyLock;
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde_json::{Value, json};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::{error::Error, grpc::code_name};
+
+/// The descriptors of `google.rpc.Status` and of what its details hold.
+static STATUS_PROTO: LazyLock<Option<MessageDescriptor>> = LazyLock::new(|| {
+    let pool = DescriptorPool::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).ok()?;
+    pool.get_message_by_name("google.rpc.Status")
+});
+
+/// A failed request: its HTTP status, and the gRPC status that it is told by.
+#[derive(Debug)]
+pub struct Refusal {
+    http: StatusCode,
+    status: Box<Status>,
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { http: http_status(status.code()), status: Box::new(status) }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Status::from(error).into()
+    }
+}
+
+impl Refusal {
+    /// No such route.
+    pub fn not_found() -> Self {
+        Status::not_found("there is no such route").into()
+    }
+
+    /// The route has other methods; the router adds `Allow`.
+    pub fn method_not_allowed() -> Self {
+        let status = Status::unimplemented("this route does not have this method");
+        Self { http: StatusCode::METHOD_NOT_ALLOWED, ..status.into() }
+    }
+
+    /// The body is larger than any request.
+    pub fn too_large(limit: usize) -> Self {
+        let status = Status::invalid_argument(format!("the body is larger than {limit} bytes"));
+        Self { http: StatusCode::PAYLOAD_TOO_LARGE, ..status.into() }
+    }
+
+    /// The body is of another type.
+    pub fn unsupported_media_type() -> Self {
+        let status = Status::invalid_argument("the body must have the content type application/json");
+        Self { http: StatusCode::UNSUPPORTED_MEDIA_TYPE, ..status.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self { http, status } = self;
+        let body = json!({"error": {
+            "code": http.as_u16(),
+            "status": code_name(status.code()),
+            "message": status.message(),
+            "details": details(&status),
+        }});
+        let mut response = Response::new(Body::from(body.to_string()));
+        *response.status_mut() = http;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if http == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(delay) = status.get_details_retry_info().and_then(|retry| retry.retry_delay) {
+            // Whole seconds (RFC 9110 §10.2.3), and never none.
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response
+    }
+}
+
+/// The details as proto3 JSON, each with its `@type`. What cannot be read is left out: the code and message stand.
+fn details(status: &Status) -> Value {
+    let read = || {
+        let message = DynamicMessage::decode(STATUS_PROTO.clone()?, status.details()).ok()?;
+        serde_json::to_value(message).ok()?.get("details").cloned()
+    };
+    read().unwrap_or_else(|| Value::Array(Vec::new()))
+}
+
+/// `google.rpc.Code`'s HTTP mapping.
+fn http_status(code: Code) -> StatusCode {
+    match code {
+        Code::Ok => StatusCode::OK,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT),
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

@@ -1,0 +1,77 @@
+//! What verifiers fetch: the public keys and where to find them.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use crate::{domain::Postern, error::Error};
+
+use super::refusal::Refusal;
+
+const JWKS_PATH: &str = "/.well-known/jwks.json";
+/// How long a verifier may keep the keys. Well under the hour for which a key will be published before it signs.
+const JWKS_CACHE: &str = "public, max-age=300";
+
+/// The two documents.
+pub fn router(postern: Arc<Postern>, public_url: &str) -> Router {
+    let discovery = discovery(&postern, public_url);
+    Router::new()
+        .route(JWKS_PATH, get(jwks).with_state(postern))
+        .route("/.well-known/openid-configuration", get(move || async move { cacheable(&HeaderMap::new(), discovery) }))
+}
+
+/// OpenID Connect Discovery 1.0 §3, as far as it is true of a service that issues tokens to first-party clients over its
+/// own API: Istio, Envoy and JWT libraries read the issuer and where its keys are.
+fn discovery(postern: &Postern, public_url: &str) -> String {
+    json!({
+        "issuer": postern.issuer(),
+        "jwks_uri": format!("{}{JWKS_PATH}", public_url.trim_end_matches('/')),
+        "id_token_signing_alg_values_supported": ["ES256"],
+        "subject_types_supported": ["public"],
+        "response_types_supported": [],
+        "claims_supported": [
+            "iss", "aud", "sub", "client_id", "iat", "exp", "jti", "sid", "username", "email", "email_verified", "roles",
+        ],
+    })
+    .to_string()
+}
+
+async fn jwks(State(postern): State<Arc<Postern>>, headers: HeaderMap) -> Response {
+    match serde_json::to_string(&postern.jwks()) {
+        Ok(document) => cacheable(&headers, document),
+        Err(error) => Refusal::from(Error::internal(error)).into_response(),
+    }
+}
+
+/// A public document with a strong validator (RFC 9110 §8.8.3), or 304 for who has it.
+fn cacheable(request: &HeaderMap, document: String) -> Response {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, document.as_bytes());
+    let tag = format!("\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(digest.as_ref()));
+    let known = request
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|candidate| candidate == "*" || candidate.trim_start_matches("W/") == tag);
+    let mut response = Response::new(if known { Body::empty() } else { Body::from(document) });
+    if known {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(JWKS_CACHE));
+    if let Ok(tag) = HeaderValue::try_from(tag) {
+        headers.insert(header::ETAG, tag);
+    }
+    response
+}
