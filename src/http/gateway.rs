@@ -1,6 +1,6 @@
-//! REST from the contract: every RPC with a `google.api.http` rule is a route, bound and transcoded by its descriptor.
-//! A REST call becomes a framed gRPC call into the very stack that gRPC clients call, so there is no second policy and no
-//! code for any route. What a route is missing, the proto is missing.
+//! REST over gRPC: each route of the contract (`routes.rs`), bound and transcoded by its descriptor. A REST call becomes a
+//! framed gRPC call into the very stack that gRPC clients call, so there is no second policy and no code for any route.
+//! What a route is missing, the proto is missing.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,16 +10,13 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
-    extract::{RawPathParams, Request},
+    extract::{RawPathParams, Request, rejection::RawPathParamsRejection},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
 use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::BodyExt;
-use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
-    Value as ProtoValue, prost::Message,
-};
+use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, prost::Message};
 use serde_json::{Map, Value};
 use tonic::{Code, Status};
 use tower::ServiceExt;
@@ -30,97 +27,14 @@ use crate::{
     listen::Peer,
 };
 
-use super::{json, refusal::Refusal};
+use super::{
+    json,
+    refusal::Refusal,
+    routes::{BodyBinding, Route},
+};
 
 /// Length of the flag and the size before each gRPC message.
 const FRAME_HEADER: usize = 5;
-
-/// One REST route, as an RPC's `google.api.http` declares it.
-#[derive(Debug, Clone)]
-pub struct Route {
-    pub method: Method,
-    /// Such as `/v1/me/sessions/{session_id}`.
-    pub template: String,
-    /// The names between braces.
-    pub path_fields: Vec<String>,
-    pub body: BodyBinding,
-    pub rpc: MethodDescriptor,
-}
-
-/// Which part of the request message the HTTP body holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BodyBinding {
-    /// None: what the path does not bind, the query string may.
-    Absent,
-    /// All that the path does not bind.
-    Whole,
-    /// One field; the query string may bind the rest.
-    Field(String),
-}
-
-impl Route {
-    /// The path of the RPC in gRPC.
-    fn rpc_path(&self) -> String {
-        format!("/{}/{}", self.rpc.parent_service().full_name(), self.rpc.name())
-    }
-}
-
-/// Reads the routes of a contract, ordered by template. Two RPCs on one route, and a rule that this gateway cannot
-/// serve, are errors.
-pub fn routes(contract: &DescriptorPool) -> Result<Vec<Route>, Error> {
-    let mut routes = Vec::new();
-    let mut taken = HashSet::new();
-    for rpc in contract.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
-        let Some(route) = route(&rpc)? else { continue };
-        // `{a}` and `{b}` match the same paths.
-        let shape: Vec<_> =
-            route.template.split('/').map(|part| if part.starts_with('{') { "{}" } else { part }).collect();
-        if !taken.insert((route.method.clone(), shape.join("/"))) {
-            let (method, template) = (&route.method, &route.template);
-            return Err(Error::internal(format!("{} is the second RPC on {method} {template}", rpc.full_name())));
-        }
-        routes.push(route);
-    }
-    routes.sort_by(|a, b| (&a.template, a.method.as_str()).cmp(&(&b.template, b.method.as_str())));
-    Ok(routes)
-}
-
-fn route(rpc: &MethodDescriptor) -> Result<Option<Route>, Error> {
-    let options = rpc.options();
-    let rule = options.extensions().find(|(extension, _)| extension.full_name() == "google.api.http");
-    let Some((_, ProtoValue::Message(rule))) = rule else { return Ok(None) };
-    let unusable = |why: &str| Error::internal(format!("the google.api.http rule of {} {why}", rpc.full_name()));
-    if rpc.is_client_streaming() || rpc.is_server_streaming() {
-        return Err(unusable("is on a stream"));
-    }
-    let text = |name: &str| rule.get_field_by_name(name)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-    let (method, template) = [
-        ("get", Method::GET),
-        ("put", Method::PUT),
-        ("post", Method::POST),
-        ("delete", Method::DELETE),
-        ("patch", Method::PATCH),
-    ]
-    .into_iter()
-    .find_map(|(name, method)| Some((method, text(name)?)))
-    .ok_or_else(|| unusable("names no path"))?;
-    let mut path_fields = Vec::new();
-    for part in template.split('/').filter(|part| part.contains(['{', '}', '*'])) {
-        let name = part.strip_prefix('{').and_then(|part| part.strip_suffix('}')).unwrap_or_default();
-        let is_string = rpc.input().get_field_by_name(name).is_some_and(|field| field.kind() == Kind::String);
-        if !is_string {
-            return Err(unusable("has a path part that is no string field of the request"));
-        }
-        path_fields.push(name.to_owned());
-    }
-    let body = match text("body") {
-        None => BodyBinding::Absent,
-        Some(all) if all == "*" => BodyBinding::Whole,
-        Some(field) if rpc.input().get_field_by_name(&field).is_some() => BodyBinding::Field(field),
-        Some(_) => return Err(unusable("binds the body to no field of the request")),
-    };
-    Ok(Some(Route { method, template, path_fields, body, rpc: rpc.clone() }))
-}
 
 /// The routes as a router over the gRPC stack.
 pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
@@ -129,9 +43,12 @@ pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
         let filter = MethodFilter::try_from(route.method.clone()).map_err(Error::internal)?;
         let template = route.template.clone();
         let (route, grpc) = (Arc::new(route), grpc.clone());
-        let handler = move |parameters: RawPathParams, request: Request| {
+        let handler = move |parameters: Result<RawPathParams, RawPathParamsRejection>, request: Request| {
             let (route, grpc) = (Arc::clone(&route), grpc.clone());
-            async move { serve(&route, &parameters, request, grpc).await }
+            async move {
+                let parameters = parameters.map_err(|_| Error::field("", "the path is not UTF-8"))?;
+                serve(&route, &parameters, request, grpc).await
+            }
         };
         let methods = by_template.remove(&template).unwrap_or_default();
         by_template.insert(template, methods.merge(on(filter, handler)));

@@ -6,6 +6,7 @@ mod json;
 pub mod openapi;
 pub mod ops;
 mod refusal;
+mod routes;
 mod wellknown;
 
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub struct HttpOptions {
 /// Everything that the HTTP address serves.
 pub fn router(grpc_router: &Router, postern: Arc<Postern>, options: &HttpOptions) -> Result<Router, Error> {
     let contract = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
-    let routes = gateway::routes(&contract)?;
+    let routes = routes::routes(&contract)?;
     let description = openapi::document(&routes).to_string();
     let description = move || {
         let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,5 +1,5 @@
 //! OpenAPI 3.1 from the contract: `postern openapi` prints it, `/openapi.json` serves it. Comments in the proto are its
-//! descriptions, the gateway's own routes its paths.
+//! descriptions, the routes that the gateway serves its paths.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{error::Error, proto};
 
-use super::gateway::{self, BodyBinding, Route};
+use super::routes::{self, BodyBinding, Route};
 
 /// What every operation may answer besides 200, and why.
 const REFUSALS: [(&str, &str); 8] = [
@@ -31,7 +31,7 @@ const BODY_REFUSALS: [(&str, &str); 2] =
 /// The description of the contract that this build was made from.
 pub fn contract_document() -> Result<Value, Error> {
     let contract = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
-    Ok(document(&gateway::routes(&contract)?))
+    Ok(document(&routes::routes(&contract)?))
 }
 
 /// The description of a set of routes.
