@@ -67,12 +67,6 @@ pub struct App {
     env: Env,
 }
 
-impl std::fmt::Debug for dyn Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Store")
-    }
-}
-
 /// Where the service listens.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {

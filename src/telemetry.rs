@@ -78,7 +78,11 @@ impl Metrics {
 /// Names and units, by Prometheus's conventions. Labels are bounded: RPCs of the contract, codes, outcomes.
 fn describe() {
     describe_counter!("postern_rpcs_total", "RPCs answered, by method and gRPC code");
-    describe_histogram!("postern_rpc_duration_seconds", Unit::Seconds, "How long RPCs took to answer, by method");
+    describe_histogram!(
+        "postern_rpc_duration_seconds",
+        Unit::Seconds,
+        "How long RPCs took to answer, by method and gRPC code"
+    );
     describe_gauge!("postern_hash_queue_depth", "Password hashes that wait for a thread");
     describe_histogram!("postern_hash_wait_seconds", Unit::Seconds, "How long password hashes waited for a thread");
     describe_histogram!("postern_hash_duration_seconds", Unit::Seconds, "How long password hashes took");

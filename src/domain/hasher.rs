@@ -147,17 +147,12 @@ impl Hasher {
         let (reply, answer) = oneshot::channel();
         let queued = Instant::now();
         let submitted = self.queue.try_send(Job { password, task, queued, deadline, reply });
-        self.report_depth();
+        report_depth(self.queue.len());
         match submitted {
             Ok(()) => answer.await.map_err(|_| Error::internal("a hasher thread died"))?,
             Err(flume::TrySendError::Full(_)) => Err(Error::Overloaded { retry_after: self.time_to_drain() }),
             Err(flume::TrySendError::Disconnected(_)) => Err(Error::internal("the hasher threads are gone")),
         }
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a queue is far shorter than 2^52")]
-    fn report_depth(&self) {
-        metrics::gauge!("postern_hash_queue_depth").set(self.queue.len() as f64);
     }
 
     /// How long the pool needs for what is queued now: when it is worth trying again.
@@ -166,6 +161,11 @@ impl Hasher {
         let hash_time = Duration::from_micros(self.hash_time.load(Ordering::Relaxed));
         hash_time.saturating_mul(u32::try_from(hashes_per_thread).unwrap_or(u32::MAX)).max(Duration::from_millis(100))
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a queue is far shorter than 2^52")]
+fn report_depth(waiting: usize) {
+    metrics::gauge!("postern_hash_queue_depth").set(waiting as f64);
 }
 
 /// One thread of the pool, with the arena that it keeps.
@@ -181,6 +181,7 @@ impl Worker {
             tracing::warn!(%error, "a hashing thread could not lower its priority: logins may slow other calls down");
         }
         while let Ok(job) = jobs.recv() {
+            report_depth(jobs.len());
             if job.reply.is_closed() {
                 continue;
             }

@@ -19,7 +19,7 @@ use crate::store::Store;
 use self::{env::Env, hasher::Hasher, password::PasswordPolicy, session::SessionPolicy, token::Tokens};
 
 /// The service itself: every rule with the collaborators it needs. Transports hold one of these and nothing below it.
-/// Its methods live where their subject does, in [`account`] and [`session`].
+/// Its methods live where their subject does, in [`account`], [`session`] and [`token`].
 pub struct Postern {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) env: Env,

@@ -4,7 +4,6 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use jsonwebtoken::jwk::JwkSet;
 use time::OffsetDateTime;
 
 use crate::{
@@ -17,8 +16,7 @@ use super::{
     account::{Email, User},
     hasher::Verification,
     password::Password,
-    role::Caller,
-    token::{AccessTokenFault, Minted, RefreshGrant, whole_seconds},
+    token::{Minted, RefreshGrant, whole_seconds},
 };
 
 /// How long sessions and their refresh tokens live.
@@ -169,21 +167,6 @@ impl Postern {
             LogoutOutcome::LoggedOut => Ok(()),
             LogoutOutcome::Refused => Err(Error::RefreshTokenInvalid),
         }
-    }
-
-    /// Who an access token stands for. Costs no I/O; whether its session still lives is not asked here.
-    pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenFault> {
-        self.tokens.verify_access(access_token, self.env.now())
-    }
-
-    /// `iss` of every token.
-    pub fn issuer(&self) -> &str {
-        self.tokens.issuer()
-    }
-
-    /// The public keys of access tokens.
-    pub fn jwks(&self) -> JwkSet {
-        self.tokens.jwks()
     }
 
     fn refresh_expiry(&self, now: OffsetDateTime, session_end_time: OffsetDateTime) -> OffsetDateTime {

@@ -7,14 +7,14 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, jwk::JwkSet};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::OffsetDateTime;
 
 use crate::error::Error;
 
 use super::{
-    SessionId, UserId,
+    Postern, SessionId, UserId,
     account::User,
     env::Env,
     keyring::{Keyring, MasterKey},
@@ -247,8 +247,25 @@ impl Tokens {
     }
 
     /// The public keys, as verifiers fetch them.
-    pub fn jwks(&self) -> jsonwebtoken::jwk::JwkSet {
+    pub fn jwks(&self) -> JwkSet {
         self.keyring.jwks()
+    }
+}
+
+impl Postern {
+    /// Who an access token stands for. Costs no I/O; whether its session still lives is not asked here.
+    pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenFault> {
+        self.tokens.verify_access(access_token, self.env.now())
+    }
+
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        self.tokens.issuer()
+    }
+
+    /// The public keys of access tokens.
+    pub fn jwks(&self) -> JwkSet {
+        self.tokens.jwks()
     }
 }
 

@@ -22,8 +22,6 @@ use crate::{
 
 use super::limits::LONGEST_CALL;
 
-/// What every path of the services in our own package starts with.
-pub const PATH_PREFIX: &str = "/postern.auth.v1.";
 /// The longest user agent that is kept, in characters.
 const MAX_USER_AGENT: usize = 256;
 

@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
-use metrics::SharedString;
+use metrics::{Label, SharedString};
 use tonic::{Code, Status};
 use tracing::Instrument;
 
@@ -53,8 +53,9 @@ pub async fn identify_request(
         }
         // Absent while a response streams: then its code is in the trailers.
         let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-        metrics::counter!("postern_rpcs_total", "method" => method.clone(), "code" => code_name(code)).increment(1);
-        metrics::histogram!("postern_rpc_duration_seconds", "method" => method).record(started.elapsed());
+        let labels = [Label::new("method", method), Label::from_static_parts("code", code_name(code))];
+        metrics::counter!("postern_rpcs_total", labels.iter()).increment(1);
+        metrics::histogram!("postern_rpc_duration_seconds", labels.iter()).record(started.elapsed());
         tracing::debug!(code = code_name(code), "answered");
         response
     }

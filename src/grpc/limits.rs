@@ -15,10 +15,12 @@ use tokio::sync::Semaphore;
 
 use crate::{domain::Deadline, error::Error};
 
-use super::{auth, respond};
+use super::respond;
 
 /// The longest that any call may take, whatever its client allows.
 pub const LONGEST_CALL: Duration = Duration::from_secs(10);
+/// What the path of every RPC in our own package starts with.
+const OWN_SERVICES: &str = "/postern.auth.v1.";
 /// Calls that run at once in the whole process; the next is turned away, not queued.
 const CALLS_AT_ONCE: usize = 2_048;
 /// When a call that was turned away is worth trying again.
@@ -36,7 +38,7 @@ impl Default for CallSlots {
 
 /// Turns calls of our own services away while too many run. Health stays reachable: a busy replica is not a dead one.
 pub async fn bound_concurrency(State(slots): State<CallSlots>, request: Request, next: Next) -> Response {
-    if !request.uri().path().starts_with(auth::PATH_PREFIX) {
+    if !request.uri().path().starts_with(OWN_SERVICES) {
         return next.run(request).await;
     }
     match slots.0.try_acquire() {

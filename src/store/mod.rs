@@ -12,7 +12,7 @@ pub mod postgres;
 mod rows;
 pub mod sqlite;
 
-use std::{future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, future::Future, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
@@ -86,6 +86,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Keeps the key if there is none yet: of several callers at once, one wins.
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError>;
+}
+
+impl fmt::Debug for dyn Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
 }
 
 /// What a pool of connections is doing.
