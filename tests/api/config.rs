@@ -107,17 +107,20 @@ fn no_secret_prints() {
 
 #[test]
 fn plaintext_beyond_loopback_has_to_be_allowed() {
-    for address in ["127.0.0.1:0", "127.8.9.10:50051", "[::1]:50051"] {
-        config(&[&format!("--grpc-addr={address}")]).listen.validate().expect(address);
-    }
-    for address in ["0.0.0.0:50051", "[::]:50051", "192.0.2.1:0", "169.254.1.1:1"] {
-        let argument = format!("--grpc-addr={address}");
-        let refusal = config(&[&argument]).listen.validate().expect_err(address);
-        assert!(matches!(refusal, ConfigError::Plaintext(..)), "{refusal:?}");
-        let text = refusal.to_string();
-        assert!(text.contains(address) && text.contains("POSTERN_ALLOW_PLAINTEXT"), "{text}");
-        config(&[&argument, "--allow-plaintext"]).listen.validate().expect("allowed");
-        config(&[&argument, "--allow-plaintext=false"]).listen.validate().expect_err("not allowed");
+    for (flag, variable) in [("--grpc-addr", "POSTERN_GRPC_ADDR"), ("--http-addr", "POSTERN_HTTP_ADDR")] {
+        for address in ["127.0.0.1:0", "127.8.9.10:50051", "[::1]:50051"] {
+            config(&[&format!("{flag}={address}")]).listen.validate().expect(address);
+        }
+        for address in ["0.0.0.0:50051", "[::]:50051", "192.0.2.1:0", "169.254.1.1:1"] {
+            let argument = format!("{flag}={address}");
+            let refusal = config(&[&argument]).listen.validate().expect_err(address);
+            assert!(matches!(refusal, ConfigError::Plaintext(..)), "{refusal:?}");
+            let text = refusal.to_string();
+            assert!(text.starts_with(&format!("{variable}={address} ")), "{text}");
+            assert!(text.contains("POSTERN_ALLOW_PLAINTEXT"), "{text}");
+            config(&[&argument, "--allow-plaintext"]).listen.validate().expect("allowed");
+            config(&[&argument, "--allow-plaintext=false"]).listen.validate().expect_err("not allowed");
+        }
     }
 }
 

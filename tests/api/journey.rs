@@ -2,7 +2,7 @@
 
 use postern::proto::{SignUpRequest, TokenPair};
 use time::ext::NumericalDuration as _;
-use tonic::Code::{AlreadyExists, InvalidArgument, Unauthenticated};
+use tonic::Code::{AlreadyExists, FailedPrecondition, InvalidArgument, Unauthenticated};
 
 use crate::{
     app::{PASSWORD, START, TestApp, assert_fails},
@@ -14,6 +14,7 @@ on_each_engine![
     everything_is_still_there_after_a_restart,
     a_sign_up_says_what_is_taken_and_what_is_wrong,
     who_cannot_log_in_is_told_the_same_whatever_the_reason,
+    where_addresses_must_be_verified_only_the_right_password_learns_that_this_one_is_not,
     a_lost_answer_to_a_refresh_is_given_again_byte_for_byte,
     a_used_refresh_token_ends_the_session_for_thief_and_owner,
     logging_out_everywhere_ends_every_session,
@@ -119,6 +120,20 @@ async fn who_cannot_log_in_is_told_the_same_whatever_the_reason(database: &Datab
     }
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
     assert_eq!(database.sql.number("SELECT count(*) FROM sessions").await, 0);
+    app.stop().await;
+}
+
+async fn where_addresses_must_be_verified_only_the_right_password_learns_that_this_one_is_not(database: &Database) {
+    let app = TestApp::start(database, &["--require-verified-email"]).await;
+    app.sign_up("ada").await;
+    let wrong = app.try_log_in("ada@example.com", "correct horse battery stapler").await;
+    assert_fails(wrong, Unauthenticated, "INVALID_CREDENTIALS");
+    let right = app.try_log_in("ada@example.com", PASSWORD).await;
+    assert_fails(right, FailedPrecondition, "EMAIL_NOT_VERIFIED");
+    assert_eq!(database.sql.number("SELECT count(*) FROM sessions").await, 0);
+    database.sql.execute("UPDATE users SET email_verified = true").await;
+    let tokens = app.log_in("ada").await;
+    assert_eq!(claim(&tokens, "email_verified"), serde_json::json!(true));
     app.stop().await;
 }
 

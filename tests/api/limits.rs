@@ -90,7 +90,7 @@ async fn with_app(test: impl AsyncFnOnce(&TestApp<'_>, &Database)) {
         let app = TestApp::start(database, &[]).await;
         app.sign_up("ada").await;
         test(&app, database).await;
-        app.stop().await;
+        app.abandon();
     })
     .await;
 }
@@ -102,7 +102,8 @@ async fn a_message_of_more_than_64_kib_is_bad_input() {
         let request =
             |username: String| SignUpRequest { username, email: email.clone(), password: PASSWORD.to_owned() };
         let failure = app.try_sign_up(request("a".repeat(65 * 1024))).await;
-        assert_fails(failure, InvalidArgument, "INVALID_FIELD");
+        let failure = assert_fails(failure, InvalidArgument, "INVALID_FIELD");
+        assert_eq!(failure.fields, [""], "no field is wrong: nobody looked");
         // Just within: the message is read, and its field is what is wrong.
         let failure = app.try_sign_up(request("a".repeat(64 * 1024 - 200))).await;
         assert_eq!(assert_fails(failure, InvalidArgument, "INVALID_FIELD").fields, ["username"]);

@@ -129,7 +129,7 @@ async fn a_new_password_is_judged_with_the_accounts_own_words_and_the_configured
         }
         sign_up("ada", "ada@example.com", "wolframite77").await.expect("nobody's own word");
         sign_up("grace", "grace@example.com", "x7$Kq!v9bz").await.expect("long enough");
-        app.stop().await;
+        app.abandon();
     })
     .await;
 }
@@ -159,7 +159,7 @@ async fn what_the_hash_queue_cannot_take_is_turned_away_with_a_time_to_come_back
         // Room again.
         let outcome = app.try_log_in("nobody@example.com", PASSWORD).await;
         assert_fails(outcome, Unauthenticated, "INVALID_CREDENTIALS");
-        app.stop().await;
+        app.abandon();
     })
     .await;
 }

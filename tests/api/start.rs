@@ -22,8 +22,8 @@ use crate::{
 const POSTGRES: &str = "--database-url=postgres://nobody@127.0.0.1:1/nowhere";
 
 async fn build(arguments: &[&str]) -> Result<(), BuildError> {
-    let arguments: Vec<_> =
-        ["--grpc-addr=127.0.0.1:0", "--argon2-memory-kib=64"].iter().chain(arguments).copied().collect();
+    let ports = ["--grpc-addr=127.0.0.1:0", "--http-addr=127.0.0.1:0", "--ops-addr=127.0.0.1:0"];
+    let arguments: Vec<_> = ports.iter().chain(&["--argon2-memory-kib=64"]).chain(arguments).copied().collect();
     app::build(&parse(&arguments).expect("a configuration"), Env::system()).await.map(drop)
 }
 
@@ -64,6 +64,16 @@ async fn a_first_start_makes_everything_for_its_owner_alone_and_a_second_keeps_i
     build(&[&argument]).await.expect("a second start");
     assert_eq!(fs::read_to_string(&key).expect("the key"), text);
     assert_eq!(text.trim_end().len(), MASTER_KEY.len(), "32 bytes in base64");
+}
+
+#[tokio::test]
+async fn a_database_that_was_migrated_before_its_first_start_has_lost_no_key() {
+    let root = TempDir::new().expect("a directory");
+    let (_, argument) = data_dir(&root);
+    let config = parse(&[&argument]).expect("a configuration");
+    app::migrate(&config.store).await.expect("a schema");
+    app::migrate(&config.store).await.expect("the same schema");
+    build(&[&argument]).await.expect("a first start: nothing was ever sealed under a key");
 }
 
 #[tokio::test]
@@ -137,9 +147,11 @@ async fn an_address_in_use_is_named() {
     let (_, argument) = data_dir(&root);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");
-    let refusal = build(&[&argument, &format!("--grpc-addr={address}")]).await.expect_err("it is taken");
-    assert!(matches!(refusal, BuildError::Listen(named, _) if named == address), "{refusal:?}");
-    assert!(refusal.to_string().contains(&address.to_string()), "{refusal}");
+    for flag in ["--grpc-addr", "--http-addr", "--ops-addr"] {
+        let refusal = build(&[&argument, &format!("{flag}={address}")]).await.expect_err("it is taken");
+        assert!(matches!(refusal, BuildError::Listen(named, _) if named == address), "{refusal:?}");
+        assert!(refusal.to_string().contains(&address.to_string()), "{refusal}");
+    }
 }
 
 #[tokio::test]

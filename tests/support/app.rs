@@ -117,6 +117,12 @@ impl<'a> TestApp<'a> {
         self.database.assert_at_rest().await;
     }
 
+    /// Leaves it to end with the test's runtime: where its end is not what the test is about, the second for which it
+    /// would say NOT_SERVING first can be saved.
+    pub fn abandon(mut self) {
+        self.running = None;
+    }
+
     /// Moves the service's clock.
     pub fn pass(&self, time: time::Duration) {
         self.clock.advance(time);
