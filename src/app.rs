@@ -12,8 +12,14 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::{Config, ConfigError},
-    domain::{Postern, env::Env, hasher::Hasher, keyring::Keyring, token::Tokens},
+    config::{self, Config, ConfigError},
+    domain::{
+        Postern,
+        env::Env,
+        hasher::Hasher,
+        keyring::{Keyring, MasterKey},
+        token::Tokens,
+    },
     error::Error,
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness},
@@ -90,8 +96,10 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
     config.tokens.validate()?;
     let location = config.store.location()?;
     location.prepare()?;
-    let master = config.master_key.load(&location, &env)?;
+    // Asked for before the database is waited for.
+    let given = config.master_key.given(&location)?;
     let store = open_store(&location).await?;
+    let master = master_key(given, &location, store.as_ref(), &env).await?;
     let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
     let postern = Arc::new(Postern {
         store: Arc::clone(&store),
@@ -143,6 +151,23 @@ async fn open_store(location: &Location) -> Result<Arc<dyn Store>, OpenError> {
             }
             outcome => return outcome,
         }
+    }
+}
+
+/// The master key that was given, or the one beside the database.
+pub async fn master_key(
+    given: Option<MasterKey>,
+    location: &Location,
+    store: &dyn Store,
+    env: &Env,
+) -> Result<MasterKey, BuildError> {
+    match (given, location) {
+        (Some(key), _) => Ok(key),
+        (None, Location::Sqlite(database)) => {
+            let something_is_sealed = !store.signing_keys().await.map_err(Error::from)?.is_empty();
+            Ok(config::master_key_beside(database, something_is_sealed, env)?)
+        }
+        (None, Location::Postgres { .. }) => Err(ConfigError::MasterKeyMissing.into()),
     }
 }
 

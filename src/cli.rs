@@ -150,8 +150,9 @@ async fn healthcheck(address: SocketAddr) -> Result<ExitCode, Failure> {
 async fn list_keys(store: &StoreConfig, master_key: &MasterKeyConfig) -> Result<ExitCode, Failure> {
     let location = store.location()?;
     let env = Env::system();
-    let master = master_key.load(&location, &env)?;
+    let given = master_key.given(&location)?;
     let store = store::connect(&location, store::Migrate::Check).await?;
+    let master = app::master_key(given, &location, store.as_ref(), &env).await?;
     let keyring = Keyring::read(store.as_ref(), &master).await?;
     println!("{}", serde_json::to_string_pretty(&keyring.jwks())?);
     Ok(ExitCode::SUCCESS)

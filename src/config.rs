@@ -1,7 +1,12 @@
 //! Configuration: one struct for each concern, each value a flag and an environment variable. `--help` is the
 //! reference. Secrets come from the environment or from files, and never print.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{ArgAction, Args, CommandFactory, ValueEnum};
 use http::HeaderValue;
@@ -337,34 +342,35 @@ impl Location {
 }
 
 impl MasterKeyConfig {
-    /// The master key that was given, or, for a SQLite file without one, the key beside it, made on first use.
-    pub fn load(&self, location: &Location, env: &Env) -> Result<MasterKey, ConfigError> {
-        if let Some(key) = &self.master_key {
-            return MasterKey::parse(key.expose_secret())
-                .map_err(|source| ConfigError::MasterKey { from_file: false, source });
-        }
-        if let Some(path) = &self.master_key_file {
-            return MasterKey::parse(&read_secret("POSTERN_MASTER_KEY_FILE", path)?)
-                .map_err(|source| ConfigError::MasterKey { from_file: true, source });
-        }
-        let Location::Sqlite(database) = location else {
-            return Err(ConfigError::MasterKeyMissing);
+    /// The master key that was given. `None` stands for the one beside a SQLite file; PostgreSQL has none of its own.
+    pub fn given(&self, location: &Location) -> Result<Option<MasterKey>, ConfigError> {
+        let (text, from_file) = match (&self.master_key, &self.master_key_file, location) {
+            (Some(key), _, _) => (Zeroizing::new(key.expose_secret().to_owned()), false),
+            (None, Some(path), _) => (read_secret("POSTERN_MASTER_KEY_FILE", path)?, true),
+            (None, None, Location::Sqlite(_)) => return Ok(None),
+            (None, None, Location::Postgres { .. }) => return Err(ConfigError::MasterKeyMissing),
         };
-        let mut path = database.clone().into_os_string();
-        path.push(".key");
-        let path = PathBuf::from(path);
-        if !path.exists() {
-            if database.exists() {
-                return Err(ConfigError::MasterKeyLost { database: database.clone(), key: path });
-            }
-            write_new_secret(&path, &MasterKey::generate(env)?)?;
-        }
-        MasterKey::parse(&read_secret("the master key", &path)?)
-            .map_err(|source| ConfigError::MasterKey { from_file: true, source })
+        MasterKey::parse(&text).map(Some).map_err(|source| ConfigError::MasterKey { from_file, source })
     }
 }
 
-fn read_secret(variable: &'static str, path: &std::path::Path) -> Result<Zeroizing<String>, ConfigError> {
+/// The master key beside a SQLite file. Where there is none it is made, unless something lies in the database that only
+/// the lost one opens.
+pub fn master_key_beside(database: &Path, something_is_sealed: bool, env: &Env) -> Result<MasterKey, ConfigError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".key");
+    let path = PathBuf::from(path);
+    if !path.exists() {
+        if something_is_sealed {
+            return Err(ConfigError::MasterKeyLost { database: database.to_owned(), key: path });
+        }
+        write_new_secret(&path, &MasterKey::generate(env)?)?;
+    }
+    MasterKey::parse(&read_secret("the master key", &path)?)
+        .map_err(|source| ConfigError::MasterKey { from_file: true, source })
+}
+
+fn read_secret(variable: &'static str, path: &Path) -> Result<Zeroizing<String>, ConfigError> {
     fs::read_to_string(path).map(Zeroizing::new).map_err(|source| ConfigError::Unreadable {
         variable,
         path: path.to_owned(),
@@ -373,7 +379,7 @@ fn read_secret(variable: &'static str, path: &std::path::Path) -> Result<Zeroizi
 }
 
 /// Writes a secret to a file that does not exist yet, readable by its owner alone, and makes sure that it stays.
-fn write_new_secret(path: &std::path::Path, secret: &str) -> Result<(), ConfigError> {
+fn write_new_secret(path: &Path, secret: &str) -> Result<(), ConfigError> {
     use std::io::Write as _;
     let write = || -> std::io::Result<()> {
         let mut options = fs::OpenOptions::new();

@@ -35,6 +35,8 @@ CREATE TABLE sessions (
     end_time            timestamptz NOT NULL,
     -- When it was ended before its time.
     revoke_time         timestamptz,
+    -- Why: 'logout', 'logout_everywhere' (asked by this session), 'ended_elsewhere' (by another), 'token_reused'.
+    revoke_reason       text,
     -- How often it was refreshed.
     generation          bigint      NOT NULL,
     -- SHA-256 of its live refresh token.

@@ -35,6 +35,8 @@ CREATE TABLE sessions (
     end_time            INTEGER NOT NULL,
     -- When it was ended before its time.
     revoke_time         INTEGER,
+    -- Why: 'logout', 'logout_everywhere' (asked by this session), 'ended_elsewhere' (by another), 'token_reused'.
+    revoke_reason       TEXT,
     -- How often it was refreshed.
     generation          INTEGER NOT NULL,
     -- SHA-256 of its live refresh token.

@@ -16,6 +16,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, prost::Message};
 use serde_json::{Map, Value};
 use tonic::{Code, Status};
@@ -77,6 +78,10 @@ async fn serve(route: &Route, parameters: &RawPathParams, request: Request, grpc
 
 /// Reads the body as a JSON object; under [`BodyBinding::Field`], as that field's value.
 async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
+    // Known before a byte of it was read, where the client said so.
+    if body.size_hint().lower() > MAX_MESSAGE as u64 {
+        return Err(Refusal::too_large(MAX_MESSAGE));
+    }
     let bytes = match tokio::time::timeout(LONGEST_CALL, to_bytes(body, MAX_MESSAGE)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) if is_length_limit(&error) => return Err(Refusal::too_large(MAX_MESSAGE)),
@@ -220,32 +225,35 @@ fn frame(message: &DynamicMessage) -> Bytes {
     [&[0][..], &length.to_be_bytes(), &bytes].concat().into()
 }
 
-/// The headers that go along as metadata: all but those that describe the HTTP exchange itself.
+/// The headers that go along as metadata: all but those that describe the HTTP exchange itself, or the gRPC exchange that
+/// is made of it here. A client's `grpc-timeout` still counts.
 fn forwarded(headers: &HeaderMap) -> HeaderMap {
     let mut metadata: HeaderMap = headers
         .iter()
         .filter(|(name, _)| {
             let name = name.as_str();
-            !name.starts_with("content-")
-                && !name.starts_with("accept")
-                && !name.starts_with("if-")
-                && !name.starts_with("sec-")
-                && !matches!(
-                    name,
-                    "connection"
-                        | "host"
-                        | "keep-alive"
-                        | "te"
-                        | "trailer"
-                        | "transfer-encoding"
-                        | "upgrade"
-                        | "expect"
-                        | "proxy-authorization"
-                        | "cookie"
-                        | "range"
-                        | "origin"
-                        | "referer"
-                )
+            name == "grpc-timeout"
+                || !name.starts_with("grpc-")
+                    && !name.starts_with("content-")
+                    && !name.starts_with("accept")
+                    && !name.starts_with("if-")
+                    && !name.starts_with("sec-")
+                    && !matches!(
+                        name,
+                        "connection"
+                            | "host"
+                            | "keep-alive"
+                            | "te"
+                            | "trailer"
+                            | "transfer-encoding"
+                            | "upgrade"
+                            | "expect"
+                            | "proxy-authorization"
+                            | "cookie"
+                            | "range"
+                            | "origin"
+                            | "referer"
+                    )
         })
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();

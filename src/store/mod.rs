@@ -226,6 +226,31 @@ pub enum LogoutOutcome {
     Refused,
 }
 
+/// Why a session was ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RevokeReason {
+    /// Its client logged out.
+    Logout,
+    /// Its client logged out everywhere: this is the session that asked.
+    LogoutEverywhere,
+    /// Another session of its user logged out everywhere.
+    EndedElsewhere,
+    /// A used refresh token of it came back.
+    TokenReused,
+}
+
+impl RevokeReason {
+    /// The reason as the database keeps it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Logout => "logout",
+            Self::LogoutEverywhere => "logout_everywhere",
+            Self::EndedElsewhere => "ended_elsewhere",
+            Self::TokenReused => "token_reused",
+        }
+    }
+}
+
 /// A session as a backend finds it, locked, when a token of it is presented: what the rules below are decided on, alike
 /// on every backend.
 #[derive(Debug)]
@@ -268,6 +293,48 @@ impl PresentedTo {
             && !rotation.retry_window.is_zero()
             && self.within_retry_window;
         if retry { Presented::Previous } else { Presented::UsedUp }
+    }
+}
+
+/// A session as a backend finds it, locked, when a token of it is presented to log out.
+#[derive(Debug)]
+pub(crate) struct LeavingSession {
+    pub generation: i64,
+    pub refresh_expire_time: OffsetDateTime,
+    pub revoked: bool,
+    /// By a token of this very session.
+    pub revoked_by_logout_everywhere: bool,
+}
+
+/// What a logout comes to. The session of the token ends in any case.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Leaving {
+    /// Why its own session ends, if it has not ended before.
+    pub reason: RevokeReason,
+    /// Whether the user's other sessions end too.
+    pub others_too: bool,
+    pub outcome: LogoutOutcome,
+}
+
+impl LeavingSession {
+    pub(crate) fn judge(&self, logout: &Logout) -> Leaving {
+        let verdict = |reason, others_too, outcome| Leaving { reason, others_too, outcome };
+        if !logout.everywhere {
+            return verdict(RevokeReason::Logout, false, LogoutOutcome::LoggedOut);
+        }
+        // The live token speaks for its user, and so does the one before it: the client may never have received the
+        // successor.
+        let newest = [self.generation, self.generation - 1].contains(&logout.presented_generation);
+        if self.revoked_by_logout_everywhere {
+            // The same request again, whose answer was lost.
+            verdict(RevokeReason::LogoutEverywhere, false, LogoutOutcome::LoggedOut)
+        } else if self.revoked || self.refresh_expire_time <= logout.now {
+            verdict(RevokeReason::Logout, false, LogoutOutcome::Refused)
+        } else if newest {
+            verdict(RevokeReason::LogoutEverywhere, true, LogoutOutcome::LoggedOut)
+        } else {
+            verdict(RevokeReason::TokenReused, false, LogoutOutcome::Refused)
+        }
     }
 }
 

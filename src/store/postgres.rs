@@ -29,8 +29,8 @@ use crate::domain::{
 
 use super::{
     AccountCreation, Connections, Credentials, Logout, LogoutOutcome, Migrate, NewAccount, NewSession, OpenError,
-    Presented, Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
-    rows::{CredentialsRow, PresentedRow, SessionRow, SigningKeyRow, UserRow, user_columns},
+    Presented, RevokeReason, Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
+    rows::{CredentialsRow, LeavingRow, PresentedRow, SigningKeyRow, UserRow, user_columns},
     to_the_end,
 };
 
@@ -314,7 +314,7 @@ impl Store for PostgresStore {
                 }),
                 Presented::UsedUp => {
                     // Committed before anybody is answered: the thief must not outlive the alarm.
-                    revoke(&mut tx, rotation.next.session_id, rotation.now).await?;
+                    revoke(&mut tx, rotation.next.session_id, rotation.now, RevokeReason::TokenReused).await?;
                     tx.commit().await?;
                     Ok(RotationOutcome::Reused)
                 }
@@ -336,8 +336,8 @@ impl Store for PostgresStore {
                     .execute(&mut *tx)
                     .await?;
             }
-            let Some(session) = sqlx::query_as::<_, SessionRow<Time>>(
-                "SELECT generation, revoke_time FROM sessions WHERE id = $1 AND user_id = $2 FOR UPDATE",
+            let Some(session) = sqlx::query_as::<_, LeavingRow<Time>>(
+                "SELECT generation, refresh_expire_time, revoke_reason FROM sessions WHERE id = $1 AND user_id = $2 FOR UPDATE",
             )
             .bind(logout.session_id.0)
             .bind(logout.user_id.0)
@@ -346,23 +346,21 @@ impl Store for PostgresStore {
             else {
                 return Ok(LogoutOutcome::Refused);
             };
-            revoke(&mut tx, logout.session_id, logout.now).await?;
-            let outcome = if !logout.everywhere {
-                LogoutOutcome::LoggedOut
-            } else if session.speaks_for_user(logout.presented_generation) {
-                sqlx::query("UPDATE sessions SET revoke_time = $2 WHERE user_id = $1 AND revoke_time IS NULL")
-                    .bind(logout.user_id.0)
-                    .bind(logout.now)
-                    .execute(&mut *tx)
-                    .await?;
-                LogoutOutcome::LoggedOut
-            } else if logged_out_everywhere_before(&mut tx, &logout, session.revoke_time).await? {
-                LogoutOutcome::LoggedOut
-            } else {
-                LogoutOutcome::Refused
-            };
+            let leaving = session.into_session()?.judge(&logout);
+            revoke(&mut tx, logout.session_id, logout.now, leaving.reason).await?;
+            if leaving.others_too {
+                sqlx::query(
+                    "UPDATE sessions SET revoke_time = $2, revoke_reason = $3 \
+                     WHERE user_id = $1 AND revoke_time IS NULL",
+                )
+                .bind(logout.user_id.0)
+                .bind(logout.now)
+                .bind(RevokeReason::EndedElsewhere.as_str())
+                .execute(&mut *tx)
+                .await?;
+            }
             tx.commit().await?;
-            Ok(outcome)
+            Ok(leaving.outcome)
         })
         .await
     }
@@ -475,31 +473,12 @@ async fn rotate(
     .transpose()
 }
 
-async fn revoke(tx: &mut Tx, session: SessionId, now: OffsetDateTime) -> Result<(), StoreError> {
-    sqlx::query("UPDATE sessions SET revoke_time = $2 WHERE id = $1 AND revoke_time IS NULL")
+async fn revoke(tx: &mut Tx, session: SessionId, now: OffsetDateTime, reason: RevokeReason) -> Result<(), StoreError> {
+    sqlx::query("UPDATE sessions SET revoke_time = $2, revoke_reason = $3 WHERE id = $1 AND revoke_time IS NULL")
         .bind(session.0)
         .bind(now)
+        .bind(reason.as_str())
         .execute(&mut **tx)
         .await?;
     Ok(())
-}
-
-/// Whether a session that had ended before took all others of its user along, so that asking again is no new request.
-async fn logged_out_everywhere_before(
-    tx: &mut Tx,
-    logout: &Logout,
-    revoke_time: Option<OffsetDateTime>,
-) -> Result<bool, StoreError> {
-    let Some(revoke_time) = revoke_time else {
-        return Ok(false);
-    };
-    Ok(sqlx::query_scalar(
-        "SELECT NOT EXISTS (SELECT 1 FROM sessions WHERE user_id = $1 AND revoke_time IS NULL \
-         AND create_time <= $2 AND refresh_expire_time > $3)",
-    )
-    .bind(logout.user_id.0)
-    .bind(revoke_time)
-    .bind(logout.now)
-    .fetch_one(&mut **tx)
-    .await?)
 }

@@ -13,7 +13,7 @@ use crate::domain::{
     role::Role,
 };
 
-use super::{Credentials, PresentedTo, RefreshHash, StoreError};
+use super::{Credentials, LeavingSession, PresentedTo, RefreshHash, RevokeReason, StoreError};
 
 /// The columns of [`UserRow`], of a table `users u`. `string_agg` and its `ORDER BY` are the same in both dialects.
 macro_rules! user_columns {
@@ -134,19 +134,23 @@ fn refresh_hash(bytes: &[u8]) -> Result<RefreshHash, StoreError> {
     bytes.try_into().map(RefreshHash).map_err(|_| bad_column("sessions.refresh_hash"))
 }
 
-/// What a logout needs to know of the session.
+/// The session of a token that is presented to log out.
 #[derive(FromRow)]
-pub(super) struct SessionRow<T> {
-    pub generation: i64,
-    pub revoke_time: Option<T>,
+pub(super) struct LeavingRow<T> {
+    generation: i64,
+    refresh_expire_time: T,
+    revoke_reason: Option<String>,
 }
 
-impl<T> SessionRow<T> {
-    /// Whether a token of that generation speaks for the session's user: it is the live one, or the one before it,
-    /// whose successor the client may never have received.
-    pub(super) fn speaks_for_user(&self, presented_generation: i64) -> bool {
-        self.revoke_time.is_none()
-            && (presented_generation == self.generation || presented_generation == self.generation - 1)
+impl<T: StoredTime> LeavingRow<T> {
+    pub(super) fn into_session(self) -> Result<LeavingSession, StoreError> {
+        Ok(LeavingSession {
+            generation: self.generation,
+            refresh_expire_time: self.refresh_expire_time.to_time()?,
+            revoked_by_logout_everywhere: self.revoke_reason.as_deref()
+                == Some(RevokeReason::LogoutEverywhere.as_str()),
+            revoked: self.revoke_reason.is_some(),
+        })
     }
 }
 

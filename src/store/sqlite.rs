@@ -22,8 +22,8 @@ use crate::domain::{
 
 use super::{
     AccountCreation, Connections, Credentials, Logout, LogoutOutcome, Migrate, NewAccount, NewSession, OpenError,
-    Presented, Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
-    rows::{CredentialsRow, PresentedRow, SessionRow, SigningKeyRow, UserRow, user_columns},
+    Presented, RevokeReason, Rotation, RotationOutcome, SessionOpening, Store, StoreError, first_missing,
+    rows::{CredentialsRow, LeavingRow, PresentedRow, SigningKeyRow, UserRow, user_columns},
     to_the_end,
 };
 
@@ -34,6 +34,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long SQLite waits for another process's lock, such as a backup's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 const READERS: u32 = 4;
+/// How often migrations are tried, and how long apart.
+const MIGRATION_ATTEMPTS: u32 = 10;
+const MIGRATION_PAUSE: Duration = Duration::from_millis(100);
 
 type Tx = Transaction<'static, Sqlite>;
 /// Microseconds since the Unix epoch.
@@ -68,12 +71,7 @@ impl SqliteStore {
         let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(StoreError::from)?;
         match migrate {
             Migrate::Apply => {
-                let migrator = Migrator {
-                    migrations: MIGRATOR.migrations.as_ref().into(),
-                    ignore_missing: true,
-                    ..Migrator::DEFAULT
-                };
-                migrator.run(&writer).await?;
+                apply_migrations(&writer).await?;
             }
             Migrate::Check => check_schema(&writer).await?,
         }
@@ -90,10 +88,14 @@ impl SqliteStore {
 /// Makes the file where it is missing, for its owner alone; SQLite gives the files beside it the same mode.
 fn make_private(path: &Path) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
-    options.append(true).create(true);
+    // Only a new file: to open and close one that SQLite has open in this process would drop SQLite's locks on it.
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(drop)
+    match options.open(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn pool() -> PoolOptions<Sqlite> {
@@ -105,6 +107,21 @@ fn pool() -> PoolOptions<Sqlite> {
             Ok(true)
         })
     })
+}
+
+/// Brings the schema up to date. sqlx takes no lock for it on SQLite, so of several processes that start on one new file
+/// all but the first may stumble over its tables; a moment later they find nothing left to do.
+async fn apply_migrations(writer: &SqlitePool) -> Result<(), OpenError> {
+    let migrations = MIGRATOR.migrations.as_ref().into();
+    let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
+    for _ in 1..MIGRATION_ATTEMPTS {
+        match migrator.run(writer).await {
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::debug!(%error, "the migrations could not be applied; trying again"),
+        }
+        tokio::time::sleep(MIGRATION_PAUSE).await;
+    }
+    Ok(migrator.run(writer).await?)
 }
 
 async fn check_schema(writer: &SqlitePool) -> Result<(), OpenError> {
@@ -278,7 +295,7 @@ impl Store for SqliteStore {
                 }),
                 Presented::UsedUp => {
                     // Committed before anybody is answered: the thief must not outlive the alarm.
-                    revoke(&mut tx, rotation.next.session_id, rotation.now).await?;
+                    revoke(&mut tx, rotation.next.session_id, rotation.now, RevokeReason::TokenReused).await?;
                     tx.commit().await?;
                     Ok(RotationOutcome::Reused)
                 }
@@ -292,8 +309,8 @@ impl Store for SqliteStore {
         let writer = self.writer.clone();
         to_the_end(async move {
             let mut tx = Self::begin(&writer).await?;
-            let Some(session) = sqlx::query_as::<_, SessionRow<Time>>(
-                "SELECT generation, revoke_time FROM sessions WHERE id = $1 AND user_id = $2",
+            let Some(session) = sqlx::query_as::<_, LeavingRow<Time>>(
+                "SELECT generation, refresh_expire_time, revoke_reason FROM sessions WHERE id = $1 AND user_id = $2",
             )
             .bind(logout.session_id.0)
             .bind(logout.user_id.0)
@@ -302,23 +319,21 @@ impl Store for SqliteStore {
             else {
                 return Ok(LogoutOutcome::Refused);
             };
-            revoke(&mut tx, logout.session_id, logout.now).await?;
-            let outcome = if !logout.everywhere {
-                LogoutOutcome::LoggedOut
-            } else if session.speaks_for_user(logout.presented_generation) {
-                sqlx::query("UPDATE sessions SET revoke_time = $2 WHERE user_id = $1 AND revoke_time IS NULL")
-                    .bind(logout.user_id.0)
-                    .bind(microseconds(logout.now))
-                    .execute(&mut *tx)
-                    .await?;
-                LogoutOutcome::LoggedOut
-            } else if logged_out_everywhere_before(&mut tx, &logout, session.revoke_time).await? {
-                LogoutOutcome::LoggedOut
-            } else {
-                LogoutOutcome::Refused
-            };
+            let leaving = session.into_session()?.judge(&logout);
+            revoke(&mut tx, logout.session_id, logout.now, leaving.reason).await?;
+            if leaving.others_too {
+                sqlx::query(
+                    "UPDATE sessions SET revoke_time = $2, revoke_reason = $3 \
+                     WHERE user_id = $1 AND revoke_time IS NULL",
+                )
+                .bind(logout.user_id.0)
+                .bind(microseconds(logout.now))
+                .bind(RevokeReason::EndedElsewhere.as_str())
+                .execute(&mut *tx)
+                .await?;
+            }
             tx.commit().await?;
-            Ok(outcome)
+            Ok(leaving.outcome)
         })
         .await
     }
@@ -411,31 +426,12 @@ async fn rotate(tx: &mut Tx, rotation: &Rotation) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn revoke(tx: &mut Tx, session: SessionId, now: OffsetDateTime) -> Result<(), StoreError> {
-    sqlx::query("UPDATE sessions SET revoke_time = $2 WHERE id = $1 AND revoke_time IS NULL")
+async fn revoke(tx: &mut Tx, session: SessionId, now: OffsetDateTime, reason: RevokeReason) -> Result<(), StoreError> {
+    sqlx::query("UPDATE sessions SET revoke_time = $2, revoke_reason = $3 WHERE id = $1 AND revoke_time IS NULL")
         .bind(session.0)
         .bind(microseconds(now))
+        .bind(reason.as_str())
         .execute(&mut **tx)
         .await?;
     Ok(())
-}
-
-/// Whether a session that had ended before took all others of its user along, so that asking again is no new request.
-async fn logged_out_everywhere_before(
-    tx: &mut Tx,
-    logout: &Logout,
-    revoke_time: Option<Time>,
-) -> Result<bool, StoreError> {
-    let Some(revoke_time) = revoke_time else {
-        return Ok(false);
-    };
-    Ok(sqlx::query_scalar(
-        "SELECT NOT EXISTS (SELECT 1 FROM sessions WHERE user_id = $1 AND revoke_time IS NULL \
-         AND create_time <= $2 AND refresh_expire_time > $3)",
-    )
-    .bind(logout.user_id.0)
-    .bind(revoke_time)
-    .bind(microseconds(logout.now))
-    .fetch_one(&mut **tx)
-    .await?)
 }
