@@ -47,10 +47,16 @@ class Call:
 
     body: object = None
     token: str | None = None
+    # What stands between the braces of the route.
+    path: dict[str, str] = field(default_factory=dict)
     query: str = ""
     headers: dict = field(default_factory=dict)
     method: str | None = None
     suffix: str = ""
+
+
+def text_of(body: dict) -> str:
+    return json.dumps(body)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Row:
     def send(self, rest: Rest, somebody: Somebody):
         [route] = [route for route in contract.routes() if route.rpc == self.rpc]
         call = self.call(somebody)
-        path = f"{route.template}{call.suffix}{call.query}"
+        path = f"{route.template.format(**call.path)}{call.suffix}{call.query}"
         return rest.call(call.method or route.method, path, call.body, token=call.token, headers=call.headers)
 
 
@@ -83,6 +89,10 @@ GOOD: dict[str, Callable[[Somebody], dict]] = {
 }
 
 
+def authorized(value: str) -> dict:
+    return {"authorization": value}
+
+
 def ended(somebody: Somebody) -> str:
     """The access token of a session that was ended."""
     somebody.server.client.logout(somebody.tokens.refresh_token)
@@ -96,56 +106,14 @@ def used_up(somebody: Somebody) -> str:
     return somebody.tokens.refresh_token
 
 
-ROWS = [
-    *(Row(rpc, "a good call", 200, lambda s, rpc=rpc: Call(GOOD[rpc](s))) for rpc in GOOD),
-    *(Row(rpc, "a good call with a stale token", 200, lambda s, rpc=rpc: Call(GOOD[rpc](s), token="x")) for rpc in GOOD),
-    *(
-        Row(rpc, "JSON with a charset", 200, lambda s, rpc=rpc: Call(GOOD[rpc](s), headers={"content-type": UTF_8}))
-        for rpc in GOOD
-    ),
-    Row(SIGN_UP, "a taken username", 409, lambda s: Call({**GOOD[SIGN_UP](s), "username": s.person.username})),
-    Row(SIGN_UP, "a taken email", 409, lambda s: Call({**GOOD[SIGN_UP](s), "email": s.person.email})),
-    Row(SIGN_UP, "a weak password", 400, lambda s: Call({**GOOD[SIGN_UP](s), "password": "password1"})),
-    Row(SIGN_UP, "all fields wrong", 400, lambda s: Call({"username": "a b", "email": "a", "password": "x"})),
-    Row(SIGN_UP, "text in any script", 400, lambda s: Call({**GOOD[SIGN_UP](s), "username": "gr\u00fc\u00df \U0001f9a6"})),
-    Row(LOGIN, "a wrong password", 401, lambda s: Call({**GOOD[LOGIN](s), "password": s.stranger.password})),
-    Row(LOGIN, "an unknown email", 401, lambda s: Call({**GOOD[LOGIN](s), "email": s.stranger.email})),
-    Row(REFRESH, "the proto's spelling", 200, lambda s: Call({"refresh_token": s.tokens.refresh_token})),
-    Row(REFRESH, "a token of another kind", 401, lambda s: Call({"refreshToken": s.tokens.access_token})),
-    Row(REFRESH, "a used token", 401, lambda s: Call({"refreshToken": used_up(s)})),
-    Row(LOGOUT, "everywhere", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": True})),
-    Row(LOGOUT, "not everywhere, said so", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": False})),
-    Row(LOGOUT, "everywhere as null", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": None})),
-    Row(LOGOUT, "everywhere as a number", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": 1})),
-    Row(LOGOUT, "everywhere as another word", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "perhaps"})),
-    Row(LOGOUT, "a boolean as text", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "true"})),
-    Row(LOGOUT, "nonsense", 401, lambda s: Call({"refreshToken": "nonsense"})),
-    Row(ME, "a good call", 200, lambda s: Call(token=s.tokens.access_token)),
-    Row(ME, "the scheme in capitals", 200, lambda s: Call(headers={"authorization": f"BEARER {s.tokens.access_token}"})),
-    Row(ME, "an empty query", 200, lambda s: Call(token=s.tokens.access_token, query="?")),
-    Row(ME, "no token", 401, lambda s: Call()),
-    Row(ME, "nonsense for a token", 401, lambda s: Call(token="nonsense")),
-    Row(ME, "a refresh token", 401, lambda s: Call(token=s.tokens.refresh_token)),
-    Row(ME, "another scheme", 401, lambda s: Call(headers={"authorization": "Basic YTpi"})),
-    Row(ME, "an ended session", 401, lambda s: Call(token=ended(s))),
-    Row(ME, "an unknown parameter", 400, lambda s: Call(token=s.tokens.access_token, query="?verbose=true")),
-    Row(ME, "an unknown parameter and no token", 400, lambda s: Call(query="?verbose=true")),
-    Row(ME, "a body that is none", 200, lambda s: Call(b"nonsense", token=s.tokens.access_token)),
-    Row(ME, "a slash behind", 404, lambda s: Call(token=s.tokens.access_token, suffix="/")),
-    Row(ME, "a path below", 404, lambda s: Call(token=s.tokens.access_token, suffix="/too")),
-    Row(ME, "another method", 405, lambda s: Call({}, token=s.tokens.access_token, method="POST")),
-]
-
-UTF_8 = "application/json; charset=utf-8"
+UTF_8 = {"content-type": "application/json; charset=utf-8"}
 PLAIN = {"content-type": "text/plain"}
 
-
-def text_of(body: dict) -> str:
-    return json.dumps(body)
-
-
-# Every RPC with a body gets each of these, made from its good call, so that nothing else is wrong with it.
-MALFORMED: dict[str, tuple[int, Callable[[dict], Call]]] = {
+# Every RPC with a body gets each of these, made from its good call, so that nothing else is different about it.
+WITH_A_BODY: dict[str, tuple[int, Callable[[dict], Call]]] = {
+    "a good call": (200, Call),
+    "a good call with a stale token": (200, lambda good: Call(good, token="stale")),
+    "JSON with a charset": (200, lambda good: Call(good, headers=UTF_8)),
     "no body": (400, lambda good: Call()),
     "an empty body": (400, lambda good: Call(b"")),
     "an empty object": (400, lambda good: Call({})),
@@ -176,25 +144,59 @@ MALFORMED: dict[str, tuple[int, Callable[[dict], Call]]] = {
     "single quotes": (400, lambda good: Call(text_of(good).replace('"', "'"))),
     "another content type": (415, lambda good: Call(good, headers=PLAIN)),
 }
-ROWS += [
-    Row(rpc, name, status, lambda s, rpc=rpc, call=call: call(GOOD[rpc](s)))
-    for rpc in GOOD
-    for name, (status, call) in MALFORMED.items()
+
+ROWS = [
+    *(
+        Row(rpc, name, status, lambda s, rpc=rpc, call=call: call(GOOD[rpc](s)))
+        for rpc in GOOD
+        for name, (status, call) in WITH_A_BODY.items()
+    ),
+    Row(SIGN_UP, "a taken username", 409, lambda s: Call({**GOOD[SIGN_UP](s), "username": s.person.username})),
+    Row(SIGN_UP, "a taken email", 409, lambda s: Call({**GOOD[SIGN_UP](s), "email": s.person.email})),
+    Row(SIGN_UP, "a weak password", 400, lambda s: Call({**GOOD[SIGN_UP](s), "password": "password1"})),
+    Row(SIGN_UP, "all fields wrong", 400, lambda s: Call({"username": "a b", "email": "a", "password": "x"})),
+    Row(SIGN_UP, "text in any script", 400, lambda s: Call({**GOOD[SIGN_UP](s), "username": "grüß \U0001f9a6"})),
+    Row(LOGIN, "a wrong password", 401, lambda s: Call({**GOOD[LOGIN](s), "password": s.stranger.password})),
+    Row(LOGIN, "an unknown email", 401, lambda s: Call({**GOOD[LOGIN](s), "email": s.stranger.email})),
+    Row(REFRESH, "the proto's spelling", 200, lambda s: Call({"refresh_token": s.tokens.refresh_token})),
+    Row(REFRESH, "a token of another kind", 401, lambda s: Call({"refreshToken": s.tokens.access_token})),
+    Row(REFRESH, "a used token", 401, lambda s: Call({"refreshToken": used_up(s)})),
+    Row(LOGOUT, "everywhere", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": True})),
+    Row(LOGOUT, "not everywhere, said so", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": False})),
+    Row(LOGOUT, "everywhere as null", 200, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": None})),
+    Row(LOGOUT, "everywhere as a number", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": 1})),
+    Row(LOGOUT, "everywhere as another word", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "perhaps"})),
+    Row(LOGOUT, "a boolean as text", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "true"})),
+    Row(LOGOUT, "nonsense", 401, lambda s: Call({"refreshToken": "nonsense"})),
+    Row(ME, "a good call", 200, lambda s: Call(token=s.tokens.access_token)),
+    Row(ME, "the scheme in capitals", 200, lambda s: Call(headers=authorized(f"BEARER {s.tokens.access_token}"))),
+    Row(ME, "an empty query", 200, lambda s: Call(token=s.tokens.access_token, query="?")),
+    Row(ME, "no token", 401, lambda s: Call()),
+    Row(ME, "nonsense for a token", 401, lambda s: Call(token="nonsense")),
+    Row(ME, "a refresh token", 401, lambda s: Call(token=s.tokens.refresh_token)),
+    Row(ME, "another scheme", 401, lambda s: Call(headers=authorized("Basic YTpi"))),
+    Row(ME, "an ended session", 401, lambda s: Call(token=ended(s))),
+    Row(ME, "an unknown parameter", 400, lambda s: Call(token=s.tokens.access_token, query="?verbose=true")),
+    Row(ME, "an unknown parameter and no token", 400, lambda s: Call(query="?verbose=true")),
+    Row(ME, "a body that is none", 200, lambda s: Call(b"nonsense", token=s.tokens.access_token)),
+    Row(ME, "a slash behind", 404, lambda s: Call(token=s.tokens.access_token, suffix="/")),
+    Row(ME, "a path below", 404, lambda s: Call(token=s.tokens.access_token, suffix="/too")),
+    Row(ME, "another method", 405, lambda s: Call({}, token=s.tokens.access_token, method="POST")),
 ]
 
 # What Envoy answers to the rows of these names instead, and why that is its way and not ours.
 DIFFERENT: dict[str, tuple[int, str]] = {
-    "an unknown field": (200, "Envoy drops fields that it does not know, with no option against it: a misspelt one is lost"),
-    "a field given twice": (200, "Envoy lets the last one win: whoever checked the first would not have checked it"),
+    "an unknown field": (200, "Envoy drops it, and has no option against that: a field that is misspelt is lost"),
+    "a field given twice": (200, "Envoy lets the last one win: whoever checked the first did not check it"),
     "a trailing comma": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §4)"),
     "single quotes": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §7)"),
-    "another content type": (200, "Envoy reads any body as JSON: a form of another origin could call without a preflight"),
-    "a boolean as text": (200, "Envoy reads \"true\"; proto3 JSON has true and false for a bool"),
-    "the fields in the query": (200, "Envoy binds them, though `body: \"*\"` leaves none to the query (google/api/http.proto)"),
-    "another method": (404, "Envoy looks up method and path together, so that it cannot say 405 and `Allow` (RFC 9110)"),
+    "another content type": (200, "Envoy reads any body as JSON: another origin's form needs no preflight to call"),
+    "a boolean as text": (200, 'Envoy reads "true"; in proto3 JSON a bool is true or false'),
+    "the fields in the query": (200, 'Envoy binds them; `body: "*"` leaves none to the query (google/api/http.proto)'),
+    "another method": (404, "Envoy looks up method and path as one: no 405 with `Allow` (RFC 9110 §15.5.6)"),
     "a slash behind": (200, "Envoy's path matcher drops it; here another path is another resource"),
     "a body that is none": (400, "Envoy parses what comes with a GET; RFC 9110 §9.3.1 gives it no meaning"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from support import jose
 from support.client import Person
 from support.engine import Postgres
+from support.h2c import H2c
 from support.http import Curl, Rest
 from support.postgres import Cluster
 from support.refusal import expect_own_headers, expect_refusal
@@ -25,7 +26,7 @@ ORIGIN = "https://app.example.com"
 
 @pytest.fixture(scope="session")
 def curl(left_out) -> str:
-    return shutil.which("curl") or left_out("everything with curl: install it")
+    return shutil.which("curl") or left_out("everything with curl: run `scripts/tools curl`")
 
 
 @pytest.fixture(params=["1.1", "2"], ids=["HTTP/1.1", "h2c"])
@@ -145,9 +146,11 @@ def test_the_request_id_comes_back_on_successes_and_on_every_refusal(rest):
         ("POST", "/v1/auth/login", "{", {}, 400),
         ("GET", "/nowhere", None, {}, 404),
         ("GET", "/v1/auth/login", None, {}, 405),
-        ("POST", "/v1/auth/login", "x" * 70_000, {}, 413),
         ("POST", "/v1/auth/login", "{}", {"content-type": "text/plain"}, 415),
     ]
+    if rest.version == "1.1":
+        # In HTTP/2 curl may lose an answer to what was not read (see `h2c`).
+        calls.append(("POST", "/v1/auth/login", "x" * 70_000, {}, 413))
     for method, path, body, headers, status in calls:
         sent = f"test-{uuid.uuid4()}"
         answer = rest.call(method, path, body, headers={**headers, "x-request-id": sent})
@@ -193,10 +196,9 @@ def test_a_session_knows_the_address_and_the_agent_of_a_rest_client(server, curl
 
 
 @pytest.mark.parametrize("server", ["sqlite"], indirect=True)
-def test_the_http_address_serves_no_grpc(server, curl):
-    rest = Curl(server, "2", curl)
+def test_the_http_address_serves_no_grpc(server):
     call = {"content-type": "application/grpc", "te": "trailers"}
-    answer = rest.post("/postern.auth.v1.AuthService/GetMe", b"\0\0\0\0\0", headers=call)
+    answer = H2c(server).post("/postern.auth.v1.AuthService/GetMe", b"\0\0\0\0\0", headers=call)
     expect_refusal(answer, 404)
 
 

@@ -36,6 +36,13 @@ def services() -> tuple[str, ...]:
 
 
 @cache
+def rpcs() -> tuple[str, ...]:
+    """Every RPC, such as `postern.auth.v1.AuthService/GetMe`."""
+    pool = descriptor_pool.Default()
+    return tuple(f"{name}/{rpc.name}" for name in services() for rpc in pool.FindServiceByName(name).methods)
+
+
+@cache
 def routes() -> tuple[Route, ...]:
     """The REST route of every RPC that has one."""
     found = []

@@ -5,6 +5,7 @@ remember the secrets that went in and came out, by the contract's `debug_redact`
 and the log can be searched for them. `raw` is a socket, for what neither would send.
 """
 
+import contextlib
 import http.client
 import json
 import socket
@@ -101,7 +102,9 @@ class Rest:
                 connection.putheader("content-length", len(body))
             for name, value in headers.items():
                 connection.putheader(name, value)
-            connection.endheaders(body, encode_chunked="transfer-encoding" in headers)
+            # A body that is refused while it is being sent still has its answer.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.endheaders(body, encode_chunked="transfer-encoding" in headers)
             response = connection.getresponse()
             return "1.1", response.status, _joined(response.getheaders()), response.read()
         finally:
