@@ -190,13 +190,14 @@ impl App {
         let Self { surfaces, addresses: _, health, readiness, store, env } = self;
         let close = CancellationToken::new();
         // Known to the callers before the first of them can ask.
-        report(store.ping().await.is_ok(), &health, &readiness).await;
+        let reachable = store.ping().await.is_ok();
+        report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
         for Surface { listener, protocol, router } in surfaces {
             servers.spawn(listen::serve(listener, protocol, router, close.clone()));
         }
         servers.close();
-        let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness)));
+        let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable));
         let forgetter = tokio::spawn(forget_ended_sessions(store, env));
 
         stop.cancelled().await;
@@ -212,9 +213,8 @@ impl App {
     }
 }
 
-/// Keeps the reported health in step with the store, both ways.
-async fn watch_store(store: Arc<dyn Store>, health: Health, readiness: Arc<Readiness>) {
-    let mut was_reachable = true;
+/// Keeps the reported health in step with the store, both ways, beginning with what was reported last.
+async fn watch_store(store: Arc<dyn Store>, health: Health, readiness: Arc<Readiness>, mut was_reachable: bool) {
     let mut ticks = tokio::time::interval(PING_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
