@@ -86,7 +86,7 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) if is_length_limit(&error) => return Err(Refusal::too_large(MAX_MESSAGE)),
         Ok(Err(_)) => return Err(Error::field("", "the body broke off").into()),
-        Err(_) => return Err(Error::DeadlineExceeded.into()),
+        Err(_) => return Err(Refusal::request_timeout()),
     };
     if bytes.is_empty() {
         return Ok(Map::new());

@@ -25,8 +25,11 @@ const REFUSALS: [(&str, &str); 8] = [
     ("504", "The deadline has passed."),
 ];
 /// What an operation with a body may answer too.
-const BODY_REFUSALS: [(&str, &str); 2] =
-    [("413", "The body is larger than 65536 bytes."), ("415", "The body's content type is not application/json.")];
+const BODY_REFUSALS: [(&str, &str); 3] = [
+    ("408", "The body did not arrive within 10 s."),
+    ("413", "The body is larger than 65536 bytes."),
+    ("415", "The body's content type is not application/json."),
+];
 
 /// The description of the contract that this build was made from.
 pub fn contract_document() -> Result<Value, Error> {

@@ -52,6 +52,12 @@ impl Refusal {
         Self { http: StatusCode::METHOD_NOT_ALLOWED, ..status.into() }
     }
 
+    /// The body did not come in time.
+    pub fn request_timeout() -> Self {
+        let status = Status::deadline_exceeded("the body did not arrive in time");
+        Self { http: StatusCode::REQUEST_TIMEOUT, ..status.into() }
+    }
+
     /// The body is larger than any request.
     pub fn too_large(limit: usize) -> Self {
         let status = Status::invalid_argument(format!("the body is larger than {limit} bytes"));

@@ -24,9 +24,10 @@ const JWKS_CACHE: &str = "public, max-age=300";
 /// The two documents.
 pub fn router(postern: Arc<Postern>, public_url: &str) -> Router {
     let discovery = discovery(&postern, public_url);
-    Router::new()
-        .route(JWKS_PATH, get(jwks).with_state(postern))
-        .route("/.well-known/openid-configuration", get(move || async move { cacheable(&HeaderMap::new(), discovery) }))
+    Router::new().route(JWKS_PATH, get(jwks).with_state(postern)).route(
+        "/.well-known/openid-configuration",
+        get(move |headers: HeaderMap| async move { cacheable(&headers, discovery) }),
+    )
 }
 
 /// OpenID Connect Discovery 1.0 §3, as far as it is true of a service that issues tokens to first-party clients over its

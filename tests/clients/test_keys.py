@@ -114,19 +114,20 @@ def test_the_keys_are_public_named_by_their_thumbprint_and_those_of_the_command_
 
 
 @SQLITE_ALONE
-def test_the_keys_may_be_kept_for_a_while_and_asked_for_again_by_their_tag(rest):
-    first = rest.get(JWKS)
+@pytest.mark.parametrize("document", [JWKS, DISCOVERY])
+def test_a_public_document_may_be_kept_for_a_while_and_asked_for_again_by_its_tag(rest, document):
+    first = rest.get(document)
     assert seconds_to_keep(first) <= LONGEST_CACHE
     tag = first.header("etag")
     assert re.fullmatch(r'"[!-~]+"', tag), "a strong validator"
 
     for known in (tag, f"W/{tag}", f'"another", {tag}', "*"):
-        again = rest.get(JWKS, headers={"if-none-match": known})
+        again = rest.get(document, headers={"if-none-match": known})
         assert (again.status, again.body) == (304, b""), known
         assert again.header("etag") == tag, "RFC 9110 §15.4.5"
         assert again.header("cache-control") == first.header("cache-control")
     for unknown in ('"another"', tag.strip('"'), tag[:-2] + '"'):
-        assert rest.get(JWKS, headers={"if-none-match": unknown}).ok() == first.json(), unknown
+        assert rest.get(document, headers={"if-none-match": unknown}).ok() == first.json(), unknown
 
 
 @SQLITE_ALONE
