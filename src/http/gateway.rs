@@ -59,10 +59,7 @@ pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
 
 async fn serve(route: &Route, parameters: &RawPathParams, request: Request, grpc: Router) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    let object = match route.body {
-        BodyBinding::Absent => Map::new(),
-        BodyBinding::Whole | BodyBinding::Field(_) => read_body(route, &parts.headers, body).await?,
-    };
+    let object = read_body(route, &parts.headers, body).await?;
     let message = bind(route, parameters, parts.uri.query().unwrap_or_default(), object)?;
 
     let mut call = Request::new(Body::from(frame(&message)));
@@ -76,7 +73,8 @@ async fn serve(route: &Route, parameters: &RawPathParams, request: Request, grpc
     transcode(answer, route.rpc.output()).await
 }
 
-/// Reads the body as a JSON object; under [`BodyBinding::Field`], as that field's value.
+/// Reads the body as a JSON object; under [`BodyBinding::Field`], as that field's value. A route without a body reads it
+/// all the same: ignoring what a client meant to say would lose it, and an intermediary may have read it (RFC 9110 §9.3.1).
 async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
     // Known before a byte of it was read, where the client said so.
     if body.size_hint().lower() > MAX_MESSAGE as u64 {
@@ -99,8 +97,12 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
     let value = json::parse(&bytes).map_err(|error| Error::field("", format!("the body is not JSON: {error}")))?;
     match (&route.body, value) {
         (BodyBinding::Field(field), value) => Ok(Map::from_iter([(field.clone(), value)])),
-        (_, Value::Object(object)) => Ok(object),
-        (_, _) => Err(Error::field("", "the body must be a JSON object").into()),
+        (BodyBinding::Whole, Value::Object(object)) => Ok(object),
+        (BodyBinding::Absent, Value::Object(object)) => match object.keys().next() {
+            None => Ok(object),
+            Some(name) => Err(violation(name, "is no field of a body: this route has none").into()),
+        },
+        (BodyBinding::Whole | BodyBinding::Absent, _) => Err(Error::field("", "the body must be a JSON object").into()),
     }
 }
 

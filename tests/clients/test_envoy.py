@@ -178,7 +178,8 @@ ROWS = [
     Row(ME, "an ended session", 401, lambda s: Call(token=ended(s))),
     Row(ME, "an unknown parameter", 400, lambda s: Call(token=s.tokens.access_token, query="?verbose=true")),
     Row(ME, "an unknown parameter and no token", 400, lambda s: Call(query="?verbose=true")),
-    Row(ME, "a body that is none", 200, lambda s: Call(b"nonsense", token=s.tokens.access_token)),
+    Row(ME, "an empty object for a body", 200, lambda s: Call({}, token=s.tokens.access_token)),
+    Row(ME, "a body that is no JSON", 400, lambda s: Call(b"nonsense", token=s.tokens.access_token)),
     Row(ME, "a slash behind", 404, lambda s: Call(token=s.tokens.access_token, suffix="/")),
     Row(ME, "a path below", 404, lambda s: Call(token=s.tokens.access_token, suffix="/too")),
     Row(ME, "another method", 405, lambda s: Call({}, token=s.tokens.access_token, method="POST")),
@@ -192,10 +193,9 @@ DIFFERENT: dict[str, tuple[int, str]] = {
     "single quotes": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §7)"),
     "another content type": (200, "Envoy reads any body as JSON: another origin's form needs no preflight to call"),
     "a boolean as text": (200, 'Envoy reads "true"; in proto3 JSON a bool is true or false'),
-    "the fields in the query": (200, 'Envoy binds them; `body: "*"` leaves none to the query (google/api/http.proto)'),
+    "the fields in the query": (200, 'Envoy binds them; `body: "*"` leaves none to the query (google/api/http.proto), and no password'),
     "another method": (404, "Envoy looks up method and path as one: no 405 with `Allow` (RFC 9110 §15.5.6)"),
-    "a slash behind": (200, "Envoy's path matcher drops it; here another path is another resource"),
-    "a body that is none": (400, "Envoy parses what comes with a GET; RFC 9110 §9.3.1 gives it no meaning"),
+    "a slash behind": (200, "Envoy's path matcher drops it; a variant of a path reaches no RPC (security.md, Authority)"),
 }
 
 
