@@ -48,9 +48,15 @@ pub enum Error {
     /// Expired, revoked, reused or unknown.
     #[error("the refresh token is invalid")]
     RefreshTokenInvalid,
+    /// A token from a mail is wrong, used, superseded or expired.
+    #[error("the link is invalid: it was used, replaced by a newer one, or has expired")]
+    OneTimeTokenInvalid,
     /// The caller is known and lacks the role that the RPC wants.
     #[error("the caller lacks the role that this call needs")]
     RoleRequired,
+    /// Too much of something by this caller, or on this account.
+    #[error("too many attempts")]
+    Throttled { retry_after: Duration },
     /// More work than this replica takes on.
     #[error("the service is overloaded")]
     Overloaded { retry_after: Duration },

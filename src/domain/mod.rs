@@ -5,6 +5,8 @@ pub mod account;
 pub mod env;
 pub mod hasher;
 pub mod keyring;
+pub mod mail;
+pub mod one_time;
 pub mod password;
 pub mod role;
 pub mod session;
@@ -65,6 +67,10 @@ macro_rules! id {
 id! {
     /// An account's id: the `sub` of its tokens. Never reused, so a re-registered address is another account.
     UserId
+}
+id! {
+    /// A mail's id in the outbox, and of the one-time token in it.
+    MailId
 }
 id! {
     /// A session's id: the `sid` of its tokens.

@@ -28,7 +28,9 @@ impl From<Error> for Status {
             Error::TokenExpired => (Code::Unauthenticated, ErrorReason::TokenExpired, None),
             Error::SessionRevoked => (Code::Unauthenticated, ErrorReason::SessionRevoked, None),
             Error::RefreshTokenInvalid => (Code::Unauthenticated, ErrorReason::RefreshTokenInvalid, None),
+            Error::OneTimeTokenInvalid => (Code::InvalidArgument, ErrorReason::OneTimeTokenInvalid, None),
             Error::RoleRequired => (Code::PermissionDenied, ErrorReason::RoleRequired, None),
+            Error::Throttled { retry_after } => (Code::ResourceExhausted, ErrorReason::Throttled, Some(*retry_after)),
             Error::Overloaded { retry_after } => (Code::ResourceExhausted, ErrorReason::Overloaded, Some(*retry_after)),
             // The health monitor logs when the database goes and comes; a line for every call in between says no more.
             Error::StoreUnavailable(cause) => {

@@ -8,6 +8,7 @@
 //! add its scheme to [`connect`], and add it to the engines of `tests/store`: the conformance suite runs every method,
 //! races included, on each. Then see that each write ends even if its caller goes away ([`to_the_end`]).
 
+pub mod mail;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
