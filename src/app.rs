@@ -18,6 +18,9 @@ use crate::{
         env::Env,
         hasher::Hasher,
         keyring::{Keyring, MasterKey},
+        mail::MailPolicy,
+        one_time::OneTimeTokens,
+        throttle::ClientLimit,
         token::Tokens,
     },
     error::Error,
@@ -108,6 +111,12 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
         hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
         passwords: config.passwords.policy(),
         sessions: config.tokens.session_policy(),
+        one_time: OneTimeTokens::new(&master)?,
+        mails: MailPolicy {
+            per_address: crate::store::AddressLimit { burst: 10, interval: Duration::from_mins(6) },
+            per_client: ClientLimit::per_minute(60),
+            conceal_existing_accounts: false,
+        },
     });
     postern.passwords.warm_up();
     let metrics = Metrics::of_process();

@@ -19,6 +19,12 @@ impl FieldViolation {
     pub fn new(field: impl Into<Cow<'static, str>>, description: impl Into<String>) -> Self {
         Self { field: field.into(), description: description.into() }
     }
+
+    /// The same of a field that the request calls otherwise.
+    #[must_use]
+    pub fn of(self, field: &'static str) -> Self {
+        Self { field: field.into(), ..self }
+    }
 }
 
 /// Why a call failed.

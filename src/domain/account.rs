@@ -13,6 +13,7 @@ use crate::{
 
 use super::{
     Deadline, Postern, UserId,
+    mail::MailKind,
     password::{NewPassword, Password},
     role::{Caller, Role},
 };
@@ -161,24 +162,44 @@ impl Postern {
         self.passwords.accept(field, password, account_words)
     }
 
-    /// Creates an account with the role `user`.
+    /// Creates an account with the role `user`, and mails its address a token to verify it by.
     ///
     /// The password is hashed even if the address turns out to be taken: whoever asks for a thousand addresses pays for
-    /// a thousand hashes.
+    /// a thousand hashes. Where the deployment conceals which accounts exist, a taken address is answered like a free
+    /// one, and its owner is mailed instead.
     pub async fn sign_up(&self, request: SignUp, deadline: Deadline) -> Result<User, Error> {
         // Nobody hashes for a database that is away.
         self.store.known_reachable()?;
-        let password_hash = self.hasher.hash(request.password.into_password(), deadline).await?;
-        let now = self.env.now();
-        let account = NewAccount {
-            id: UserId(self.env.uuid()?),
-            username: request.username,
-            email: request.email,
-            password_hash,
-            create_time: now,
+        let SignUp { username, email, password } = request;
+        let password_hash = self.hasher.hash(password.into_password(), deadline).await?;
+        let id = UserId(self.env.uuid()?);
+        let verification = self.mail_to(MailKind::VerifyEmail, email.clone(), Some(id))?;
+        let concealed = self.concealed(&email)?;
+        // What it will be if nothing is in the way, and what it is said to be where that is concealed.
+        let user = User {
+            id,
+            username: username.clone(),
+            email: email.clone(),
+            email_verified: false,
+            roles: vec![Role::user()],
+            disabled: false,
+            create_time: verification.create_time,
+            update_time: verification.create_time,
         };
+        let account = NewAccount {
+            id,
+            username,
+            email,
+            password_hash,
+            create_time: verification.create_time,
+            concealed,
+            verification,
+            limit: self.mails.per_address,
+        };
+        let conceal = account.concealed.is_some();
         match self.store.create_account(account).await? {
             AccountCreation::Created(user) => Ok(user),
+            AccountCreation::EmailTaken if conceal => Ok(user),
             AccountCreation::EmailTaken => Err(Error::EmailTaken),
             AccountCreation::UsernameTaken => Err(Error::UsernameTaken),
         }

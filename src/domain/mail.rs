@@ -1,9 +1,16 @@
 //! What is mailed, to whom and why. How it is worded and sent is the `mail` room's; what the token in it is worth is
 //! `one_time.rs`.
 
+use std::net::IpAddr;
+
 use time::OffsetDateTime;
 
-use super::{MailId, UserId, account::Email, one_time::Purpose};
+use crate::{
+    error::Error,
+    store::{AddressLimit, Enqueued},
+};
+
+use super::{MailId, Postern, UserId, account::Email, one_time::Purpose, throttle::ClientLimit};
 
 /// What a mail says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,4 +83,55 @@ pub struct NewMail {
     /// The address that is changed to, where the mail is about that.
     pub new_email: Option<Email>,
     pub create_time: OffsetDateTime,
+}
+
+/// How mail is caused, and how much of it.
+#[derive(Debug)]
+pub struct MailPolicy {
+    /// To one address, of what somebody else can cause. Over all replicas.
+    pub per_address: AddressLimit,
+    /// By one client. Of this replica.
+    pub per_client: ClientLimit,
+    /// Whether sign-up and change of address keep to themselves that an address is taken.
+    pub conceal_existing_accounts: bool,
+}
+
+impl Postern {
+    /// A mail of now.
+    pub(super) fn mail_to(&self, kind: MailKind, recipient: Email, user_id: Option<UserId>) -> Result<NewMail, Error> {
+        let id = MailId(self.env.uuid()?);
+        Ok(NewMail { id, kind, recipient, user_id, new_email: None, create_time: self.env.now() })
+    }
+
+    /// The mail to an address's owner, where it is not to be told that there is one.
+    pub(super) fn concealed(&self, email: &Email) -> Result<Option<NewMail>, Error> {
+        let conceal = self.mails.conceal_existing_accounts;
+        conceal.then(|| self.mail_to(MailKind::AccountExists, email.clone(), None)).transpose()
+    }
+
+    /// Queues a mail that was asked for by the address alone. Nothing is found out about the address here, so neither
+    /// the answer nor its time tells anything; who asks too often gets the same answer and no mail.
+    pub(super) async fn request_mail(
+        &self,
+        kind: MailKind,
+        recipient: Email,
+        client_ip: Option<IpAddr>,
+    ) -> Result<(), Error> {
+        self.store.known_reachable()?;
+        if self.mails.per_client.take(client_ip).is_err() {
+            withheld("client");
+            return Ok(());
+        }
+        let mail = self.mail_to(kind, recipient, None)?;
+        match self.store.request_mail(mail, self.mails.per_address).await? {
+            Enqueued::Queued => {}
+            Enqueued::OverLimit => withheld("address"),
+        }
+        Ok(())
+    }
+}
+
+fn withheld(limit: &'static str) {
+    metrics::counter!("postern_mails_withheld_total", "limit" => limit).increment(1);
+    tracing::debug!(limit, "a mail was asked for too often and not queued");
 }

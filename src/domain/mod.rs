@@ -2,14 +2,17 @@
 //! It never names a transport or a database driver; a test reads the `use` lines to make sure.
 
 pub mod account;
+pub mod address;
 pub mod env;
 pub mod hasher;
 pub mod keyring;
 pub mod mail;
 pub mod one_time;
 pub mod password;
+pub mod password_change;
 pub mod role;
 pub mod session;
+pub mod throttle;
 pub mod token;
 
 use std::{fmt, str::FromStr, sync::Arc, time::Instant};
@@ -18,10 +21,13 @@ use uuid::Uuid;
 
 use crate::store::Store;
 
-use self::{env::Env, hasher::Hasher, password::PasswordPolicy, session::SessionPolicy, token::Tokens};
+use self::{
+    env::Env, hasher::Hasher, mail::MailPolicy, one_time::OneTimeTokens, password::PasswordPolicy,
+    session::SessionPolicy, token::Tokens,
+};
 
 /// The service itself: every rule with the collaborators it needs. Transports hold one of these and nothing below it.
-/// Its methods live where their subject does, in [`account`], [`session`] and [`token`].
+/// Its methods live where their subject does: [`account`], [`address`], [`password_change`], [`session`], [`token`].
 pub struct Postern {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) env: Env,
@@ -29,6 +35,8 @@ pub struct Postern {
     pub(crate) hasher: Hasher,
     pub(crate) passwords: PasswordPolicy,
     pub(crate) sessions: SessionPolicy,
+    pub(crate) one_time: OneTimeTokens,
+    pub(crate) mails: MailPolicy,
 }
 
 impl fmt::Debug for Postern {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 
-use super::{MailId, UserId, account::Email, keyring::MasterKey};
+use super::{MailId, UserId, account::Email, keyring::MasterKey, mail::MailKind};
 
 const ID_BYTES: usize = 16;
 /// Of HMAC-SHA-256, untruncated.
@@ -38,6 +38,15 @@ impl Purpose {
     /// The purpose of that name, if it is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|purpose| purpose.as_str() == name)
+    }
+
+    /// The mail that carries such a token.
+    pub fn carrier(self) -> MailKind {
+        match self {
+            Self::VerifyEmail => MailKind::VerifyEmail,
+            Self::ResetPassword => MailKind::ResetPassword,
+            Self::ChangeEmail => MailKind::ConfirmEmailChange,
+        }
     }
 
     /// How long such a token lives, counted from when its mail was asked for.

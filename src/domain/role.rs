@@ -9,10 +9,15 @@ use super::{SessionId, UserId};
 pub struct Role(String);
 
 impl Role {
-    /// What every account has.
+    /// The name of what every account has.
     pub const USER: &'static str = "user";
     /// What the administrative RPCs ask for.
     pub const ADMIN: &'static str = "admin";
+
+    /// What every account has.
+    pub fn user() -> Self {
+        Self(Self::USER.to_owned())
+    }
 
     /// The role of that name, if it is one.
     pub fn parse(name: &str) -> Option<Self> {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    Deadline, Postern, SessionId,
+    Deadline, Postern, SessionId, UserId,
     account::{Email, User},
     hasher::Verification,
     password::Password,
@@ -70,30 +70,10 @@ impl Postern {
         if self.sessions.require_verified_email && !account.user.email_verified {
             return Err(Error::EmailNotVerified);
         }
-        let now = self.env.now();
-        let session_id = SessionId(self.env.uuid()?);
-        let session_end_time = whole_seconds(now + self.sessions.max_lifetime);
-        let grant = RefreshGrant {
-            session_id,
-            user_id: account.user.id,
-            generation: 0,
-            issue_time: whole_seconds(now),
-            expire_time: self.refresh_expiry(now, session_end_time),
-            session_end_time,
-        };
-        let refresh = self.tokens.mint_refresh(&grant)?;
-        let opening = self
-            .store
-            .open_session(NewSession {
-                grant,
-                refresh_hash: RefreshHash::of(&refresh.token),
-                create_time: now,
-                password_version: account.password_version,
-                rehash: rehash.map(|to| Rehash { from: account.password_hash, to }),
-                client_ip: client.ip,
-                user_agent: client.user_agent,
-            })
-            .await?;
+        let (mut session, refresh) = self.new_session(account.user.id, account.password_version, client)?;
+        session.rehash = rehash.map(|to| Rehash { from: account.password_hash, to });
+        let session_id = session.grant.session_id;
+        let opening = self.store.open_session(session).await?;
         match opening {
             SessionOpening::Opened(user) => {
                 metrics::counter!("postern_sessions_opened_total").increment(1);
@@ -103,6 +83,36 @@ impl Postern {
             // While the password was being hashed it was changed, or the account disabled or deleted.
             SessionOpening::Refused => Err(Error::InvalidCredentials),
         }
+    }
+
+    /// A session to open now, and its first refresh token.
+    pub(super) fn new_session(
+        &self,
+        user_id: UserId,
+        password_version: i64,
+        client: Client,
+    ) -> Result<(NewSession, Minted), Error> {
+        let now = self.env.now();
+        let session_end_time = whole_seconds(now + self.sessions.max_lifetime);
+        let grant = RefreshGrant {
+            session_id: SessionId(self.env.uuid()?),
+            user_id,
+            generation: 0,
+            issue_time: whole_seconds(now),
+            expire_time: self.refresh_expiry(now, session_end_time),
+            session_end_time,
+        };
+        let refresh = self.tokens.mint_refresh(&grant)?;
+        let session = NewSession {
+            grant,
+            refresh_hash: RefreshHash::of(&refresh.token),
+            create_time: now,
+            password_version,
+            rehash: None,
+            client_ip: client.ip,
+            user_agent: client.user_agent,
+        };
+        Ok((session, refresh))
     }
 
     /// Exchanges a refresh token for the next pair.

@@ -2,10 +2,12 @@
 //! Below this stands the domain; above it the listener, and `http`, whose REST calls enter through the same stack.
 
 mod access;
+mod account;
 mod auth;
 mod authenticate;
 mod context;
 mod limits;
+mod request;
 mod status;
 
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use tower::ServiceBuilder;
 use crate::{
     domain::{Postern, env::Env},
     error::Error,
-    proto::{self, auth_service_server::AuthServiceServer},
+    proto::{self, account_service_server::AccountServiceServer, auth_service_server::AuthServiceServer},
 };
 
 pub use access::{AccessRules, contract_rules, declared_access};
@@ -33,7 +35,7 @@ pub use status::{ERROR_DOMAIN, code_name};
 /// The largest request message, in bytes. Nothing in the contract comes near.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The services whose health is reported; `""` stands for the server as a whole (grpc.health.v1).
-const HEALTH_OF: [&str; 2] = ["", "postern.auth.v1.AuthService"];
+const HEALTH_OF: [&str; 3] = ["", "postern.auth.v1.AuthService", "postern.auth.v1.AccountService"];
 
 /// Whether the services can do their work, as `grpc.health.v1` tells it.
 #[derive(Debug, Clone)]
@@ -56,7 +58,9 @@ pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result
     health.set(false).await;
 
     let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&postern))).max_decoding_message_size(MAX_MESSAGE);
-    let mut routes = Routes::default().add_service(health_service).add_service(auth);
+    let account = AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&postern)))
+        .max_decoding_message_size(MAX_MESSAGE);
+    let mut routes = Routes::default().add_service(health_service).add_service(auth).add_service(account);
     if reflection {
         // Old and new clients ask different versions; grpcurl asks v1 and falls back.
         let configure = || {

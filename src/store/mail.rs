@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use time::OffsetDateTime;
 
 use crate::domain::{
-    MailId, UserId,
+    MailId,
     account::{Email, User, Username},
     mail::{MailKind, NewMail},
     one_time::OneTimeGrant,
@@ -25,6 +25,13 @@ pub struct AddressLimit {
     /// At least 1.
     pub burst: u32,
     pub interval: Duration,
+}
+
+impl AddressLimit {
+    /// How far ahead of time an address may be with what it has had.
+    pub(crate) fn tolerance(self) -> Duration {
+        self.interval.saturating_mul(self.burst.saturating_sub(1))
+    }
 }
 
 /// What became of a mail that was asked for.
@@ -86,7 +93,7 @@ pub struct OneTimeToken {
     pub user: User,
 }
 
-/// The outbox.
+/// The steps of a mail on its way, and of the token in it.
 #[async_trait]
 pub trait MailStore {
     /// Puts a mail into the outbox that was asked for by its address alone. It is the same step, whoever has the address.
@@ -118,16 +125,15 @@ pub trait MailStore {
     async fn forget_old_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError>;
 }
 
-/// What the owner of an account asks for with its password: a mail to a new address, and a notice to the current one.
-#[derive(Debug, Clone)]
-pub struct EmailChange {
-    pub user_id: UserId,
-    /// Of the password that was verified.
-    pub password_version: i64,
-    pub new_email: Email,
-    pub confirmation: NewMail,
-    pub notice: NewMail,
-    /// To the owner of the new address instead, where it is taken and that is not to be told.
-    pub concealed: Option<NewMail>,
-    pub limit: AddressLimit,
+/// Whether a mail is still called for when it is about to be sent, of the account as it is then.
+pub(crate) fn is_wanted(kind: MailKind, recipient: &Email, user: &User) -> bool {
+    match kind {
+        MailKind::VerifyEmail => !user.email_verified && user.email == *recipient,
+        MailKind::ResetPassword => !user.disabled && user.email == *recipient,
+        MailKind::ConfirmEmailChange => !user.disabled && user.email != *recipient,
+        MailKind::EmailChangeRequested
+        | MailKind::EmailChanged
+        | MailKind::PasswordChanged
+        | MailKind::AccountExists => true,
+    }
 }

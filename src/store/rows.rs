@@ -6,14 +6,19 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::{
-    UserId,
+    MailId, UserId,
     account::{Email, User, Username},
     keyring::SealedSigningKey,
+    mail::{MailKind, NewMail},
+    one_time::{OneTimeGrant, Purpose},
     password::PasswordHash,
     role::Role,
 };
 
-use super::{Credentials, LeavingSession, PresentedTo, RefreshHash, RevokeReason, StoreError};
+use super::{
+    ClaimedMail, Credentials, LeavingSession, MailQueue, OneTimeToken, PresentedTo, RefreshHash, RevokeReason,
+    StoreError,
+};
 
 /// The columns of [`UserRow`], of a table `users u`. `string_agg` and its `ORDER BY` are the same in both dialects.
 macro_rules! user_columns {
@@ -170,5 +175,103 @@ impl<T: StoredTime> SigningKeyRow<T> {
             sealed_private_key: self.sealed_private_key,
             create_time: self.create_time.to_time()?,
         })
+    }
+}
+
+/// A mail in the outbox, as it is leased.
+#[derive(FromRow)]
+pub(super) struct OutboxRow<T> {
+    id: Uuid,
+    kind: String,
+    recipient: String,
+    user_id: Option<Uuid>,
+    new_email: Option<String>,
+    create_time: T,
+    attempts: i64,
+}
+
+/// The row, read: the mail, and which attempt to send it this is.
+pub(super) struct LeasedMail {
+    pub mail: NewMail,
+    pub attempt: i64,
+}
+
+impl<T: StoredTime> OutboxRow<T> {
+    pub(super) fn into_leased(self) -> Result<LeasedMail, StoreError> {
+        let address = |text: &str| Email::parse(text).map_err(|_| bad_column("mail_outbox.recipient or new_email"));
+        Ok(LeasedMail {
+            mail: NewMail {
+                id: MailId(self.id),
+                kind: MailKind::parse(&self.kind).ok_or_else(|| bad_column("mail_outbox.kind"))?,
+                recipient: address(&self.recipient)?,
+                user_id: self.user_id.map(UserId),
+                new_email: self.new_email.as_deref().map(address).transpose()?,
+                create_time: self.create_time.to_time()?,
+            },
+            attempt: self.attempts,
+        })
+    }
+}
+
+impl LeasedMail {
+    /// What the token in it is bound to, where it carries one.
+    pub(super) fn grant(&self, user: &User) -> Option<OneTimeGrant> {
+        self.mail.kind.purpose().map(|purpose| OneTimeGrant {
+            id: self.mail.id,
+            purpose,
+            user_id: user.id,
+            email: self.mail.recipient.clone(),
+        })
+    }
+
+    pub(super) fn claimed(self, user: User, grant: Option<OneTimeGrant>) -> ClaimedMail {
+        ClaimedMail {
+            id: self.mail.id,
+            kind: self.mail.kind,
+            recipient: self.mail.recipient,
+            username: user.username,
+            new_email: self.mail.new_email,
+            grant,
+            attempt: self.attempt,
+            create_time: self.mail.create_time,
+        }
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct OneTimeTokenRow<T> {
+    token_id: Uuid,
+    purpose: String,
+    token_email: String,
+    expire_time: T,
+    #[sqlx(flatten)]
+    user: UserRow<T>,
+}
+
+impl<T: StoredTime> OneTimeTokenRow<T> {
+    pub(super) fn into_token(self) -> Result<OneTimeToken, StoreError> {
+        let user = self.user.into_user()?;
+        Ok(OneTimeToken {
+            grant: OneTimeGrant {
+                id: MailId(self.token_id),
+                purpose: Purpose::parse(&self.purpose).ok_or_else(|| bad_column("one_time_tokens.purpose"))?,
+                user_id: user.id,
+                email: Email::parse(&self.token_email).map_err(|_| bad_column("one_time_tokens.email"))?,
+            },
+            expire_time: self.expire_time.to_time()?,
+            user,
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct MailQueueRow {
+    waiting: i64,
+    dead: i64,
+}
+
+impl MailQueueRow {
+    pub(super) fn into_queue(self) -> MailQueue {
+        MailQueue { waiting: self.waiting.unsigned_abs(), dead: self.dead.unsigned_abs() }
     }
 }

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use postern::{
     domain::{
-        SessionId, UserId,
+        MailId, SessionId, UserId,
         account::{Email, User, Username},
         env::Env,
+        mail::{MailKind, NewMail},
         password::PasswordHash,
         token::RefreshGrant,
     },
     store::{
-        AccountCreation, Logout, LogoutOutcome, NewAccount, NewSession, RefreshHash, Rotation, RotationOutcome,
-        SessionOpening, Store,
+        AccountCreation, AddressLimit, Logout, LogoutOutcome, NewAccount, NewSession, RefreshHash, Rotation,
+        RotationOutcome, SessionOpening, Store,
     },
 };
 use time::{OffsetDateTime, ext::NumericalDuration as _, macros::datetime};
@@ -27,6 +28,8 @@ pub const NOW: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
 pub const ISSUED: OffsetDateTime = datetime!(2030-01-02 03:04:05 UTC);
 /// The retry window of every rotation that does not choose its own.
 pub const WINDOW: Duration = Duration::from_secs(10);
+/// How much mail an address gets where a test does not choose.
+pub const LIMIT: AddressLimit = AddressLimit { burst: 10, interval: Duration::from_mins(6) };
 /// The password hash of every account that does not choose its own.
 pub const OLD_HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$b2xk$b2xk";
 
@@ -36,13 +39,23 @@ pub fn new_id() -> Uuid {
 
 /// What `name` signs up with.
 pub fn new_account(name: &str) -> NewAccount {
+    let id = UserId(new_id());
     NewAccount {
-        id: UserId(new_id()),
+        id,
         username: Username::parse(name).expect("a username"),
         email: Email::parse(&format!("{name}@example.com")).expect("an address"),
         password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
         create_time: NOW,
+        verification: mail(MailKind::VerifyEmail, &format!("{name}@example.com"), Some(id)),
+        concealed: None,
+        limit: LIMIT,
     }
+}
+
+/// A mail of now.
+pub fn mail(kind: MailKind, recipient: &str, user_id: Option<UserId>) -> NewMail {
+    let recipient = Email::parse(recipient).expect("an address");
+    NewMail { id: MailId(new_id()), kind, recipient, user_id, new_email: None, create_time: NOW }
 }
 
 /// Creates the account of `name`.

@@ -28,7 +28,8 @@ async fn bringing_an_up_to_date_schema_up_to_date_changes_nothing(database: &Dat
     let store = database.store().await;
     let found = store.credentials(&user.email).await.expect("the store").expect("an account");
     assert_eq!(found.user, user);
-    assert_eq!(database.sql.number("SELECT count(*) FROM _sqlx_migrations").await, 1);
+    let distinct = database.sql.number("SELECT count(DISTINCT version) FROM _sqlx_migrations").await;
+    assert_eq!(database.sql.number("SELECT count(*) FROM _sqlx_migrations").await, distinct);
 }
 
 async fn an_empty_database_is_refused_unless_it_may_be_changed(database: &Database) {

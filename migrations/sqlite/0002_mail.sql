@@ -1,0 +1,48 @@
+-- Mail that is still to be sent, and the one-time tokens that mails carry.
+
+-- A row joins the transaction of whatever causes the mail, and is deleted when the mail was handed over. It holds no
+-- token: that is an HMAC over its row in one_time_tokens, computed when the mail is sent.
+CREATE TABLE mail_outbox (
+    id                BLOB    NOT NULL PRIMARY KEY,
+    -- What it says: 'verify_email', 'reset_password', and so on (MailKind).
+    kind              TEXT    NOT NULL,
+    recipient         TEXT    NOT NULL,
+    -- Whose mail it is; null where it was asked for by the address alone.
+    user_id           BLOB    REFERENCES users (id) ON DELETE CASCADE,
+    -- The address that is changed to, where it is about that.
+    new_email         TEXT,
+    create_time       INTEGER NOT NULL,
+    -- When it is due. Whoever claims it puts this off for as long as the claim holds.
+    next_attempt_time INTEGER NOT NULL,
+    -- How often it was claimed.
+    attempts          INTEGER NOT NULL DEFAULT 0,
+    -- When it was given up.
+    dead_time         INTEGER
+) WITHOUT ROWID;
+CREATE INDEX mail_outbox_due ON mail_outbox (next_attempt_time) WHERE dead_time IS NULL;
+CREATE INDEX mail_outbox_user ON mail_outbox (user_id);
+CREATE INDEX mail_outbox_recipient ON mail_outbox (recipient);
+
+-- At most one live token for each purpose of an account: a newer one takes the row. A used one is deleted.
+CREATE TABLE one_time_tokens (
+    -- The id of the mail that carries it.
+    id          BLOB    NOT NULL PRIMARY KEY,
+    user_id     BLOB    NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    -- 'verify_email', 'reset_password' or 'change_email'.
+    purpose     TEXT    NOT NULL,
+    -- The address that it was mailed to.
+    email       TEXT    NOT NULL,
+    -- When its mail was asked for.
+    create_time INTEGER NOT NULL,
+    expire_time INTEGER NOT NULL,
+    UNIQUE (user_id, purpose)
+) WITHOUT ROWID;
+CREATE INDEX one_time_tokens_expire_time ON one_time_tokens (expire_time);
+
+-- How much mail an address has had lately that somebody else can cause (GCRA).
+CREATE TABLE mail_limits (
+    email       TEXT    NOT NULL PRIMARY KEY,
+    -- Until when what it has had counts: the theoretical arrival time of the next one.
+    spent_until INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX mail_limits_spent_until ON mail_limits (spent_until);

@@ -1,0 +1,113 @@
+//! `AccountService`: each RPC parses its request, makes one call to the domain, and dresses the reply.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::{
+    domain::{Postern, account::Email, password::Password},
+    proto::{self, account_service_server::AccountService},
+};
+
+use super::request::{Fields, caller, client, deadline, required, the_one};
+
+/// The service, over the domain.
+#[derive(Debug, Clone)]
+pub struct AccountRpcs {
+    postern: Arc<Postern>,
+}
+
+impl AccountRpcs {
+    pub fn new(postern: Arc<Postern>) -> Self {
+        Self { postern }
+    }
+}
+
+#[tonic::async_trait]
+impl AccountService for AccountRpcs {
+    async fn verify_email(
+        &self,
+        request: Request<proto::VerifyEmailRequest>,
+    ) -> Result<Response<proto::VerifyEmailResponse>, Status> {
+        let token = the_one(required("token", request.into_inner().token))?;
+        let user = self.postern.verify_email(&token).await?;
+        Ok(Response::new(proto::VerifyEmailResponse { user: Some(user.into()) }))
+    }
+
+    async fn resend_verification_email(
+        &self,
+        request: Request<proto::ResendVerificationEmailRequest>,
+    ) -> Result<Response<proto::ResendVerificationEmailResponse>, Status> {
+        let client = client(&request);
+        let email = the_one(Email::parse(&request.into_inner().email))?;
+        self.postern.resend_verification_email(email, &client).await?;
+        Ok(Response::new(proto::ResendVerificationEmailResponse {}))
+    }
+
+    async fn request_password_reset(
+        &self,
+        request: Request<proto::RequestPasswordResetRequest>,
+    ) -> Result<Response<proto::RequestPasswordResetResponse>, Status> {
+        let client = client(&request);
+        let email = the_one(Email::parse(&request.into_inner().email))?;
+        self.postern.request_password_reset(email, &client).await?;
+        Ok(Response::new(proto::RequestPasswordResetResponse {}))
+    }
+
+    async fn reset_password(
+        &self,
+        request: Request<proto::ResetPasswordRequest>,
+    ) -> Result<Response<proto::ResetPasswordResponse>, Status> {
+        let deadline = deadline(&request);
+        let proto::ResetPasswordRequest { token, new_password } = request.into_inner();
+        let mut fields = Fields::default();
+        let token = fields.take(required("token", token));
+        let new_password = fields.take(Password::parse("new_password", new_password));
+        let (Some(token), Some(new_password)) = (token, new_password) else {
+            return Err(fields.refuse());
+        };
+        self.postern.reset_password(&token, new_password, deadline).await?;
+        Ok(Response::new(proto::ResetPasswordResponse {}))
+    }
+
+    async fn change_password(
+        &self,
+        request: Request<proto::ChangePasswordRequest>,
+    ) -> Result<Response<proto::ChangePasswordResponse>, Status> {
+        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let proto::ChangePasswordRequest { current_password, new_password } = request.into_inner();
+        let mut fields = Fields::default();
+        let current = fields.take(Password::parse("current_password", current_password));
+        let new = fields.take(Password::parse("new_password", new_password));
+        let (Some(current), Some(new)) = (current, new) else {
+            return Err(fields.refuse());
+        };
+        let tokens = self.postern.change_password(&caller, current, new, client, deadline).await?;
+        Ok(Response::new(proto::ChangePasswordResponse { tokens: Some(tokens.into()) }))
+    }
+
+    async fn request_email_change(
+        &self,
+        request: Request<proto::RequestEmailChangeRequest>,
+    ) -> Result<Response<proto::RequestEmailChangeResponse>, Status> {
+        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let proto::RequestEmailChangeRequest { new_email, password } = request.into_inner();
+        let mut fields = Fields::default();
+        let new_email = fields.take(Email::parse(&new_email).map_err(|violation| violation.of("new_email")));
+        let password = fields.take(Password::parse("password", password));
+        let (Some(new_email), Some(password)) = (new_email, password) else {
+            return Err(fields.refuse());
+        };
+        self.postern.request_email_change(&caller, new_email, password, &client, deadline).await?;
+        Ok(Response::new(proto::RequestEmailChangeResponse {}))
+    }
+
+    async fn confirm_email_change(
+        &self,
+        request: Request<proto::ConfirmEmailChangeRequest>,
+    ) -> Result<Response<proto::ConfirmEmailChangeResponse>, Status> {
+        let token = the_one(required("token", request.into_inner().token))?;
+        let user = self.postern.confirm_email_change(&token).await?;
+        Ok(Response::new(proto::ConfirmEmailChangeResponse { user: Some(user.into()) }))
+    }
+}
