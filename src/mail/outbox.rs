@@ -1,0 +1,161 @@
+//! Sends what the store holds to be mailed: claim, compose, send, mark. Several replicas do so side by side.
+//!
+//! A mail is sent at least once, and in the ordinary case once. A replica that dies between sending and marking leaves a
+//! claim that lapses, and the mail goes out again, with the same token and the same `Message-ID`. Nobody waits for any
+//! of this: an RPC is answered when its mail is in the store.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    domain::{
+        env::Env,
+        mail::MailKind,
+        one_time::OneTimeTokens,
+    },
+    store::{ClaimedMail, MailClaim, MailRetry, Store, StoreError},
+};
+
+use super::{Mailer, messages::Wording};
+
+/// How many mails a replica sends at once: a server that hangs holds up so many, not all.
+const SENDERS: usize = 8;
+/// How often the store is asked while nothing is due.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How long one attempt may take.
+const SEND_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a claim holds: longer than an attempt, with time to mark it.
+const LEASE: Duration = Duration::from_secs(30);
+/// How long marking a sent mail is tried, until its claim lapses and it is sent again.
+const MARK_ATTEMPTS: u32 = 8;
+const MARK_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two attempts.
+const LONGEST_BACKOFF: Duration = Duration::from_mins(15);
+/// How old a mail gets until it is given up.
+const GIVE_UP_AFTER: Duration = Duration::from_hours(24);
+/// How often the queue is counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The worker, with the collaborators it needs.
+#[derive(Debug)]
+pub struct Outbox {
+    pub store: Arc<dyn Store>,
+    pub tokens: Arc<OneTimeTokens>,
+    pub mailer: Mailer,
+    pub wording: Wording,
+    pub env: Env,
+}
+
+impl Outbox {
+    /// Sends until it is told to stop, then lets what is under way finish.
+    pub async fn run(self, stop: CancellationToken) {
+        let outbox = Arc::new(self);
+        let (senders, under_way) = (Arc::new(Semaphore::new(SENDERS)), TaskTracker::new());
+        let counting = tokio::spawn(Arc::clone(&outbox).count());
+        while let Some(Ok(sender)) = stop.run_until_cancelled(Arc::clone(&senders).acquire_owned()).await {
+            // Not broken off, so that no claim is made that nobody knows of.
+            match outbox.store.claim_mail(outbox.env.now(), LEASE).await {
+                Ok(MailClaim::Claimed(mail)) => {
+                    under_way.spawn(Arc::clone(&outbox).deliver(mail, sender));
+                }
+                Ok(MailClaim::Dropped(kind)) => count(kind, "dropped"),
+                Ok(MailClaim::NoneDue) => {
+                    stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await;
+                }
+                Err(error) => {
+                    not_settled(&error, "no mail could be claimed");
+                    stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await;
+                }
+            }
+        }
+        counting.abort();
+        under_way.close();
+        under_way.wait().await;
+    }
+
+    async fn deliver(self: Arc<Self>, mail: ClaimedMail, _sender: OwnedSemaphorePermit) {
+        match self.send(&mail).await {
+            Ok(()) => {
+                count(mail.kind, "sent");
+                tracing::info!(mail_id = %mail.id, kind = mail.kind.as_str(), attempt = mail.attempt, "mail sent");
+                self.mark_sent(&mail).await;
+            }
+            Err(error) => self.put_off(&mail, &error).await,
+        }
+    }
+
+    async fn send(&self, mail: &ClaimedMail) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let token = mail.grant.as_ref().map(|grant| self.tokens.mint(grant));
+        let letter = self.wording.compose(mail, token.as_deref())?;
+        let sending = self.mailer.send(mail.id, &mail.recipient, &letter, mail.create_time);
+        Ok(tokio::time::timeout(SEND_TIMEOUT, sending).await??)
+    }
+
+    async fn mark_sent(&self, mail: &ClaimedMail) {
+        for _ in 0..MARK_ATTEMPTS {
+            match self.store.mail_sent(mail.id, mail.attempt).await {
+                Ok(_) => return,
+                Err(error) => not_settled(&error, "a sent mail could not be marked"),
+            }
+            tokio::time::sleep(MARK_PAUSE).await;
+        }
+        tracing::warn!(mail_id = %mail.id, "a sent mail could not be marked: it will be sent again");
+    }
+
+    async fn put_off(&self, mail: &ClaimedMail, error: &(dyn std::error::Error + Send + Sync)) {
+        let now = self.env.now();
+        let pause = self.backoff(mail.attempt);
+        let gives_up = now + pause >= mail.create_time + GIVE_UP_AFTER;
+        let (mail_id, kind, attempt) = (mail.id, mail.kind.as_str(), mail.attempt);
+        let retry = if gives_up {
+            count(mail.kind, "dead");
+            tracing::error!(%mail_id, kind, attempt, %error, "a mail was given up: it is kept, and not tried again");
+            MailRetry::Never
+        } else {
+            count(mail.kind, "failed");
+            let seconds = pause.as_secs();
+            tracing::warn!(%mail_id, kind, attempt, %error, "a mail could not be sent; trying again in {seconds} s");
+            MailRetry::After(pause)
+        };
+        if let Err(error) = self.store.mail_failed(mail.id, mail.attempt, retry, now).await {
+            not_settled(&error, "a mail's failure could not be noted; its claim will lapse");
+        }
+    }
+
+    /// 1 s, 2 s, 4 s and so on, less up to half of it by chance, so that mails that failed together do not come back
+    /// together.
+    fn backoff(&self, attempt: i64) -> Duration {
+        let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(0).min(20);
+        let full = LONGEST_BACKOFF.min(Duration::from_secs(1) * 2_u32.saturating_pow(doublings));
+        let [chance] = self.env.random::<1>().unwrap_or_default();
+        full - full / 2 * u32::from(chance) / u32::from(u8::MAX)
+    }
+
+    /// Keeps the gauges of the queue.
+    async fn count(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(COUNT_INTERVAL);
+        loop {
+            ticks.tick().await;
+            if let Ok(queue) = self.store.mail_queue().await {
+                for (state, mails) in [("waiting", queue.waiting), ("dead", queue.dead)] {
+                    #[expect(clippy::cast_precision_loss, reason = "a queue is far shorter than 2^52")]
+                    metrics::gauge!("postern_mail_queue", "state" => state).set(mails as f64);
+                }
+            }
+        }
+    }
+}
+
+fn count(kind: MailKind, outcome: &'static str) {
+    metrics::counter!("postern_mails_total", "kind" => kind.as_str(), "outcome" => outcome).increment(1);
+}
+
+/// The health monitor logs when the database goes and comes; only a fault of ours is news here.
+fn not_settled(error: &StoreError, what: &'static str) {
+    match error {
+        StoreError::Unavailable(_) => tracing::debug!(%error, "{what}"),
+        StoreError::Broken(_) => tracing::error!(%error, "{what}"),
+    }
+}
