@@ -109,7 +109,7 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
         env: env.clone(),
         tokens: Tokens::new(config.tokens.token_config(), keyring, &master)?,
         hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
-        passwords: config.passwords.policy(),
+        passwords: config.passwords.policy(&config.mail.service_name),
         sessions: config.tokens.session_policy(),
         one_time: OneTimeTokens::new(&master)?,
         mails: MailPolicy {
@@ -123,7 +123,7 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
     let readiness = Arc::new(Readiness::default());
     let (grpc_router, health) = grpc::router(Arc::clone(&postern), env.clone(), config.listen.reflection).await?;
     let http_options = HttpOptions {
-        public_url: config.listen.public_url.clone().unwrap_or_else(|| config.tokens.issuer.clone()),
+        public_url: config.public_url().to_owned(),
         cors_origins: config.listen.cors_origins.clone(),
         env: env.clone(),
     };

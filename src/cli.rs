@@ -71,15 +71,10 @@ pub async fn run() -> ExitCode {
 
 async fn execute(cli: Cli) -> Result<ExitCode, Failure> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let without_effect = check_variables::<Cli>(names)?;
+    check_variables::<Cli>(names)?;
     telemetry::start(&cli.log)?;
     match cli.command {
-        Command::Serve(config) => {
-            for name in without_effect {
-                tracing::warn!("{name} is set, but has no effect in this version");
-            }
-            serve(&config).await
-        }
+        Command::Serve(config) => serve(&config).await,
         Command::Migrate(config) => {
             app::migrate(&config).await?;
             tracing::info!("the database schema is up to date");

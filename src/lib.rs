@@ -5,11 +5,12 @@
 //! |---|---|---|
 //! | [`cli`], `main` | the commands | everything |
 //! | [`app`] | putting the parts together; start and stop | everything |
-//! | [`config`] | settings, their names and limits | `domain`, `store` (their settings' types), `error` |
+//! | [`config`] | settings, their names and limits | `domain`, `store`, `mail` (their settings' types), `error` |
 //! | [`listen`] | connections | nothing here |
 //! | [`grpc`] | the RPCs and what stands before them | `domain`, `error`, `proto`, `listen` (the peer's address) |
 //! | [`http`] | REST from the contract, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `telemetry` (metrics) |
 //! | [`domain`] | the rules | `store` (the trait), `error` |
+//! | [`mail`] | what mails say, and sending them | `domain` (ids, addresses), `store` (the outbox), `error` |
 //! | [`store`] | the trait, its two backends | `domain` types |
 //! | [`error`] | why a call fails | `store` (its error) |
 //! | [`proto`] | the generated contract | nothing here |
@@ -25,6 +26,7 @@ pub mod error;
 pub mod grpc;
 pub mod http;
 pub mod listen;
+pub mod mail;
 pub mod proto;
 pub mod store;
 pub mod telemetry;

@@ -10,14 +10,15 @@ use std::{
 const MOST_LINES: usize = 600;
 
 /// What each room may name of the others. `app`, `cli` and `main` see everything.
-const RULES: [(&str, &[&str]); 10] = [
-    ("config", &["domain", "error", "store"]),
+const RULES: [(&str, &[&str]); 11] = [
+    ("config", &["domain", "error", "mail", "store"]),
     ("domain", &["error", "store"]),
     ("error", &["store"]),
     ("grpc", &["domain", "error", "listen", "proto"]),
     ("http", &["domain", "error", "grpc", "listen", "proto", "telemetry"]),
     ("lib", &[]),
     ("listen", &[]),
+    ("mail", &["domain", "error", "store"]),
     ("proto", &[]),
     ("store", &["domain"]),
     ("telemetry", &["config"]),
@@ -237,6 +238,14 @@ fn only_the_stores_files_speak_sql_and_only_app_and_cli_choose_a_store() {
         assert!(!names_backend || source.room() == "store", "src/{} names a backend", source.path);
         let opens_one = source.code.contains("store::connect");
         assert!(!opens_one || ["app", "cli"].contains(&source.room()), "src/{} opens a store", source.path);
+    }
+}
+
+#[test]
+fn only_the_mail_room_speaks_smtp() {
+    for source in sources() {
+        let speaks_smtp = source.words().any(|word| word == "lettre");
+        assert!(!speaks_smtp || source.room() == "mail", "src/{} names lettre", source.path);
     }
 }
 

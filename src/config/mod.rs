@@ -1,5 +1,8 @@
 //! Configuration: one struct for each concern, each value a flag and an environment variable. `--help` is the
-//! reference. Secrets come from the environment or from files, and never print.
+//! reference. Secrets come from the environment or from files, and never print. Mail's settings are in `mail.rs`.
+
+mod mail;
+mod mail_url;
 
 use std::{
     fs,
@@ -24,6 +27,8 @@ use crate::{
     },
     store::{Location, Migrate},
 };
+
+pub use self::mail::MailConfig;
 
 /// Why the configuration cannot be used. Each names what to change.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +61,9 @@ pub enum ConfigError {
     Plaintext(&'static str, SocketAddr),
     #[error("{0} must not be {1}")]
     OutOfRange(&'static str, String),
+    /// The setting, and what is wrong with it; never its value, which may be secret.
+    #[error("{0} {1}")]
+    Unusable(&'static str, String),
     #[error(transparent)]
     Domain(#[from] crate::error::Error),
 }
@@ -73,6 +81,15 @@ pub struct Config {
     pub tokens: TokenSettings,
     #[command(flatten)]
     pub passwords: PasswordSettings,
+    #[command(flatten)]
+    pub mail: MailConfig,
+}
+
+impl Config {
+    /// Where the HTTP address is reached from outside.
+    pub fn public_url(&self) -> &str {
+        self.listen.public_url.as_deref().unwrap_or(&self.tokens.issuer)
+    }
 }
 
 /// Where to listen, and what is served there.
@@ -224,39 +241,30 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|error| error.to_string())
 }
 
-/// Variables of the contract whose features are still to come and that do no harm while they have no effect: they are
-/// accepted, so that one environment fits every release, and said to have none.
-const RESERVED: [&str; 2] = ["POSTERN_MAIL_URL", "POSTERN_MAIL_FROM"];
-
 /// Variables of the contract that protect something: ignoring them would be a lie.
-const NOT_IMPLEMENTED: [&str; 10] = [
+const NOT_IMPLEMENTED: [&str; 8] = [
     "POSTERN_PREVIOUS_MASTER_KEY",
     "POSTERN_PREVIOUS_MASTER_KEY_FILE",
     "POSTERN_SIGNING_ALGORITHM",
     "POSTERN_LOGIN_MAX_FAILURES",
-    "POSTERN_CONCEAL_EXISTING_ACCOUNTS",
     "POSTERN_TRUSTED_PROXIES",
     "POSTERN_TLS_CERT",
     "POSTERN_TLS_KEY",
     "POSTERN_TLS_CLIENT_CA",
-    "POSTERN_MAIL_URL_FILE",
 ];
 
 /// Looks through the names of the environment's variables: an unknown `POSTERN_*` is an error, because a misspelt
-/// setting must not pass for one that holds. Returns those that are accepted without having an effect yet.
-pub fn check_variables<C: CommandFactory>(names: impl Iterator<Item = String>) -> Result<Vec<String>, ConfigError> {
+/// setting must not pass for one that holds.
+pub fn check_variables<C: CommandFactory>(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
     let known = known_variables(&C::command());
-    let mut without_effect = Vec::new();
     for name in names.filter(|name| name.starts_with("POSTERN_")) {
-        if RESERVED.contains(&name.as_str()) {
-            without_effect.push(name);
-        } else if NOT_IMPLEMENTED.contains(&name.as_str()) {
+        if NOT_IMPLEMENTED.contains(&name.as_str()) {
             return Err(ConfigError::NotImplemented(name));
         } else if !known.contains(&name) && !is_kubernetes_service_link(&name) {
             return Err(ConfigError::UnknownVariable(name));
         }
     }
-    Ok(without_effect)
+    Ok(())
 }
 
 fn known_variables(command: &clap::Command) -> Vec<String> {
@@ -447,11 +455,14 @@ impl PasswordSettings {
         }
     }
 
-    pub fn policy(&self) -> PasswordPolicy {
+    /// What a new password must satisfy. The words of the service's name are among the first that somebody would guess.
+    pub fn policy(&self, service_name: &str) -> PasswordPolicy {
+        let name = service_name.to_lowercase();
+        let words = name.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
         PasswordPolicy {
             min_length: usize::from(self.password_min_length),
             min_score: self.password_min_score,
-            common_words: vec!["postern".to_owned()],
+            common_words: std::iter::once("postern").chain(words).map(str::to_owned).collect(),
         }
     }
 }

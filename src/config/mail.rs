@@ -1,0 +1,296 @@
+//! Settings of mail: how it is sent, what it calls the service, where its links lead, and how much of it there may be.
+
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args};
+use http::Uri;
+use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
+
+use crate::{
+    mail::{
+        Sender, TransportSettings,
+        messages::{Link, Links, Wording},
+    },
+    store::mail::AddressLimit,
+};
+
+use super::{ConfigError, mail_url, read_secret};
+
+/// Mails, and what they call the service.
+///
+/// TLS to the mail server trusts what the system trusts. A private authority is added there, or named by SSL_CERT_FILE
+/// or SSL_CERT_DIR, which are then trusted *instead* of the system's (rustls-native-certs). Read once, at the start.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Mail")]
+pub struct MailConfig {
+    /// `log:` (nothing is sent), `file:DIR`, `smtps://[USER[:PASSWORD]@]HOST[:PORT]` or the same with `smtp://`, which is
+    /// STARTTLS, except on loopback or with `?tls=none`
+    #[arg(long, env = "POSTERN_MAIL_URL", hide_env_values = true, default_value = "log:", value_name = "URL")]
+    pub mail_url: SecretString,
+    /// File that holds the URL
+    #[arg(long, env = "POSTERN_MAIL_URL_FILE", value_name = "FILE", conflicts_with = "mail_url")]
+    pub mail_url_file: Option<PathBuf>,
+    /// File that holds the password of the URL's user
+    #[arg(long, env = "POSTERN_MAIL_PASSWORD_FILE", value_name = "FILE")]
+    pub mail_password_file: Option<PathBuf>,
+    /// Whom mails are from, such as `Example <no-reply@example.com>` [default: no-reply at
+    /// the public URL's host, by the service's name]
+    #[arg(long, env = "POSTERN_MAIL_FROM", value_name = "ADDRESS")]
+    pub mail_from: Option<String>,
+    /// What mails and pages call the service
+    #[arg(long, env = "POSTERN_SERVICE_NAME", default_value = "Postern", value_parser = service_name, value_name = "NAME")]
+    pub service_name: String,
+    /// Page that mails link to for verifying an address; the token replaces `{token}` in it, or is added as `token=…`
+    /// [default: the public URL and /verify-email]
+    #[arg(long, env = "POSTERN_VERIFY_EMAIL_URL", value_name = "URL")]
+    pub verify_email_url: Option<String>,
+    /// The same for choosing a new password [default: the public URL and /reset-password]
+    #[arg(long, env = "POSTERN_RESET_PASSWORD_URL", value_name = "URL")]
+    pub reset_password_url: Option<String>,
+    /// The same for confirming a new address [default: the public URL and /confirm-email-change]
+    #[arg(long, env = "POSTERN_CONFIRM_EMAIL_CHANGE_URL", value_name = "URL")]
+    pub confirm_email_change_url: Option<String>,
+    /// How many mails an hour one address gets that somebody else can cause
+    #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_ADDRESS", default_value_t = 10, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub mail_limit_per_address: u32,
+    /// How many mails a minute one client address can cause, at each replica; 0 for any number
+    #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_CLIENT", default_value_t = 60, value_name = "COUNT")]
+    pub mail_limit_per_client: u32,
+    /// Do not tell who signs up, or changes address, that the address has an account: mail its owner instead
+    #[arg(long, env = "POSTERN_CONCEAL_EXISTING_ACCOUNTS", default_value_t = false, action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub conceal_existing_accounts: bool,
+}
+
+/// Reads what the service is called: something that fits on one line and into a subject.
+fn service_name(text: &str) -> Result<String, String> {
+    let breaks_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    if !(1..=64).contains(&text.chars().count()) || text.trim() != text || text.contains(breaks_line) {
+        return Err("a name has 1 to 64 characters, no control characters, and no space at its ends".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+impl MailConfig {
+    /// Where mails go.
+    pub fn transport(&self) -> Result<TransportSettings, ConfigError> {
+        let (url, variable) = match &self.mail_url_file {
+            Some(path) => (read_secret("POSTERN_MAIL_URL_FILE", path)?, "POSTERN_MAIL_URL_FILE"),
+            None => (Zeroizing::new(self.mail_url.expose_secret().to_owned()), "POSTERN_MAIL_URL"),
+        };
+        let password = match &self.mail_password_file {
+            Some(path) => Some(read_secret("POSTERN_MAIL_PASSWORD_FILE", path)?),
+            None => None,
+        };
+        // The line end that editors add is no part of it; a space may be.
+        let password = password.map(|text| SecretString::from(text.trim_end_matches(['\r', '\n'])));
+        mail_url::transport(url.trim(), password).map_err(|problem| ConfigError::Unusable(variable, problem.to_owned()))
+    }
+
+    /// Whom mails are from. The URL is the service's own, as `Config::public_url` has it.
+    pub fn from(&self, public_url: &str) -> Result<Sender, ConfigError> {
+        let unusable = |problem: String| ConfigError::Unusable("POSTERN_MAIL_FROM", problem);
+        if let Some(text) = &self.mail_from {
+            return Sender::parse(text).map_err(|error| unusable(error.to_string()));
+        }
+        let uri = public_url.parse::<Uri>().ok();
+        let is_web = |uri: &&Uri| matches!(uri.scheme_str(), Some("http" | "https"));
+        let host = uri.as_ref().filter(is_web).and_then(Uri::host).filter(|host| !host.is_empty());
+        let host = host.ok_or_else(|| unusable("must be set where the public URL has no host".to_owned()))?;
+        // An address is no domain.
+        let is_name = !host.starts_with('[') && host.parse::<std::net::Ipv4Addr>().is_err();
+        let domain = if is_name { host } else { "localhost" };
+        let named = Sender::named(&self.service_name, &format!("no-reply@{domain}"));
+        named.map_err(|error| unusable(format!("{error}, because none can be made of the public URL")))
+    }
+
+    /// What mails say that is the deployment's own: its name, and where their links lead.
+    pub fn wording(&self, public_url: &str) -> Result<Wording, ConfigError> {
+        let link = |variable, given: &Option<String>, path| {
+            let Some(given) = given else {
+                return default_link(public_url, path);
+            };
+            Link::parse(given).map_err(|error| ConfigError::Unusable(variable, error.to_string()))
+        };
+        let links = Links {
+            verify_email: link("POSTERN_VERIFY_EMAIL_URL", &self.verify_email_url, "/verify-email")?,
+            reset_password: link("POSTERN_RESET_PASSWORD_URL", &self.reset_password_url, "/reset-password")?,
+            confirm_email_change: link(
+                "POSTERN_CONFIRM_EMAIL_CHANGE_URL",
+                &self.confirm_email_change_url,
+                "/confirm-email-change",
+            )?,
+        };
+        Ok(Wording { service_name: self.service_name.clone(), links })
+    }
+
+    /// How many mails one address gets: all of an hour's at once, and then evenly over the hour.
+    pub fn address_limit(&self) -> AddressLimit {
+        let burst = self.mail_limit_per_address.max(1);
+        AddressLimit { burst, interval: Duration::from_hours(1) / burst }
+    }
+
+    /// How many mails a minute one client address can cause; `None` for any number.
+    pub fn client_limit(&self) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.mail_limit_per_client)
+    }
+}
+
+/// A page of the service itself.
+fn default_link(public_url: &str, path: &str) -> Result<Link, ConfigError> {
+    let unusable = || {
+        let problem = "must be an http:// or https:// URL without query and fragment, or POSTERN_VERIFY_EMAIL_URL, \
+                       POSTERN_RESET_PASSWORD_URL and POSTERN_CONFIRM_EMAIL_CHANGE_URL must all be set; it is the \
+                       issuer unless it is set";
+        ConfigError::Unusable("POSTERN_PUBLIC_URL", problem.to_owned())
+    };
+    if public_url.contains(['?', '#', '{']) {
+        return Err(unusable());
+    }
+    Link::parse(&format!("{}{path}", public_url.trim_end_matches('/'))).map_err(|_| unusable())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use tempfile::TempDir;
+
+    use crate::mail::SmtpSettings;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        mail: MailConfig,
+    }
+
+    const PUBLIC_URL: &str = "https://auth.example.com/base/";
+
+    fn parse(arguments: &[&str]) -> Result<MailConfig, clap::Error> {
+        let command_line = std::iter::once("postern").chain(arguments.iter().copied());
+        CommandLine::try_parse_from(command_line).map(|parsed| parsed.mail)
+    }
+
+    fn config(arguments: &[&str]) -> MailConfig {
+        parse(arguments).expect("a configuration")
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_url_is_said_by_its_name_alone() {
+        for url in ["smtp://postern:hunter2%@mail.example.com", "hunter2://", "smtp://postern:hunter2@"] {
+            let refusal = config(&[&format!("--mail-url={url}")]).transport().expect_err(url);
+            assert!(refusal.to_string().starts_with("POSTERN_MAIL_URL "), "{refusal}");
+            assert!(!format!("{refusal} {refusal:?}").contains("hunter2"), "{refusal}");
+        }
+        let config = config(&["--mail-url= smtp://postern:hunter2@mail.example.com\n"]);
+        let transport = config.transport().expect("white space around it does not matter");
+        assert!(!format!("{config:?} {transport:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn url_and_password_may_lie_in_files() {
+        let directory = TempDir::new().expect("a directory");
+        let file = |name: &str, text: &str| {
+            std::fs::write(directory.path().join(name), text).expect("a file");
+            directory.path().join(name).to_str().expect("a plain name").to_owned()
+        };
+        let url_file = format!("--mail-url-file={}", file("url", "smtps://postern@mail.example.com\n"));
+        let password_file = format!("--mail-password-file={}", file("password", " hunter2 \r\n"));
+        let Ok(TransportSettings::Smtp(SmtpSettings { credentials: Some(credentials), .. })) =
+            config(&[&url_file, &password_file]).transport()
+        else {
+            panic!("no credentials");
+        };
+        assert_eq!((credentials.user.as_str(), credentials.password.expose_secret()), ("postern", " hunter2 "));
+
+        let refusal = config(&[&url_file]).transport().expect_err("no password");
+        assert!(refusal.to_string().starts_with("POSTERN_MAIL_URL_FILE "), "{refusal}");
+        for url in ["smtps://postern:hunter2@mail.example.com", "smtps://mail.example.com", "log:", "file:mails"] {
+            let refusal = config(&[&format!("--mail-url={url}"), &password_file]).transport().expect_err(url);
+            assert!(refusal.to_string().contains("POSTERN_MAIL_PASSWORD_FILE"), "{refusal}");
+        }
+        let both = parse(&["--mail-url=log:", &url_file]).expect_err("one or the other");
+        assert_eq!(both.kind(), clap::error::ErrorKind::ArgumentConflict);
+        let missing = config(&["--mail-url-file=/nowhere/url"]).transport().expect_err("no such file");
+        assert!(missing.to_string().starts_with("POSTERN_MAIL_URL_FILE: /nowhere/url"), "{missing}");
+    }
+
+    #[test]
+    fn mails_are_from_the_service_unless_somebody_else_is_named() {
+        let from = |arguments: &[&str], public_url| config(arguments).from(public_url);
+        let sender = |text| Sender::parse(text).expect("a sender");
+        assert_eq!(from(&[], PUBLIC_URL).ok(), Some(sender("Postern <no-reply@auth.example.com>")));
+        assert_eq!(from(&[], "http://localhost:8080").ok(), Some(sender("Postern <no-reply@localhost>")));
+        for address in ["http://127.0.0.1:8080", "https://[2001:db8::1]"] {
+            assert_eq!(from(&[], address).ok(), Some(sender("Postern <no-reply@localhost>")), "{address}");
+        }
+        let named = from(&["--service-name=Doe, Jane & Söhne"], PUBLIC_URL).expect("a sender");
+        assert_eq!(Some(named), Sender::named("Doe, Jane & Söhne", "no-reply@auth.example.com").ok());
+        assert_eq!(from(&["--mail-from=a@b.example"], "urn:x").ok(), Some(sender("a@b.example")));
+        for (arguments, public_url) in [
+            ([].as_slice(), "urn:x"),
+            (&["--mail-from="], PUBLIC_URL),
+            (&["--mail-from=a@b.example\r\nBcc: c@d.example"], PUBLIC_URL),
+        ] {
+            let refusal = from(arguments, public_url).expect_err("no sender");
+            assert!(refusal.to_string().starts_with("POSTERN_MAIL_FROM "), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn links_lead_to_the_public_url_unless_they_lead_elsewhere() {
+        let link = |text| Link::parse(text).expect("a link");
+        let links = config(&["--reset-password-url=https://app.example.com/#/r/{token}"]).wording(PUBLIC_URL);
+        let expected = Links {
+            verify_email: link("https://auth.example.com/base/verify-email"),
+            reset_password: link("https://app.example.com/#/r/{token}"),
+            confirm_email_change: link("https://auth.example.com/base/confirm-email-change"),
+        };
+        assert_eq!(links.expect("wording").links, expected);
+
+        let elsewhere = [
+            "--verify-email-url=https://a.example/1",
+            "--reset-password-url=https://a.example/2",
+            "--confirm-email-change-url=https://a.example/3",
+        ];
+        config(&elsewhere).wording("urn:x").expect("nothing is derived from the public URL");
+        for public_url in ["urn:x", "ftp://a.example", "https://a.example?b", "https://a.example#b", "https://{token}"]
+        {
+            let refusal = config(&elsewhere[1..]).wording(public_url).expect_err(public_url);
+            assert!(refusal.to_string().starts_with("POSTERN_PUBLIC_URL must be "), "{refusal}");
+        }
+        for (argument, variable) in [
+            ("--verify-email-url=a.example", "POSTERN_VERIFY_EMAIL_URL"),
+            ("--reset-password-url=javascript:alert(1)", "POSTERN_RESET_PASSWORD_URL"),
+            ("--confirm-email-change-url=", "POSTERN_CONFIRM_EMAIL_CHANGE_URL"),
+        ] {
+            let refusal = config(&[argument]).wording(PUBLIC_URL).expect_err(argument);
+            assert!(refusal.to_string().starts_with(&format!("{variable} must be ")), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_service_has_a_name_that_fits_on_one_line() {
+        let longest = "ß".repeat(64);
+        for name in ["P", "<script>&\"", longest.as_str()] {
+            let config = config(&[&format!("--service-name={name}")]);
+            assert_eq!(config.wording(PUBLIC_URL).expect("wording").service_name, name);
+        }
+        let too_long = "a".repeat(65);
+        for name in ["", " ", " a", "a\r\nBcc: b", "a\u{2028}b", "a\u{7f}", too_long.as_str()] {
+            assert!(parse(&[&format!("--service-name={name}")]).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_spread_over_their_time() {
+        let config = config(&["--mail-limit-per-address=7", "--mail-limit-per-client=0"]);
+        let limit = config.address_limit();
+        assert_eq!(limit.burst, 7);
+        assert!((limit.interval * 7).abs_diff(Duration::from_hours(1)) < Duration::from_millis(1));
+        assert_eq!(config.client_limit(), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! Where mails end up in tests, which may look at them and have them fail. No setting leads here.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::domain::{MailId, account::Email};
+
+use super::{SendError, SendErrorKind, messages::Letter};
+
+/// A mail that a [`MemoryOutbox`] caught.
+#[derive(Clone)]
+pub struct Sent {
+    pub id: MailId,
+    pub to: Email,
+    pub letter: Letter,
+    /// The whole mail, as a mail server would have got it.
+    pub message: String,
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, to, letter, message: _ } = self;
+        f.debug_struct("Sent").field("id", id).field("to", to).field("letter", letter).finish_non_exhaustive()
+    }
+}
+
+/// Where the mails of a test end up.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryOutbox(Arc<Mutex<MemoryState>>);
+
+#[derive(Debug, Default)]
+struct MemoryState {
+    sent: Vec<Sent>,
+    trouble: Option<SendErrorKind>,
+}
+
+impl MemoryOutbox {
+    /// What was sent so far, oldest first.
+    pub fn sent(&self) -> Vec<Sent> {
+        self.state().sent.clone()
+    }
+
+    /// Takes out what was sent so far, oldest first.
+    pub fn take(&self) -> Vec<Sent> {
+        std::mem::take(&mut self.state().sent)
+    }
+
+    /// Has every mail fail in this way from now on, or none.
+    pub fn fail_with(&self, trouble: Option<SendErrorKind>) {
+        self.state().trouble = trouble;
+    }
+
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn put(&self, mail: Sent) -> Result<(), SendError> {
+        let mut state = self.state();
+        if let Some(kind) = state.trouble {
+            return Err(SendError { kind, detail: "as the test asked for".to_owned() });
+        }
+        state.sent.push(mail);
+        Ok(())
+    }
+}

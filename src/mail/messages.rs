@@ -1,0 +1,415 @@
+//! What mails say: subject, text and HTML of each kind, in `templates/mail`, and the links in them. It must never know
+//! how a mail is sent, nor how a token is made; whether the mail is still called for was decided before.
+
+use std::{fmt, time::Duration};
+
+use askama::Template;
+use time::{OffsetDateTime, UtcOffset};
+
+use crate::{
+    domain::{mail::MailKind, one_time::Purpose},
+    store::mail::ClaimedMail,
+};
+
+/// Where a link puts its token.
+const PLACEHOLDER: &str = "{token}";
+
+/// A letter, ready to be sent.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Letter {
+    pub kind: MailKind,
+    pub subject: String,
+    pub text: String,
+    pub html: String,
+    /// The link in it, with its token, where it has one.
+    pub link: Option<String>,
+}
+
+/// Whoever reads a letter can act upon it, so that a debug print shows its kind only.
+impl fmt::Debug for Letter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Letter").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+/// Why a letter could not be written: a bug, whatever it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ComposeError {
+    #[error("a {} mail needs a token", .0.as_str())]
+    NoToken(MailKind),
+    #[error("a {} mail needs the new address", .0.as_str())]
+    NoNewAddress(MailKind),
+    #[error("the letter could not be written: {0}")]
+    Template(#[from] askama::Error),
+}
+
+/// What is wrong with the address of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be an http:// or https:// URL in ASCII, with {PLACEHOLDER} at most once")]
+pub struct LinkError;
+
+/// The address of a page that takes a token, as `{token}` in it or else as the query parameter `token`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link(String);
+
+impl Link {
+    pub fn parse(text: &str) -> Result<Self, LinkError> {
+        let sample = text.replacen(PLACEHOLDER, "token", 1);
+        let has_scheme = sample.starts_with("https://") || sample.starts_with("http://");
+        // What `Uri` lets pass or leaves out, the fragment, must not break out of a line or an attribute either.
+        let is_plain = sample.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'<>\\^`{|}".contains(&byte));
+        let is_address = sample.parse::<http::Uri>().is_ok_and(|uri| has_plain_authority(&uri));
+        if has_scheme && is_plain && is_address { Ok(Self(text.to_owned())) } else { Err(LinkError) }
+    }
+
+    /// The address with a token in it.
+    fn with_token(&self, token: &str) -> String {
+        let token: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
+        if self.0.contains(PLACEHOLDER) {
+            return self.0.replace(PLACEHOLDER, &token);
+        }
+        let (page, fragment) = match self.0.find('#') {
+            Some(position) => self.0.split_at(position),
+            None => (self.0.as_str(), ""),
+        };
+        let separator = match page.split_once('?') {
+            None => "?",
+            Some((_, query)) if query.is_empty() || query.ends_with('&') => "",
+            Some(_) => "&",
+        };
+        format!("{page}{separator}token={token}{fragment}")
+    }
+}
+
+/// Whether it names a host and perhaps a port: no user, who would stand where readers look for the host, and no port that
+/// is none, which `Uri` takes.
+fn has_plain_authority(uri: &http::Uri) -> bool {
+    let (Some(authority), Some(host)) = (uri.authority(), uri.host()) else {
+        return false;
+    };
+    let expected = uri.port_u16().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    !host.is_empty() && authority.as_str() == expected
+}
+
+/// Where the links in mails lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Links {
+    pub verify_email: Link,
+    pub reset_password: Link,
+    pub confirm_email_change: Link,
+}
+
+impl Links {
+    /// The page that a kind of mail leads to, if it leads anywhere.
+    fn of(&self, kind: MailKind) -> Option<&Link> {
+        match kind {
+            MailKind::VerifyEmail => Some(&self.verify_email),
+            MailKind::ResetPassword => Some(&self.reset_password),
+            MailKind::ConfirmEmailChange => Some(&self.confirm_email_change),
+            MailKind::EmailChangeRequested
+            | MailKind::EmailChanged
+            | MailKind::PasswordChanged
+            | MailKind::AccountExists => None,
+        }
+    }
+}
+
+/// What all mails of a deployment have in common.
+#[derive(Debug, Clone)]
+pub struct Wording {
+    /// What the service is called. One line.
+    pub service_name: String,
+    pub links: Links,
+}
+
+/// What the templates fill in.
+struct Facts<'a> {
+    service: &'a str,
+    username: &'a str,
+    /// The recipient's.
+    address: &'a str,
+    /// Empty where the mail is not about one.
+    new_address: &'a str,
+    /// Empty where there is none.
+    link: &'a str,
+    /// How long the link lives and until when; empty where there is none.
+    lifetime: String,
+    end: String,
+    /// When that happened which the mail is about.
+    time: String,
+}
+
+/// Fills in one kind's two templates.
+macro_rules! fill_in {
+    ($facts:ident, $text:tt, $html:tt) => {{
+        #[derive(Template)]
+        #[template(path = $text)]
+        struct Text<'a> {
+            mail: &'a Facts<'a>,
+        }
+        #[derive(Template)]
+        #[template(path = $html)]
+        struct Html<'a> {
+            mail: &'a Facts<'a>,
+        }
+        (Text { mail: &$facts }.render()?, Html { mail: &$facts }.render()?)
+    }};
+}
+
+impl Wording {
+    /// Writes the letter of a mail. A token goes into those kinds that have a purpose for one; into others it never
+    /// gets.
+    pub fn compose(&self, mail: &ClaimedMail, token: Option<&str>) -> Result<Letter, ComposeError> {
+        let kind = mail.kind;
+        let link = match self.links.of(kind) {
+            None => None,
+            Some(link) => Some(link.with_token(token.ok_or(ComposeError::NoToken(kind))?)),
+        };
+        let lifetime = kind.purpose().map(Purpose::lifetime);
+        let facts = Facts {
+            service: &self.service_name,
+            username: mail.username.as_str(),
+            address: mail.recipient.as_str(),
+            new_address: mail.new_email.as_ref().map_or("", |email| email.as_str()),
+            link: link.as_deref().unwrap_or_default(),
+            lifetime: lifetime.map(in_words).unwrap_or_default(),
+            end: lifetime.map(|lifetime| in_utc(later(mail.create_time, lifetime))).unwrap_or_default(),
+            time: in_utc(mail.create_time),
+        };
+        let needs_new_address = match kind {
+            MailKind::EmailChangeRequested | MailKind::EmailChanged => true,
+            MailKind::VerifyEmail
+            | MailKind::ResetPassword
+            | MailKind::ConfirmEmailChange
+            | MailKind::PasswordChanged
+            | MailKind::AccountExists => false,
+        };
+        if needs_new_address && facts.new_address.is_empty() {
+            return Err(ComposeError::NoNewAddress(kind));
+        }
+        let (text, html) = match kind {
+            MailKind::VerifyEmail => fill_in!(facts, "mail/verify_email.txt", "mail/verify_email.html"),
+            MailKind::ResetPassword => fill_in!(facts, "mail/reset_password.txt", "mail/reset_password.html"),
+            MailKind::ConfirmEmailChange => {
+                fill_in!(facts, "mail/confirm_email_change.txt", "mail/confirm_email_change.html")
+            }
+            MailKind::EmailChangeRequested => {
+                fill_in!(facts, "mail/email_change_requested.txt", "mail/email_change_requested.html")
+            }
+            MailKind::EmailChanged => fill_in!(facts, "mail/email_changed.txt", "mail/email_changed.html"),
+            MailKind::PasswordChanged => fill_in!(facts, "mail/password_changed.txt", "mail/password_changed.html"),
+            MailKind::AccountExists => fill_in!(facts, "mail/account_exists.txt", "mail/account_exists.html"),
+        };
+        Ok(Letter { kind, subject: subject(kind, &self.service_name), text, html, link })
+    }
+}
+
+fn subject(kind: MailKind, service: &str) -> String {
+    match kind {
+        MailKind::VerifyEmail => format!("Confirm your email address for {service}"),
+        MailKind::ResetPassword => format!("Choose a new password for {service}"),
+        MailKind::ConfirmEmailChange => format!("Confirm your new email address for {service}"),
+        MailKind::EmailChangeRequested => format!("A new email address was asked for on your {service} account"),
+        MailKind::EmailChanged => format!("The email address of your {service} account was changed"),
+        MailKind::PasswordChanged => format!("The password of your {service} account was changed"),
+        MailKind::AccountExists => format!("You already have a {service} account"),
+    }
+}
+
+fn later(time: OffsetDateTime, by: Duration) -> OffsetDateTime {
+    time.saturating_add(time::Duration::try_from(by).unwrap_or(time::Duration::MAX))
+}
+
+/// `24 hours`, `30 minutes`.
+fn in_words(duration: Duration) -> String {
+    const HOUR: u64 = 60 * 60;
+    let seconds = duration.as_secs();
+    let (count, unit) = if seconds.is_multiple_of(HOUR) { (seconds / HOUR, "hour") } else { (seconds / 60, "minute") };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+/// `2 January 2030, 03:04 UTC`.
+fn in_utc(time: OffsetDateTime) -> String {
+    let time = time.to_offset(UtcOffset::UTC);
+    format!("{} {} {}, {:02}:{:02} UTC", time.day(), time.month(), time.year(), time.hour(), time.minute())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use crate::domain::{
+        MailId,
+        account::{Email, Username},
+    };
+
+    use super::*;
+
+    const TOKEN: &str = "AZQk3_RvcACAAAAAAAAAAY-rGk0qz2Zc1tYtq9y7m1m0m3mJb8u0d5v7x9z1B3D5";
+
+    fn link(text: &str) -> Link {
+        Link::parse(text).expect(text)
+    }
+
+    fn wording(service_name: &str) -> Wording {
+        Wording {
+            service_name: service_name.to_owned(),
+            links: Links {
+                verify_email: link("https://auth.example.com/verify-email"),
+                reset_password: link("https://app.example.com/reset/{token}?from=mail&lang=en"),
+                confirm_email_change: link("https://app.example.com/#/confirm?t={token}"),
+            },
+        }
+    }
+
+    fn mail(kind: MailKind) -> ClaimedMail {
+        let email = |text| Email::parse(text).expect("an address");
+        ClaimedMail {
+            id: MailId(Uuid::from_u128(7)),
+            kind,
+            recipient: email("ada@example.com"),
+            username: Username::parse("ada").expect("a username"),
+            new_email: Some(email("lovelace@example.org")),
+            grant: None,
+            attempt: 1,
+            create_time: datetime!(2030-01-02 05:04:05.678_901 +02:00),
+        }
+    }
+
+    fn letter(kind: MailKind) -> Letter {
+        wording("Postern").compose(&mail(kind), Some(TOKEN)).expect("a letter")
+    }
+
+    #[test]
+    fn letters_say_what_they_said_before() {
+        for kind in MailKind::ALL {
+            let Letter { subject, text, html, .. } = letter(kind);
+            insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+                insta::assert_snapshot!(format!("{}.txt", kind.as_str()), format!("Subject: {subject}\n\n{text}"));
+                insta::assert_snapshot!(format!("{}.html", kind.as_str()), html);
+            });
+        }
+    }
+
+    #[test]
+    fn letters_differ_and_fit_on_a_screen() {
+        let subjects: BTreeSet<_> = MailKind::ALL.into_iter().map(|kind| letter(kind).subject).collect();
+        assert_eq!(subjects.len(), MailKind::ALL.len());
+        for kind in MailKind::ALL {
+            let text = letter(kind).text;
+            for line in text.lines().filter(|line| !line.contains("://")) {
+                assert!(line.chars().count() <= 90, "{kind:?}: {line}");
+            }
+            assert!(!text.contains("\n\n\n") && text.ends_with("to ada@example.com"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_in_those_letters_that_have_a_purpose_for_one() {
+        for kind in MailKind::ALL {
+            let letter = letter(kind);
+            let has_purpose = kind.purpose().is_some();
+            assert_eq!(wording("Postern").links.of(kind).is_some(), has_purpose, "{kind:?}");
+            for part in [&letter.text, &letter.html] {
+                assert_eq!(part.contains(TOKEN), has_purpose, "{kind:?}");
+            }
+            assert!(!letter.subject.contains(TOKEN));
+            assert!(!format!("{letter:?}").contains(TOKEN), "a debug print is no letter");
+            let Some(link) = letter.link else {
+                assert!(!has_purpose && !letter.html.contains("href"), "{kind:?}");
+                continue;
+            };
+            assert!(has_purpose && letter.text.lines().any(|line| line == link), "{kind:?}: a line of its own");
+            let without = wording("Postern").compose(&mail(kind), None).expect_err("no token");
+            assert!(matches!(without, ComposeError::NoToken(named) if named == kind), "{without}");
+        }
+    }
+
+    #[test]
+    fn a_notice_of_a_change_names_the_new_address() {
+        for kind in [MailKind::EmailChangeRequested, MailKind::EmailChanged] {
+            assert!(letter(kind).text.contains("\nto: lovelace@example.org\n"), "{kind:?}");
+            let without = ClaimedMail { new_email: None, ..mail(kind) };
+            let refusal = wording("Postern").compose(&without, None).expect_err("no new address");
+            assert!(matches!(refusal, ComposeError::NoNewAddress(named) if named == kind), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_filled_in_becomes_html() {
+        let wording = wording("<script>&\"'");
+        for kind in MailKind::ALL {
+            let recipient = Email::parse("a&b'c@example.com").expect("an address");
+            let new_email = Email::parse("d&e'f@example.com").ok();
+            let mail = ClaimedMail { recipient, new_email, ..mail(kind) };
+            let letter = wording.compose(&mail, Some("\"><script>")).expect("a letter");
+            assert!(!letter.html.contains("<script") && !letter.html.contains("a&b"), "{}", letter.html);
+            assert!(
+                !letter.html.contains("d&e") && letter.html.contains("&#60;script&#62;&#38;&#34;&#39;"),
+                "{kind:?}"
+            );
+            assert!(letter.text.contains("<script>&\"'"), "text is text");
+        }
+    }
+
+    #[test]
+    fn a_link_has_its_token_where_the_page_wants_it() {
+        for (page, expected) in [
+            ("https://a.example/verify", "https://a.example/verify?token=T"),
+            ("https://a.example", "https://a.example?token=T"),
+            ("http://localhost:8080/", "http://localhost:8080/?token=T"),
+            ("https://a.example/v?lang=en", "https://a.example/v?lang=en&token=T"),
+            ("https://a.example/v?", "https://a.example/v?token=T"),
+            ("https://a.example/v?lang=en&", "https://a.example/v?lang=en&token=T"),
+            ("https://a.example/v#top", "https://a.example/v?token=T#top"),
+            ("https://a.example/v?a=b#top?x", "https://a.example/v?a=b&token=T#top?x"),
+            ("https://a.example/v#top?x", "https://a.example/v?token=T#top?x"),
+            ("https://a.example/{token}/v?a=b", "https://a.example/T/v?a=b"),
+            ("https://a.example/v?t={token}&a=b", "https://a.example/v?t=T&a=b"),
+            ("https://a.example/#/v/{token}", "https://a.example/#/v/T"),
+            ("https://[2001:db8::1]:8443/v", "https://[2001:db8::1]:8443/v?token=T"),
+        ] {
+            assert_eq!(link(page).with_token("T"), expected);
+        }
+        assert_eq!(link("https://a.example/v").with_token(TOKEN), format!("https://a.example/v?token={TOKEN}"));
+        assert_eq!(link("https://a.example/v").with_token("&#/"), "https://a.example/v?token=%26%23%2F");
+    }
+
+    #[test]
+    fn what_is_no_page_is_no_link() {
+        for bad in [
+            "",
+            "a.example/v",
+            "ftp://a.example/v",
+            "javascript:alert(1)//http://a.example",
+            "https://",
+            "https:///v",
+            "https://?token={token}",
+            "https://a.example/v v",
+            "https://a.example/v\n",
+            " https://a.example/v",
+            "https://a.example/\"><script>",
+            "https://a.example/'",
+            "https://bücher.example/v",
+            "https://a.example:99999/v",
+            "https://a.example:x/v",
+            "https://bank.example@a.example/v",
+            "https://a.example/{id}",
+            "https://a.example/{token}/{token}",
+            "https://a.example/#<b>",
+        ] {
+            assert_eq!(Link::parse(bad), Err(LinkError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_and_times_are_in_words() {
+        let spoken = [3_600, 86_400, 60, 1_800, 5_400].map(|seconds| in_words(Duration::from_secs(seconds)));
+        assert_eq!(spoken, ["1 hour", "24 hours", "1 minute", "30 minutes", "90 minutes"]);
+        assert_eq!(in_utc(datetime!(2030-12-31 23:59:59 -01:00)), "1 January 2031, 00:59 UTC");
+        assert_eq!(later(OffsetDateTime::UNIX_EPOCH, Duration::MAX).year(), 9_999);
+    }
+}

@@ -1,0 +1,538 @@
+//! The mail room: makes a letter into a mail and hands it over: to a mail server, or for development to the log or to
+//! files. What letters say is `messages.rs`. It must never know why a mail is sent, nor when it is tried again.
+
+mod memory;
+pub mod messages;
+mod sender;
+mod smtp;
+
+use std::{
+    fmt, fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use lettre::{
+    Address, Message,
+    message::{Mailbox, MultiPart, SinglePart, header},
+};
+use secrecy::{ExposeSecret, SecretString};
+use time::OffsetDateTime;
+
+use crate::domain::{MailId, account::Email};
+
+use self::{
+    messages::Letter,
+    smtp::{Smtp, SmtpError},
+};
+
+pub use self::memory::{MemoryOutbox, Sent};
+pub use self::sender::{Sender, SenderError};
+pub use self::smtp::{LONGEST_SEND, SmtpCredentials, SmtpSecurity, SmtpSettings, is_loopback};
+
+/// The most of a server's answer that is kept, in characters.
+const LONGEST_ANSWER: usize = 300;
+/// Base64 that is as long as this may be a token of ours, or somebody's password; the ids that servers mention are
+/// shorter. The shortest token has 64.
+const SUSPICIOUS_LENGTH: usize = 32;
+
+/// Where mails go.
+#[derive(Debug, Clone)]
+pub enum TransportSettings {
+    /// Into the log, links and all: for development.
+    Log,
+    /// Into files of this directory, one for each mail.
+    File(PathBuf),
+    /// To a mail server.
+    Smtp(SmtpSettings),
+}
+
+/// Why mail cannot be sent as it was set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error("{path} cannot be used for mails: {source}")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("TLS to the mail server cannot be set up: {0}")]
+    Tls(#[source] lettre::transport::smtp::Error),
+}
+
+/// Why a mail was not sent. Prints neither its recipient nor anything of what it says, also where the server repeats it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind}: {detail}")]
+pub struct SendError {
+    pub kind: SendErrorKind,
+    /// Fit for the log.
+    pub detail: String,
+}
+
+/// What kind of trouble it is. A mail server's "permanent" is a hint, not a fate: a wrong password is a 5xx, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendErrorKind {
+    /// The server refused with a 5xx.
+    Permanent,
+    /// The server refused with a 4xx.
+    Transient,
+    /// The server could not be reached or understood, or took too long.
+    Connection,
+    /// Something here: the mail could not be made, or its file not be written.
+    Local,
+}
+
+impl SendErrorKind {
+    /// The kind as the metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Permanent => "permanent",
+            Self::Transient => "transient",
+            Self::Connection => "connection",
+            Self::Local => "local",
+        }
+    }
+}
+
+impl fmt::Display for SendErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Permanent => "the mail server refused for good",
+            Self::Transient => "the mail server refused for now",
+            Self::Connection => "no mail server could be talked to",
+            Self::Local => "the mail could not be written",
+        })
+    }
+}
+
+impl SendError {
+    fn local(cause: impl fmt::Display) -> Self {
+        Self { kind: SendErrorKind::Local, detail: cause.to_string() }
+    }
+}
+
+/// Sends mails.
+#[derive(Debug)]
+pub struct Mailer {
+    from: Sender,
+    transport: Transport,
+}
+
+#[derive(Debug)]
+enum Transport {
+    Smtp(Box<Smtp>),
+    Log,
+    File(PathBuf),
+    Memory(MemoryOutbox),
+}
+
+impl Mailer {
+    /// Prepares a way for mails and says in the log what is to be known of it. A directory is made, for its owner alone;
+    /// a mail server is not asked yet, so that one that is down keeps nothing from starting.
+    pub fn new(settings: TransportSettings, from: Sender) -> Result<Self, SetupError> {
+        let transport = match settings {
+            TransportSettings::Log => {
+                tracing::info!(
+                    "mails are not sent but written to this log, which is for development: POSTERN_MAIL_URL"
+                );
+                Transport::Log
+            }
+            TransportSettings::File(path) => match make_directory(&path) {
+                Ok(()) => Transport::File(path),
+                Err(source) => return Err(SetupError::Directory { path, source }),
+            },
+            TransportSettings::Smtp(settings) => {
+                if settings.exposes_password() {
+                    tracing::warn!("the mail server's password crosses the network in plain text, by ?tls=none");
+                }
+                Transport::Smtp(Box::new(Smtp::new(settings).map_err(SetupError::Tls)?))
+            }
+        };
+        Ok(Self { from, transport })
+    }
+
+    /// One for tests, which keeps what it is given; no setting leads here.
+    pub fn memory(from: Sender) -> (Self, MemoryOutbox) {
+        let outbox = MemoryOutbox::default();
+        (Self { from, transport: Transport::Memory(outbox.clone()) }, outbox)
+    }
+
+    /// Whether mails reach nobody but whoever reads the log.
+    pub fn is_log_only(&self) -> bool {
+        match self.transport {
+            Transport::Log => true,
+            Transport::Smtp(_) | Transport::File(_) | Transport::Memory(_) => false,
+        }
+    }
+
+    /// Sends a letter, as a mail of that date. The same id makes the same mail, `Message-ID` and all, so that a receiver
+    /// can tell one that was sent again. Takes [`LONGEST_SEND`] at most.
+    pub async fn send(&self, id: MailId, to: &Email, letter: &Letter, date: OffsetDateTime) -> Result<(), SendError> {
+        let message = self.message(id, to, letter, date)?;
+        match &self.transport {
+            Transport::Smtp(smtp) => smtp
+                .send(message.envelope(), &message.formatted())
+                .await
+                .map_err(|error| describe(&error, to, &smtp.secrets())),
+            Transport::Log => {
+                let link = letter.link.as_deref();
+                tracing::info!(to = to.as_str(), subject = letter.subject, link, "a mail that is not sent");
+                Ok(())
+            }
+            Transport::File(directory) => {
+                let (directory, message) = (directory.clone(), message.formatted());
+                let writing = tokio::task::spawn_blocking(move || write_mail(&directory, id, &message));
+                writing.await.map_err(SendError::local)?.map_err(SendError::local)
+            }
+            Transport::Memory(outbox) => {
+                let message = String::from_utf8_lossy(&message.formatted()).into_owned();
+                outbox.put(Sent { id, to: to.clone(), letter: letter.clone(), message })
+            }
+        }
+    }
+
+    fn message(&self, id: MailId, to: &Email, letter: &Letter, date: OffsetDateTime) -> Result<Message, SendError> {
+        // Not the error's own text: it may quote the address.
+        let recipient: Address =
+            to.as_str().parse().map_err(|_| SendError::local("its recipient's address is not one that mail knows"))?;
+        let from = self.from.mailbox();
+        // From the id, since all else about a mail that is sent again is the same. It is in no letter: a token has the id
+        // in base64.
+        let parts = MultiPart::alternative()
+            .boundary(format!("postern-{}", id.0.simple()))
+            .singlepart(SinglePart::plain(letter.text.clone()))
+            .singlepart(SinglePart::html(letter.html.clone()));
+        Message::builder()
+            .from(from.clone())
+            .to(Mailbox::new(None, recipient))
+            .date(in_range(date))
+            .message_id(Some(format!("<{id}@{}>", from.email.domain())))
+            .subject(letter.subject.as_str())
+            .header(AutoSubmitted)
+            .multipart(parts)
+            .map_err(SendError::local)
+    }
+}
+
+/// The date as lettre takes it, which panics beyond the years 1970 to 9999.
+fn in_range(date: OffsetDateTime) -> SystemTime {
+    const END: u64 = 253_402_300_799;
+    let seconds = u64::try_from(date.unix_timestamp()).unwrap_or(0).min(END);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// `Auto-Submitted: auto-generated` (RFC 3834 §5), so that nobody's holiday notice answers.
+#[derive(Debug, Clone, Copy)]
+struct AutoSubmitted;
+
+impl header::Header for AutoSubmitted {
+    fn name() -> header::HeaderName {
+        header::HeaderName::new_from_ascii_str("Auto-Submitted")
+    }
+
+    fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self)
+    }
+
+    fn display(&self) -> header::HeaderValue {
+        header::HeaderValue::new(Self::name(), "auto-generated".to_owned())
+    }
+}
+
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+/// Writes `<id>.eml`, which is there whole or not at all, and readable by its owner alone.
+fn write_mail(directory: &Path, id: MailId, message: &[u8]) -> std::io::Result<()> {
+    let unfinished = directory.join(format!(".{id}.unfinished"));
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&unfinished)?;
+    file.write_all(message)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, directory.join(format!("{id}.eml")))
+}
+
+/// Says what went wrong without saying to whom or what was sent.
+fn describe(error: &SmtpError, to: &Email, secrets: &[SecretString]) -> SendError {
+    match error {
+        SmtpError::TimedOut(step) => {
+            SendError { kind: SendErrorKind::Connection, detail: format!("{step} took too long") }
+        }
+        SmtpError::Failed(error) => {
+            let kind = if error.is_permanent() {
+                SendErrorKind::Permanent
+            } else if error.is_transient() {
+                SendErrorKind::Transient
+            } else {
+                SendErrorKind::Connection
+            };
+            SendError { kind, detail: scrub(&error.to_string(), to, secrets) }
+        }
+    }
+}
+
+/// Takes out of a server's answer what it may have repeated: the recipient, passwords, links and tokens; and what would
+/// break the log's lines.
+fn scrub(answer: &str, to: &Email, secrets: &[SecretString]) -> String {
+    let mut text = answer.to_owned();
+    for secret in secrets.iter().map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty()) {
+        text = text.replace(secret, "[…]");
+    }
+    let domain = to.as_str().rsplit_once('@').map_or("", |(_, domain)| domain);
+    let masked = format!("…@{domain}");
+    let mut rest = text.as_str();
+    let mut unnamed = String::new();
+    // ASCII alone changes, so positions stay.
+    while let Some(found) = rest.to_ascii_lowercase().find(to.as_str()) {
+        let (before, after) = rest.split_at(found);
+        unnamed.extend([before, &masked]);
+        rest = after.split_at(to.as_str().len()).1;
+    }
+    unnamed.push_str(rest);
+    let words: Vec<_> = unnamed.split(|c: char| c.is_whitespace() || c.is_control()).map(without_secrets).collect();
+    words.join(" ").chars().take(LONGEST_ANSWER).collect()
+}
+
+/// The word, unless it is a link or has something in it that may be a token.
+fn without_secrets(word: &str) -> &str {
+    let is_base64 = |c: char| c.is_ascii_alphanumeric() || "-_+/=".contains(c);
+    if word.contains("://") || word.split(|c| !is_base64(c)).any(|run| run.len() >= SUSPICIOUS_LENGTH) {
+        "[…]"
+    } else {
+        word
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::PermissionsExt as _,
+        sync::{Arc, Mutex},
+    };
+
+    use tempfile::TempDir;
+    use time::macros::datetime;
+    use uuid::Uuid;
+
+    use crate::domain::mail::MailKind;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2030-01-02 05:04:05.678_901 +02:00);
+
+    fn id() -> MailId {
+        MailId(Uuid::from_u128(0x0199_0000_0000_7000_8000_0000_0000_0001))
+    }
+
+    fn ada() -> Email {
+        Email::parse("ada@example.com").expect("an address")
+    }
+
+    fn letter() -> Letter {
+        Letter {
+            kind: MailKind::VerifyEmail,
+            subject: "Confirm your address for Café".to_owned(),
+            text: "Zoë: https://a.example/?token=SECRET\n".to_owned(),
+            html: "<p>Zoë: SECRET</p>\n".to_owned(),
+            link: Some("https://a.example/?token=SECRET".to_owned()),
+        }
+    }
+
+    fn sender() -> Sender {
+        Sender::parse("Example <no-reply@example.com>").expect("a sender")
+    }
+
+    /// The mail as it would be sent: head and body.
+    async fn sent(from: Sender, letter: &Letter) -> (String, String) {
+        let (mailer, outbox) = Mailer::memory(from);
+        mailer.send(id(), &ada(), letter, NOW).await.expect("sent");
+        let [mail] = <[Sent; 1]>::try_from(outbox.take()).expect("one mail");
+        assert!(mail.message.is_ascii(), "no server has to understand 8BITMIME");
+        let (head, body) = mail.message.split_once("\r\n\r\n").expect("a head and a body");
+        (head.to_owned(), body.to_owned())
+    }
+
+    fn headers(head: &str) -> Vec<&str> {
+        head.split("\r\n").filter(|line| !line.starts_with([' ', '\t'])).collect()
+    }
+
+    #[tokio::test]
+    async fn a_mail_has_the_headers_that_it_should_have_and_no_others() {
+        let (head, body) = sent(sender(), &letter()).await;
+        let headers = headers(&head);
+        assert!(headers.contains(&"From: Example <no-reply@example.com>"), "{head}");
+        assert!(headers.contains(&"To: ada@example.com"), "{head}");
+        assert!(headers.contains(&"Date: Wed, 02 Jan 2030 03:04:05 +0000"), "{head}");
+        assert!(headers.contains(&"Message-ID: <01990000-0000-7000-8000-000000000001@example.com>"), "{head}");
+        assert!(headers.contains(&"Auto-Submitted: auto-generated"), "{head}");
+        assert!(headers.contains(&"MIME-Version: 1.0"), "{head}");
+        let names: Vec<_> = headers.iter().filter_map(|line| line.split_once(": ")).map(|(name, _)| name).collect();
+        assert_eq!(names.len(), 8, "{names:?}");
+        assert!(head.contains("Subject: Confirm your address for =?utf-8?b?Q2Fmw6k=?="), "{head}");
+        assert!(
+            head.contains("multipart/alternative;\r\n boundary=\"postern-01990000000070008000000000000001\""),
+            "{head}"
+        );
+        let (text, html) = body.split_once("Content-Type: text/html; charset=utf-8").expect("two parts");
+        assert!(text.contains("Content-Type: text/plain; charset=utf-8"), "{text}");
+        assert!(text.contains("Zo=C3=AB: https://a.example/?token=3DSECRET"), "{text}");
+        assert!(html.contains("<p>Zo=C3=AB: SECRET</p>"), "{html}");
+    }
+
+    #[tokio::test]
+    async fn a_mail_that_is_sent_again_is_the_same() {
+        assert_eq!(sent(sender(), &letter()).await, sent(sender(), &letter()).await);
+    }
+
+    #[tokio::test]
+    async fn no_header_can_be_smuggled_in() {
+        for text in [
+            "a\r\nBcc: eve@example.com",
+            "a\nBcc: eve@example.com",
+            "a\r\n\r\nBcc: eve@example.com",
+            "a\rb",
+            "é\r\nBcc: e",
+        ] {
+            let (head, _) = sent(sender(), &Letter { subject: text.to_owned(), ..letter() }).await;
+            assert!(headers(&head).iter().all(|line| !line.starts_with("Bcc")), "{head}");
+            assert_eq!(headers(&head).len(), 8, "{head}");
+            assert_eq!(Sender::parse(&format!("{text} <no-reply@example.com>")), Err(SenderError));
+            assert_eq!(Sender::parse(&format!("no-reply@example.com{text}")), Err(SenderError));
+            assert_eq!(Sender::named(text, "no-reply@example.com"), Err(SenderError));
+            assert_eq!(Sender::named("a", &format!("no-reply@example.com{text}")), Err(SenderError));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sender_keeps_its_name_whatever_it_is() {
+        for (name, header) in [
+            ("Example", "From: Example <no-reply@example.com>"),
+            ("Example Inc", "From: \"Example Inc\" <no-reply@example.com>"),
+            ("Say \"hi\"", "From: \"Say \\\"hi\\\"\" <no-reply@example.com>"),
+            // In base64: a, b <c@d.example>
+            ("a, b <c@d.example>", "From: =?utf-8?b?YSwgYiA8Y0BkLmV4YW1wbGU+?= <no-reply@example.com>"),
+            ("Café Zoë", "From: =?utf-8?b?Q2Fmw6kgWm/Dqw==?= <no-reply@example.com>"),
+        ] {
+            let (head, _) = sent(Sender::named(name, "no-reply@example.com").expect(name), &letter()).await;
+            assert!(headers(&head).contains(&header), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_address_of_ours_is_one_for_mail() {
+        let (mailer, _) = Mailer::memory(sender());
+        let longest = format!("{}@{}.example", "a".repeat(64), ["b".repeat(60).as_str(); 2].join("."));
+        for address in ["a!#$%&'*+-/=?^_`{|}~b@example.com", "1@xn--bcher-kva.example", "a.b@c.d", longest.as_str()] {
+            let email = Email::parse(address).expect(address);
+            mailer.send(id(), &email, &letter(), NOW).await.expect(address);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_date_beyond_reason_harms_nothing() {
+        let (mailer, outbox) = Mailer::memory(sender());
+        for date in [datetime!(1969-12-31 0:00 UTC), datetime!(9999-12-31 23:59:59 -23:00)] {
+            mailer.send(id(), &ada(), &letter(), date).await.expect("sent");
+        }
+        assert_eq!(outbox.sent().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_file_is_there_whole_and_for_its_owner_alone() {
+        let root = TempDir::new().expect("a directory");
+        let directory = root.path().join("deep/mails");
+        let mailer = Mailer::new(TransportSettings::File(directory.clone()), sender()).expect("a mailer");
+        assert!(!mailer.is_log_only());
+        for _ in 0..2 {
+            mailer.send(id(), &ada(), &letter(), NOW).await.expect("written");
+        }
+        let files: Vec<_> = fs::read_dir(&directory).expect("a directory").map(|file| file.expect("a file")).collect();
+        assert_eq!(files.len(), 1, "sent again it is the same, and nothing else is left");
+        assert_eq!(files[0].file_name().to_str(), Some("01990000-0000-7000-8000-000000000001.eml"));
+        let mail = fs::read_to_string(files[0].path()).expect("a mail");
+        assert!(mail.contains("To: ada@example.com\r\n") && mail.ends_with("--\r\n"), "{mail}");
+        let mode = |path: &Path| fs::metadata(path).expect("its mode").permissions().mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&files[0].path())), (0o700, 0o600));
+
+        let occupied = Mailer::new(TransportSettings::File(files[0].path()), sender()).expect_err("no directory");
+        assert!(occupied.to_string().contains("cannot be used for mails"), "{occupied}");
+        fs::remove_dir_all(&directory).expect("removed");
+        let error = mailer.send(id(), &ada(), &letter(), NOW).await.expect_err("nowhere to write to");
+        assert_eq!(error.kind, SendErrorKind::Local);
+    }
+
+    #[tokio::test]
+    async fn a_test_can_have_mails_fail() {
+        let (mailer, outbox) = Mailer::memory(sender());
+        outbox.fail_with(Some(SendErrorKind::Transient));
+        let error = mailer.send(id(), &ada(), &letter(), NOW).await.expect_err("as asked for");
+        assert_eq!((error.kind, outbox.sent().len()), (SendErrorKind::Transient, 0));
+        outbox.fail_with(None);
+        mailer.send(id(), &ada(), &letter(), NOW).await.expect("sent");
+        let debug = format!("{mailer:?} {:?}", outbox.sent()[0].letter);
+        assert!(!debug.contains("SECRET"), "{debug}");
+    }
+
+    /// What a test logs.
+    #[derive(Clone, Default)]
+    struct Logged(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Logged {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("a lock").write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_log_says_what_a_developer_needs() {
+        let logged = Logged::default();
+        let writer = logged.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let mailer = Mailer::new(TransportSettings::Log, sender()).expect("a mailer");
+        assert!(mailer.is_log_only());
+        mailer.send(id(), &ada(), &letter(), NOW).await.expect("logged");
+        let log = String::from_utf8(logged.0.lock().expect("a lock").clone()).expect("text");
+        let (start, mail) = log.trim_end().split_once('\n').expect("two lines");
+        assert!(start.contains("POSTERN_MAIL_URL") && start.contains("for development"), "{log}");
+        for part in ["to=\"ada@example.com\"", "link=\"https://a.example/?token=SECRET\"", "Café"] {
+            assert!(mail.contains(part), "{log}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_repeats_is_not_passed_on() {
+        let token = "AZQk3_RvcACAAAAAAAAAAY-rGk0qz2Zc1tYtq9y7m1m0m3mJb8u0d5v7x9z1B3D5";
+        let secrets = [SecretString::from("hunter 2")];
+        for (answer, expected) in [
+            ("550 5.1.1 <ada@example.com>: unknown", "550 5.1.1 <…@example.com>: unknown"),
+            ("Ada@Example.COM,ada@example.com", "…@example.com,…@example.com"),
+            ("É: no ada@example.com here", "É: no …@example.com here"),
+            ("spam: https://a.example/?token=x", "spam: […]"),
+            (&format!("spam: ({token})"), "spam: […]"),
+            ("who is hunter 2?", "who is […]?"),
+            ("two\r\nlines\u{1b}[31m", "two  lines [31m"),
+            ("queued as 4XyZ12abcDEFz", "queued as 4XyZ12abcDEFz"),
+            ("", ""),
+        ] {
+            assert_eq!(scrub(answer, &ada(), &secrets), expected);
+        }
+        assert_eq!(scrub(&"no ".repeat(1_000), &ada(), &secrets).len(), LONGEST_ANSWER);
+    }
+
+    #[test]
+    fn a_step_that_took_too_long_says_which() {
+        let error = describe(&SmtpError::TimedOut("connecting"), &ada(), &[]);
+        assert_eq!(error.to_string(), "no mail server could be talked to: connecting took too long");
+        assert_eq!(error.kind.as_str(), "connection");
+    }
+}
