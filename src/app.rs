@@ -27,6 +27,7 @@ use crate::{
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness},
     listen::{self, Protocol},
+    mail::{self, Mailer, outbox::Outbox},
     store::{self, Location, Migrate, OpenError, Store, StoreError},
     telemetry::Metrics,
 };
@@ -37,11 +38,10 @@ const STORE_PATIENCE: Duration = Duration::from_secs(30);
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
 const PING_INTERVAL: Duration = Duration::from_millis(500);
-/// How often sessions that are past their absolute end are deleted, and how many at a time.
-const FORGET_INTERVAL: Duration = Duration::from_hours(1);
-const FORGET_BATCH: u32 = 1_000;
 /// How long the server goes on answering after it said NOT_SERVING, so that balancers can look elsewhere first.
 const LAME_DUCK: Duration = Duration::from_secs(1);
+/// How long mails that are being sent when the last call is over may still take.
+const LAST_MAILS: Duration = Duration::from_secs(5);
 
 /// Why the service could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,8 @@ pub enum BuildError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Store(#[from] OpenError),
+    #[error(transparent)]
+    Mail(#[from] mail::SetupError),
     #[error("{0} cannot be listened on: {1}")]
     Listen(SocketAddr, std::io::Error),
     /// The detail is in the source.
@@ -73,7 +75,8 @@ pub struct App {
     health: Health,
     readiness: Arc<Readiness>,
     store: Arc<dyn Store>,
-    env: Env,
+    postern: Arc<Postern>,
+    outbox: Outbox,
 }
 
 /// Where the service listens.
@@ -95,8 +98,15 @@ struct Surface {
 /// Puts the service together: checks the configuration, opens the store and its keys, starts the hashing threads, binds
 /// the addresses.
 pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
+    let mailer = Mailer::new(config.mail.transport()?, config.mail.from(config.public_url())?)?;
+    build_with(config, env, mailer).await
+}
+
+/// The same with mail that goes elsewhere than the configuration says: for tests, into their memory.
+pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App, BuildError> {
     config.listen.validate()?;
     config.tokens.validate()?;
+    let wording = config.mail.wording(config.public_url())?;
     let location = config.store.location()?;
     location.prepare()?;
     // Asked for before the database is waited for.
@@ -104,6 +114,10 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
     let store = open_store(&location).await?;
     let master = master_key(given, &location, store.as_ref(), &env).await?;
     let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
+    if mailer.is_log_only() && matches!(location, Location::Postgres { .. }) {
+        tracing::warn!("mail is only written to the log: set POSTERN_MAIL_URL to have it sent");
+    }
+    let one_time = Arc::new(OneTimeTokens::new(&master)?);
     let postern = Arc::new(Postern {
         store: Arc::clone(&store),
         env: env.clone(),
@@ -111,11 +125,11 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
         hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
         passwords: config.passwords.policy(&config.mail.service_name),
         sessions: config.tokens.session_policy(),
-        one_time: OneTimeTokens::new(&master)?,
+        one_time: Arc::clone(&one_time),
         mails: MailPolicy {
-            per_address: crate::store::AddressLimit { burst: 10, interval: Duration::from_mins(6) },
-            per_client: ClientLimit::per_minute(60),
-            conceal_existing_accounts: false,
+            per_address: config.mail.address_limit(),
+            per_client: ClientLimit::per_minute(config.mail.client_limit()),
+            conceal_existing_accounts: config.mail.conceal_existing_accounts,
         },
     });
     postern.passwords.warm_up();
@@ -127,14 +141,15 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
         cors_origins: config.listen.cors_origins.clone(),
         env: env.clone(),
     };
-    let http_router = http::router(&grpc_router, postern, &http_options)?;
+    let http_router = http::router(&grpc_router, Arc::clone(&postern), &http_options)?;
     let ops_router = http::ops::router(Arc::clone(&readiness), metrics);
 
     let (grpc, grpc_address) = listen_on(config.listen.grpc_addr, Protocol::Http2, grpc_router).await?;
     let (http, http_address) = listen_on(config.listen.http_addr, Protocol::Http1AndHttp2, http_router).await?;
     let (ops, ops_address) = listen_on(config.listen.ops_addr, Protocol::Http1AndHttp2, ops_router).await?;
     let addresses = Addresses { grpc: grpc_address, http: http_address, ops: ops_address };
-    Ok(App { surfaces: vec![grpc, http, ops], addresses, health, readiness, store, env })
+    let outbox = Outbox { store: Arc::clone(&store), tokens: one_time, mailer, wording, env };
+    Ok(App { surfaces: vec![grpc, http, ops], addresses, health, readiness, store, postern, outbox })
 }
 
 /// Binds an address; the second value is the real one, also where the first left the port to the system.
@@ -196,7 +211,7 @@ impl App {
 
     /// Serves until `stop`, then says NOT_SERVING, goes on for a moment, sends GOAWAY, lets calls finish and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { surfaces, addresses: _, health, readiness, store, env } = self;
+        let Self { surfaces, addresses: _, health, readiness, store, postern, outbox } = self;
         let close = CancellationToken::new();
         // Known to the callers before the first of them can ask.
         let reachable = store.ping().await.is_ok();
@@ -207,17 +222,24 @@ impl App {
         }
         servers.close();
         let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable));
-        let forgetter = tokio::spawn(forget_ended_sessions(store, env));
+        let forgetter = tokio::spawn(async move { postern.forget_what_is_over().await });
+        let stop_sending = CancellationToken::new();
+        let sending = tokio::spawn(outbox.run(stop_sending.clone()));
 
         stop.cancelled().await;
         tracing::info!("stopping");
         readiness.set_stopping();
         monitor.abort();
         forgetter.abort();
+        stop_sending.cancel();
         health.set(false).await;
         tokio::time::sleep(LAME_DUCK).await;
         close.cancel();
         servers.wait().await;
+        // What is being sent has had as long as the calls; a mail that is not marked goes out again.
+        if tokio::time::timeout(LAST_MAILS, sending).await.is_err() {
+            tracing::warn!("stopping while a mail is being sent: it will be sent again");
+        }
         tracing::info!("stopped");
     }
 }
@@ -255,22 +277,4 @@ fn measure(store: &dyn Store, reachable: bool) {
     metrics::gauge!("postern_database_up").set(f64::from(u8::from(reachable)));
     metrics::gauge!("postern_database_connections", "state" => "idle").set(idle);
     metrics::gauge!("postern_database_connections", "state" => "used").set(f64::from(connections.open) - idle);
-}
-
-/// Deletes sessions that can never come to life again, in batches.
-async fn forget_ended_sessions(store: Arc<dyn Store>, env: Env) {
-    let mut ticks = tokio::time::interval(FORGET_INTERVAL);
-    loop {
-        ticks.tick().await;
-        loop {
-            match store.forget_ended_sessions(env.now(), FORGET_BATCH).await {
-                Ok(deleted) if deleted == u64::from(FORGET_BATCH) => {}
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "ended sessions could not be deleted; trying again in an hour");
-                    break;
-                }
-            }
-        }
-    }
 }

@@ -12,7 +12,7 @@ use crate::{
         Sender, TransportSettings,
         messages::{Link, Links, Wording},
     },
-    store::mail::AddressLimit,
+    store::AddressLimit,
 };
 
 use super::{ConfigError, mail_url, read_secret};

@@ -5,6 +5,7 @@ pub mod account;
 pub mod address;
 pub mod env;
 pub mod hasher;
+mod housekeeping;
 pub mod keyring;
 pub mod mail;
 pub mod one_time;
@@ -35,7 +36,7 @@ pub struct Postern {
     pub(crate) hasher: Hasher,
     pub(crate) passwords: PasswordPolicy,
     pub(crate) sessions: SessionPolicy,
-    pub(crate) one_time: OneTimeTokens,
+    pub(crate) one_time: Arc<OneTimeTokens>,
     pub(crate) mails: MailPolicy,
 }
 

@@ -19,9 +19,9 @@ impl std::fmt::Debug for ClientLimit {
 }
 
 impl ClientLimit {
-    /// So many at once, and as many again each minute; 0 for no limit.
-    pub fn per_minute(count: u32) -> Self {
-        Self(NonZeroU32::new(count).map(|count| RateLimiter::keyed(Quota::per_minute(count))))
+    /// So many at once, and as many again each minute; `None` for no limit.
+    pub fn per_minute(count: Option<NonZeroU32>) -> Self {
+        Self(count.map(|count| RateLimiter::keyed(Quota::per_minute(count))))
     }
 
     /// Takes one, or says how long to wait for the next. A client whose address is not known is not limited.
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_client_gets_so_many_and_then_has_to_wait() {
-        let limit = ClientLimit::per_minute(3);
+        let limit = ClientLimit::per_minute(NonZeroU32::new(3));
         for _ in 0..3 {
             assert_eq!(take(&limit, "192.0.2.1"), Ok(()));
         }
@@ -71,15 +71,15 @@ mod tests {
 
     #[test]
     fn an_ipv6_customer_is_one_client() {
-        let limit = ClientLimit::per_minute(1);
+        let limit = ClientLimit::per_minute(NonZeroU32::new(1));
         assert_eq!(take(&limit, "2001:db8:1:2::1"), Ok(()));
         assert!(take(&limit, "2001:db8:1:2:ffff::9").is_err());
         assert_eq!(take(&limit, "2001:db8:1:3::1"), Ok(()));
     }
 
     #[test]
-    fn zero_is_no_limit() {
-        let limit = ClientLimit::per_minute(0);
+    fn none_is_no_limit() {
+        let limit = ClientLimit::per_minute(None);
         for _ in 0..1_000 {
             assert_eq!(take(&limit, "192.0.2.1"), Ok(()));
         }

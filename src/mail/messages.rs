@@ -8,7 +8,7 @@ use time::{OffsetDateTime, UtcOffset};
 
 use crate::{
     domain::{mail::MailKind, one_time::Purpose},
-    store::mail::ClaimedMail,
+    store::ClaimedMail,
 };
 
 /// Where a link puts its token.

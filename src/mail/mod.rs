@@ -3,6 +3,7 @@
 
 mod memory;
 pub mod messages;
+pub mod outbox;
 mod sender;
 mod smtp;
 
@@ -29,7 +30,7 @@ use self::{
 
 pub use self::memory::{MemoryOutbox, Sent};
 pub use self::sender::{Sender, SenderError};
-pub use self::smtp::{LONGEST_SEND, SmtpCredentials, SmtpSecurity, SmtpSettings, is_loopback};
+pub use self::smtp::{SmtpCredentials, SmtpSecurity, SmtpSettings, is_loopback};
 
 /// The most of a server's answer that is kept, in characters.
 const LONGEST_ANSWER: usize = 300;
@@ -163,7 +164,8 @@ impl Mailer {
     }
 
     /// Sends a letter, as a mail of that date. The same id makes the same mail, `Message-ID` and all, so that a receiver
-    /// can tell one that was sent again. Takes [`LONGEST_SEND`] at most.
+    /// can tell one that was sent again. Whoever drops it half-way does
+    /// not know whether the mail was sent.
     pub async fn send(&self, id: MailId, to: &Email, letter: &Letter, date: OffsetDateTime) -> Result<(), SendError> {
         let message = self.message(id, to, letter, date)?;
         match &self.transport {

@@ -10,11 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    domain::{
-        env::Env,
-        mail::MailKind,
-        one_time::OneTimeTokens,
-    },
+    domain::{env::Env, mail::MailKind, one_time::OneTimeTokens},
     store::{ClaimedMail, MailClaim, MailRetry, Store, StoreError},
 };
 
@@ -25,9 +21,9 @@ const SENDERS: usize = 8;
 /// How often the store is asked while nothing is due.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one attempt may take.
-const SEND_TIMEOUT: Duration = Duration::from_secs(20);
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a claim holds: longer than an attempt, with time to mark it.
-const LEASE: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(40);
 /// How long marking a sent mail is tried, until its claim lapses and it is sent again.
 const MARK_ATTEMPTS: u32 = 8;
 const MARK_PAUSE: Duration = Duration::from_secs(1);
@@ -82,7 +78,7 @@ impl Outbox {
                 tracing::info!(mail_id = %mail.id, kind = mail.kind.as_str(), attempt = mail.attempt, "mail sent");
                 self.mark_sent(&mail).await;
             }
-            Err(error) => self.put_off(&mail, &error).await,
+            Err(error) => self.put_off(&mail, error.as_ref()).await,
         }
     }
 

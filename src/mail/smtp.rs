@@ -31,8 +31,6 @@ const STEP: Duration = Duration::from_secs(10);
 /// How long a mail may take from `MAIL FROM` to the last reply. Longer than a step: some servers look for spam in it
 /// before they answer, and a mail that is given up then is delivered twice.
 const TRANSACTION: Duration = Duration::from_secs(30);
-/// No sending takes longer than this.
-pub const LONGEST_SEND: Duration = Duration::from_secs(4 * STEP.as_secs() + TRANSACTION.as_secs());
 /// How many connections are kept after a mail, and for how long. Servers close one that is idle after some minutes; what
 /// is too old is closed when the next mail is sent.
 const KEPT: usize = 2;
