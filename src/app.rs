@@ -22,7 +22,7 @@ use crate::{
     },
     error::Error,
     grpc::{self, Health},
-    http::{self, HttpOptions, ops::Readiness},
+    http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
     listen::{self, Protocol},
     store::{self, Location, Migrate, OpenError, Store, StoreError},
     telemetry::Metrics,
@@ -39,6 +39,9 @@ const FORGET_INTERVAL: Duration = Duration::from_hours(1);
 const FORGET_BATCH: u32 = 1_000;
 /// How long the server goes on answering after it said NOT_SERVING, so that balancers can look elsewhere first.
 const LAME_DUCK: Duration = Duration::from_secs(1);
+
+/// What pages call the platform.
+const SERVICE_NAME: &str = "Postern";
 
 /// Why the service could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +119,10 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
     let http_options = HttpOptions {
         public_url: config.listen.public_url.clone().unwrap_or_else(|| config.tokens.issuer.clone()),
         cors_origins: config.listen.cors_origins.clone(),
+        pages: PageOptions {
+            service_name: SERVICE_NAME.to_owned(),
+            min_password_length: config.passwords.password_min_length.into(),
+        },
         env: env.clone(),
     };
     let http_router = http::router(&grpc_router, postern, &http_options)?;
