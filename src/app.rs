@@ -25,7 +25,7 @@ use crate::{
     },
     error::Error,
     grpc::{self, Health},
-    http::{self, HttpOptions, ops::Readiness},
+    http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
     listen::{self, Protocol},
     mail::{self, Mailer, outbox::Outbox},
     store::{self, Location, Migrate, OpenError, Store, StoreError},
@@ -42,6 +42,9 @@ const PING_INTERVAL: Duration = Duration::from_millis(500);
 const LAME_DUCK: Duration = Duration::from_secs(1);
 /// How long mails that are being sent when the last call is over may still take.
 const LAST_MAILS: Duration = Duration::from_secs(5);
+
+/// What pages call the platform.
+const SERVICE_NAME: &str = "Postern";
 
 /// Why the service could not be put together.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +142,10 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     let http_options = HttpOptions {
         public_url: config.public_url().to_owned(),
         cors_origins: config.listen.cors_origins.clone(),
+        pages: PageOptions {
+            service_name: SERVICE_NAME.to_owned(),
+            min_password_length: config.passwords.password_min_length.into(),
+        },
         env: env.clone(),
     };
     let http_router = http::router(&grpc_router, Arc::clone(&postern), &http_options)?;

@@ -8,7 +8,7 @@
 //! | [`config`] | settings, their names and limits | `domain`, `store`, `mail` (their settings' types), `error` |
 //! | [`listen`] | connections | nothing here |
 //! | [`grpc`] | the RPCs and what stands before them | `domain`, `error`, `proto`, `listen` (the peer's address) |
-//! | [`http`] | REST from the contract, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `telemetry` (metrics) |
+//! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `telemetry` (metrics) |
 //! | [`domain`] | the rules | `store` (the trait), `error` |
 //! | [`mail`] | what mails say, and sending them | `domain` (ids, addresses), `store` (the outbox), `error` |
 //! | [`store`] | the trait, its two backends | `domain` types |

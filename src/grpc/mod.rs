@@ -30,7 +30,7 @@ use crate::{
 pub use access::{AccessRules, contract_rules, declared_access};
 pub use context::{REQUEST_ID, request_id};
 pub use limits::LONGEST_CALL;
-pub use status::{ERROR_DOMAIN, code_name};
+pub use status::{ERROR_DOMAIN, code_name, reason_name};
 
 /// The largest request message, in bytes. Nothing in the contract comes near.
 pub const MAX_MESSAGE: usize = 64 * 1024;

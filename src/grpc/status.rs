@@ -67,7 +67,7 @@ impl From<Error> for Status {
 }
 
 /// A reason as `ErrorInfo` spells it: the enum value without its prefix.
-fn reason_name(reason: ErrorReason) -> &'static str {
+pub fn reason_name(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
 }

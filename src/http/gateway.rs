@@ -9,33 +9,27 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes, to_bytes},
+    body::Body,
     extract::{RawPathParams, Request, rejection::RawPathParamsRejection},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
-use http::{HeaderMap, HeaderValue, Method, header};
-use http_body_util::BodyExt;
-use hyper::body::Body as _;
-use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, prost::Message};
+use http::{HeaderMap, HeaderValue, header};
+use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value};
-use tonic::{Code, Status};
-use tower::ServiceExt;
 
 use crate::{
     error::{Error, FieldViolation},
-    grpc::{LONGEST_CALL, MAX_MESSAGE},
+    grpc::MAX_MESSAGE,
     listen::Peer,
 };
 
 use super::{
+    call::{self, BodyFault, call},
     json,
     refusal::Refusal,
     routes::{BodyBinding, Route},
 };
-
-/// Length of the flag and the size before each gRPC message.
-const FRAME_HEADER: usize = 5;
 
 /// The routes as a router over the gRPC stack.
 pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
@@ -62,30 +56,19 @@ async fn serve(route: &Route, parameters: &RawPathParams, request: Request, grpc
     let object = read_body(route, &parts.headers, body).await?;
     let message = bind(route, parameters, parts.uri.query().unwrap_or_default(), object)?;
 
-    let mut call = Request::new(Body::from(frame(&message)));
-    *call.method_mut() = Method::POST;
-    *call.uri_mut() = route.rpc_path().parse().map_err(Error::internal)?;
-    *call.headers_mut() = forwarded(&parts.headers);
-    if let Some(peer) = parts.extensions.get::<Peer>() {
-        call.extensions_mut().insert(*peer);
-    }
-    let answer = grpc.oneshot(call).await.unwrap_or_else(|never| match never {});
-    transcode(answer, route.rpc.output()).await
+    let peer = parts.extensions.get::<Peer>().copied();
+    let answer = call(grpc, &route.rpc_path(), &message, forwarded(&parts.headers), peer).await?;
+    to_json(&answer, route.rpc.output())
 }
 
 /// Reads the body as a JSON object; under [`BodyBinding::Field`], as that field's value. A route without a body reads it
 /// all the same: ignoring what a client meant to say would lose it, and an intermediary may have read it (RFC 9110 §9.3.1).
 async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
-    // Known before a byte of it was read, where the client said so.
-    if body.size_hint().lower() > MAX_MESSAGE as u64 {
-        return Err(Refusal::too_large(MAX_MESSAGE));
-    }
-    let bytes = match tokio::time::timeout(LONGEST_CALL, to_bytes(body, MAX_MESSAGE)).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) if is_length_limit(&error) => return Err(Refusal::too_large(MAX_MESSAGE)),
-        Ok(Err(_)) => return Err(Error::field("", "the body broke off").into()),
-        Err(_) => return Err(Refusal::request_timeout()),
-    };
+    let bytes = call::read_body(body).await.map_err(|fault| match fault {
+        BodyFault::TooLarge => Refusal::too_large(MAX_MESSAGE),
+        BodyFault::BrokeOff => Error::field("", "the body broke off").into(),
+        BodyFault::TooSlow => Refusal::request_timeout(),
+    })?;
     if bytes.is_empty() {
         return Ok(Map::new());
     }
@@ -104,10 +87,6 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
         },
         (BodyBinding::Whole | BodyBinding::Absent, _) => Err(Error::field("", "the body must be a JSON object").into()),
     }
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
 }
 
 /// Puts body, query string and path together into the request message. The path wins, as the contract's route says what
@@ -219,18 +198,10 @@ fn violation(field: &str, description: &str) -> Error {
     Error::InvalidFields(vec![FieldViolation::new(field.to_owned(), description)])
 }
 
-/// A message as a gRPC request body: uncompressed, one frame.
-fn frame(message: &DynamicMessage) -> Bytes {
-    let bytes = message.encode_to_vec();
-    // Far below 4 GiB: the body was.
-    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    [&[0][..], &length.to_be_bytes(), &bytes].concat().into()
-}
-
 /// The headers that go along as metadata: all but those that describe the HTTP exchange itself, or the gRPC exchange that
-/// is made of it here. A client's `grpc-timeout` still counts.
+/// is made of it. A client's `grpc-timeout` still counts.
 fn forwarded(headers: &HeaderMap) -> HeaderMap {
-    let mut metadata: HeaderMap = headers
+    headers
         .iter()
         .filter(|(name, _)| {
             let name = name.as_str();
@@ -258,25 +229,11 @@ fn forwarded(headers: &HeaderMap) -> HeaderMap {
                     )
         })
         .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    metadata.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    metadata.insert(header::TE, HeaderValue::from_static("trailers"));
-    metadata
+        .collect()
 }
 
-/// The gRPC answer as HTTP: the message as JSON, or the status as a refusal.
-async fn transcode(answer: Response, output: MessageDescriptor) -> Result<Response, Refusal> {
-    // A call that failed before it answered anything says so in the headers, else in the trailers.
-    if let Some(status) = Status::from_header_map(answer.headers()) {
-        return Err(status.into());
-    }
-    let collected = answer.into_body().collect().await.map_err(Error::internal)?;
-    let status = collected.trailers().and_then(Status::from_header_map);
-    if let Some(status) = status.filter(|status| status.code() != Code::Ok) {
-        return Err(status.into());
-    }
-    let bytes = collected.to_bytes();
-    let message = bytes.get(FRAME_HEADER..).ok_or_else(|| Error::internal("an RPC answered without a message"))?;
+/// The message of a gRPC answer as JSON.
+fn to_json(message: &[u8], output: MessageDescriptor) -> Result<Response, Refusal> {
     let message = DynamicMessage::decode(output, message).map_err(Error::internal)?;
     let json = serde_json::to_vec(&message).map_err(Error::internal)?;
     let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,10 +1,12 @@
-//! The HTTP address: REST over the gRPC stack, the keys, and the description of it all. The operations address is
-//! `ops.rs`, on a listener of its own.
+//! The HTTP address: REST over the gRPC stack, the pages that mails link to, the keys, and the description of it all. The
+//! operations address is `ops.rs`, on a listener of its own.
 
+mod call;
 mod gateway;
 mod json;
 pub mod openapi;
 pub mod ops;
+pub mod pages;
 mod refusal;
 mod routes;
 mod wellknown;
@@ -28,7 +30,7 @@ use crate::{
     grpc, proto,
 };
 
-use self::refusal::Refusal;
+use self::{pages::PageOptions, refusal::Refusal};
 
 /// What the HTTP address is told.
 #[derive(Debug, Clone)]
@@ -37,6 +39,7 @@ pub struct HttpOptions {
     pub public_url: String,
     /// Origins whose pages may call; none by default.
     pub cors_origins: Vec<HeaderValue>,
+    pub pages: PageOptions,
     pub env: Env,
 }
 
@@ -58,6 +61,8 @@ pub fn router(grpc_router: &Router, postern: Arc<Postern>, options: &HttpOptions
     if !options.cors_origins.is_empty() {
         surface = surface.layer(cors(&options.cors_origins));
     }
+    // Outside of CORS: no script has business with them, whatever its origin.
+    let surface = surface.merge(pages::router(grpc_router, &options.pages)?);
     Ok(surface.layer(from_fn(secure)).layer(from_fn_with_state(options.env.clone(), identify)))
 }
 
@@ -85,17 +90,37 @@ async fn identify(State(env): State<Env>, mut request: Request, next: Next) -> R
 }
 
 /// Headers of every response (OWASP REST Security): nothing is sniffed, framed, referred to, or, unless it says so
-/// itself, kept.
+/// itself, kept. A page brings its own policy, which lets its style apply and nothing else.
 async fn secure(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    for (name, value) in [
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
-        (header::REFERRER_POLICY, "no-referrer"),
-    ] {
+    for (name, value) in [(header::X_CONTENT_TYPE_OPTIONS, "nosniff"), (header::REFERRER_POLICY, "no-referrer")] {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(policy);
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_keeps_its_own_policy_and_others_get_the_strictest() {
+        let own = [(header::CONTENT_SECURITY_POLICY, "style-src 'sha256-x'"), (header::REFERRER_POLICY, "unsafe-url")];
+        let router =
+            Router::new().route("/own", get(|| async { own })).route("/", get(|| async {})).layer(from_fn(secure));
+        for (path, policy) in [("/own", "style-src 'sha256-x'"), ("/", "default-src 'none'; frame-ancestors 'none'")] {
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("infallible");
+            assert_eq!(response.headers()[header::CONTENT_SECURITY_POLICY], policy);
+            assert_eq!(response.headers()[header::REFERRER_POLICY], "no-referrer");
+            assert_eq!(response.headers().get_all(header::CONTENT_SECURITY_POLICY).iter().count(), 1);
+        }
+    }
 }

@@ -87,13 +87,17 @@ impl IntoResponse for Refusal {
         if http == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Some(delay) = status.get_details_retry_info().and_then(|retry| retry.retry_delay) {
-            // Whole seconds (RFC 9110 §10.2.3), and never none.
-            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        if let Some(seconds) = retry_after(&status) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
+}
+
+/// When to try again, in whole seconds (RFC 9110 §10.2.3) and never none, where the status says it.
+pub fn retry_after(status: &Status) -> Option<u64> {
+    let delay = status.get_details_retry_info()?.retry_delay?;
+    Some((delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1))
 }
 
 /// The details as proto3 JSON, each with its `@type`. What cannot be read is left out: the code and message stand.
@@ -106,7 +110,7 @@ fn details(status: &Status) -> Value {
 }
 
 /// `google.rpc.Code`'s HTTP mapping.
-fn http_status(code: Code) -> StatusCode {
+pub fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
         Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,

@@ -1,0 +1,500 @@
+//! The pages that links in mails open. A link only shows a form, because mail scanners open links too; the button of the
+//! form is what acts. It calls the RPC that a program would call, through the gRPC stack, and the answer is a page again.
+//! No script, no cookie, no redirect. Which RPC, and what each of its outcomes means to a person, is decided here; the
+//! words are in `words.rs`.
+
+mod form;
+mod link;
+mod view;
+mod words;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    response::Response,
+    routing::get,
+};
+use http::{HeaderMap, HeaderName, Uri, request::Parts};
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{
+    error::Error,
+    grpc,
+    listen::Peer,
+    proto::{
+        ConfirmEmailChangeRequest, ConfirmEmailChangeResponse, ErrorReason, ResetPasswordRequest,
+        ResetPasswordResponse, User, VerifyEmailRequest, VerifyEmailResponse,
+    },
+};
+
+use super::{call::call, refusal};
+
+pub use self::view::PageOptions;
+use self::{
+    form::{Form, FormFault, NEW_PASSWORD, PasswordFault, Token},
+    link::Link,
+    view::{FormState, Notice, Site},
+};
+
+/// The header of a W3C trace context, which ties a page's call to what the proxy in front saw.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// When to try again where the gRPC stack does not say, in seconds.
+const RETRY: u64 = 5;
+
+/// The pages as a router over the gRPC stack.
+pub fn router(grpc: &Router, options: &PageOptions) -> Result<Router, Error> {
+    let pages = Arc::new(Pages { site: Site::new(options)?, grpc: grpc.clone() });
+    let router = Link::ALL.into_iter().fold(Router::new(), |router, link| {
+        let show = move |State(pages): State<Arc<Pages>>, uri: Uri| async move { pages.show(link, &uri) };
+        let act =
+            move |State(pages): State<Arc<Pages>>, request: Request| async move { pages.act(link, request).await };
+        let refuse = |State(pages): State<Arc<Pages>>| async move { pages.site.notice(Notice::MethodNotAllowed) };
+        router.route(link.path(), get(show).post(act).fallback(refuse))
+    });
+    Ok(router.with_state(pages))
+}
+
+/// What every page works with.
+#[derive(Debug)]
+struct Pages {
+    site: Site,
+    grpc: Router,
+}
+
+impl Pages {
+    /// The form that a link opens. Nothing is asked or changed for it, so whether the token is still good shows later.
+    fn show(&self, link: Link, uri: &Uri) -> Response {
+        match Token::of_query(uri.query().unwrap_or_default()) {
+            Some(token) => self.site.form(link, &token, &FormState::Fresh),
+            None => self.site.notice(Notice::DeadLink(link)),
+        }
+    }
+
+    /// Does what the form's button says.
+    ///
+    /// A page of another origin may post here as well, and needs no keeping out: there is no cookie that would act for
+    /// the visitor, the token in the form is the whole authority, and who knows it needs nobody's browser. So there is
+    /// no CSRF token either.
+    async fn act(&self, link: Link, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let form = match Form::read(&parts.headers, body).await {
+            Ok(form) => form,
+            Err(fault) => return self.site.notice(Notice::Unreadable(fault)),
+        };
+        let Some(token) = form.token() else {
+            return self.site.notice(Notice::DeadLink(link));
+        };
+        let outcome = match link {
+            Link::VerifyEmail => {
+                let message = VerifyEmailRequest { token: token.as_str().to_owned() };
+                let answer = self.call::<VerifyEmailResponse>(link, &parts, &message).await;
+                answer.map(|answer| Notice::EmailVerified { email: email_of(answer.user) })
+            }
+            Link::ResetPassword => match form.into_new_password() {
+                Ok(password) => self.reset_password(&parts, &token, password).await,
+                Err(fault) => return self.site.form(link, &token, &FormState::Refused(fault)),
+            },
+            Link::ConfirmEmailChange => {
+                let message = ConfirmEmailChangeRequest { token: token.as_str().to_owned() };
+                let answer = self.call::<ConfirmEmailChangeResponse>(link, &parts, &message).await;
+                answer.map(|answer| Notice::EmailChanged { email: email_of(answer.user) })
+            }
+        };
+        match outcome {
+            Ok(done) => self.site.notice(done),
+            Err(status) => self.failed(link, &token, &status, &parts.headers),
+        }
+    }
+
+    async fn reset_password(
+        &self,
+        parts: &Parts,
+        token: &Token,
+        mut password: Zeroizing<String>,
+    ) -> Result<Notice<'static>, Status> {
+        let mut message =
+            ResetPasswordRequest { token: token.as_str().to_owned(), new_password: std::mem::take(&mut *password) };
+        let answer = self.call::<ResetPasswordResponse>(Link::ResetPassword, parts, &message).await;
+        message.new_password.zeroize();
+        answer.map(|ResetPasswordResponse {}| Notice::PasswordReset)
+    }
+
+    /// Of what came with the request, the call takes its id, its trace and where it came from; nothing else of a form's
+    /// request can mean anything to the RPC.
+    async fn call<A: Message + Default>(&self, link: Link, parts: &Parts, message: &impl Message) -> Result<A, Status> {
+        let mut metadata = HeaderMap::new();
+        for name in [grpc::REQUEST_ID, TRACEPARENT] {
+            if let Some(value) = parts.headers.get(&name) {
+                metadata.insert(name, value.clone());
+            }
+        }
+        let peer = parts.extensions.get::<Peer>().copied();
+        let answer = call(self.grpc.clone(), link.rpc_path(), message, metadata, peer).await?;
+        Ok(A::decode(answer).map_err(Error::internal)?)
+    }
+
+    /// What a failed call means to whoever pressed the button.
+    fn failed(&self, link: Link, token: &Token, status: &Status, request: &HeaderMap) -> Response {
+        let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        if reason == grpc::reason_name(ErrorReason::OneTimeTokenInvalid) {
+            return self.site.notice(Notice::DeadLink(link));
+        }
+        if reason == grpc::reason_name(ErrorReason::EmailTaken) {
+            return self.site.notice(Notice::EmailTaken);
+        }
+        match status.code() {
+            Code::InvalidArgument => match refused_passwords(status) {
+                problems if problems.is_empty() => self.site.notice(Notice::Unreadable(FormFault::Malformed)),
+                problems => self.site.form(link, token, &FormState::Refused(PasswordFault::NotAccepted(problems))),
+            },
+            code @ (Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => {
+                let seconds = refusal::retry_after(status).unwrap_or(RETRY);
+                self.site.form(link, token, &FormState::TryAgain { status: refusal::http_status(code), seconds })
+            }
+            code => {
+                let request_id = request.get(grpc::REQUEST_ID).and_then(|id| id.to_str().ok());
+                // An internal error was logged where it happened. What else arrives here, nobody has thought of.
+                if code != Code::Internal {
+                    let code = grpc::code_name(code);
+                    tracing::error!(
+                        rpc = link.rpc_path(),
+                        code,
+                        request_id,
+                        "a page has no words for how a call failed"
+                    );
+                }
+                self.site.notice(Notice::Failed { request_id })
+            }
+        }
+    }
+}
+
+fn email_of(user: Option<User>) -> Option<String> {
+    user.map(|user| user.email).filter(|email| !email.is_empty())
+}
+
+/// Why the new password was refused, in the contract's words: they go behind the field's name.
+fn refused_passwords(status: &Status) -> Vec<String> {
+    let violations = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
+    violations
+        .into_iter()
+        .filter(|violation| violation.field == NEW_PASSWORD)
+        .map(|violation| violation.description)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Mutex, PoisonError},
+        time::Duration,
+    };
+
+    use axum::{body::Body, routing::post};
+    use http::{HeaderValue, Method, StatusCode, header};
+    use http_body_util::{BodyExt, Full};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::{error::FieldViolation, http::pages::form::TOKEN, store::StoreError};
+
+    const GOOD: &str = "AZaz09-_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    const PASSWORD: &str = "tin-whistle-77";
+    const ID: &str = "0198f2ab-7c11-7d6e-9c34-1f2e3d4c5b6a";
+
+    /// What came with a call, and its body.
+    type Call = (Parts, Vec<u8>);
+
+    /// What a gRPC stack of the tests' own was asked, and a way to ask the pages in front of it.
+    #[derive(Clone)]
+    struct World {
+        pages: Router,
+        calls: Arc<Mutex<Vec<Call>>>,
+    }
+
+    /// A page as it arrived.
+    struct Page {
+        status: StatusCode,
+        headers: HeaderMap,
+        html: String,
+    }
+
+    impl World {
+        /// Every RPC answers that.
+        fn answering(answer: impl Fn() -> Result<Vec<u8>, Error> + Clone + Send + Sync + 'static) -> Self {
+            let calls = Arc::new(Mutex::new(Vec::new()));
+            let log = Arc::clone(&calls);
+            let rpc = move |request: Request| async move {
+                let (parts, body) = request.into_parts();
+                let frame = body.collect().await.expect("a body").to_bytes();
+                log.lock().unwrap_or_else(PoisonError::into_inner).push((parts, frame.to_vec()));
+                match answer() {
+                    Ok(message) => {
+                        let length = u32::try_from(message.len()).expect("a short message").to_be_bytes();
+                        let frame = [&[0][..], &length, &message].concat();
+                        let trailers = HeaderMap::from_iter([(
+                            HeaderName::from_static("grpc-status"),
+                            HeaderValue::from_static("0"),
+                        )]);
+                        Response::new(Body::new(Full::from(frame).with_trailers(async { Some(Ok(trailers)) })))
+                    }
+                    Err(error) => Status::from(error).into_http::<tonic::body::Body>().map(Body::new),
+                }
+            };
+            let grpc = Router::new().route("/postern.auth.v1.AccountService/{method}", post(rpc));
+            let options = PageOptions { service_name: "Ada & Sons".to_owned(), min_password_length: 8 };
+            Self { pages: router(&grpc, &options).expect("a router"), calls }
+        }
+
+        fn failing(error: impl Fn() -> Error + Clone + Send + Sync + 'static) -> Self {
+            Self::answering(move || Err(error()))
+        }
+
+        /// Every RPC does what it was asked.
+        fn obliging() -> Self {
+            let user = User { email: "ada@example.com".to_owned(), ..User::default() };
+            let message = VerifyEmailResponse { user: Some(user) }.encode_to_vec();
+            Self::answering(move || Ok(message.clone()))
+        }
+
+        async fn ask(&self, request: http::Request<Body>) -> Page {
+            let response = self.pages.clone().oneshot(request).await.expect("infallible");
+            let (parts, body) = response.into_parts();
+            let html = body.collect().await.expect("a body").to_bytes();
+            let html = String::from_utf8(html.to_vec()).expect("UTF-8");
+            assert!(!html.contains("tin-whistle"), "no answer shows a password: {html}");
+            Page { status: parts.status, headers: parts.headers, html }
+        }
+
+        async fn open(&self, link: Link, query: &str) -> Page {
+            self.ask(http::Request::get(format!("{}?{query}", link.path())).body(Body::empty()).expect("a request"))
+                .await
+        }
+
+        async fn send(&self, link: Link, fields: &[(&str, &str)]) -> Page {
+            let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+            let request = http::Request::post(link.path())
+                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .header(grpc::REQUEST_ID, ID)
+                .body(Body::from(body));
+            self.ask(request.expect("a request")).await
+        }
+
+        /// Presses the button of a link's form, with everything filled in well.
+        async fn press(&self, link: Link) -> Page {
+            let fields = [(TOKEN, GOOD), (NEW_PASSWORD, PASSWORD), (form::REPEAT_PASSWORD, PASSWORD)];
+            self.send(link, if link == Link::ResetPassword { &fields } else { &fields[..1] }).await
+        }
+
+        fn call_count(&self) -> usize {
+            self.calls.lock().unwrap_or_else(PoisonError::into_inner).len()
+        }
+    }
+
+    impl Page {
+        fn header(&self, name: impl header::AsHeaderName) -> &str {
+            self.headers.get(name).map(|value| value.to_str().expect("ASCII")).unwrap_or_default()
+        }
+
+        fn title(&self) -> &str {
+            between(&self.html, "<title>", "</title>")
+        }
+    }
+
+    fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+        let (_, rest) = text.split_once(start).unwrap_or_else(|| panic!("no {start} in {text}"));
+        rest.split_once(end).unwrap_or_else(|| panic!("no {end} in {text}")).0
+    }
+
+    fn weak() -> Error {
+        Error::field("new_password", "is too easy to guess: <b>\"This\"</b> is a common password.")
+    }
+
+    fn throttled() -> Error {
+        Error::Throttled { retry_after: Duration::from_millis(299_001) }
+    }
+
+    fn away() -> Error {
+        Error::StoreUnavailable(StoreError::Unavailable("gone".into()))
+    }
+
+    #[tokio::test]
+    async fn opening_a_link_asks_nobody() {
+        for link in Link::ALL {
+            let world = World::obliging();
+            let page = world.open(link, &format!("token={GOOD}")).await;
+            assert_eq!(page.status, StatusCode::OK);
+            assert!(page.html.contains(&format!(r#"<input type="hidden" name="token" value="{GOOD}">"#)));
+            assert_eq!(world.call_count(), 0, "{link:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_button_calls_its_rpc_once_and_takes_along_what_it_may() {
+        for link in Link::ALL {
+            let world = World::obliging();
+            let page = world.press(link).await;
+            assert_eq!(page.status, StatusCode::OK, "{}", page.html);
+            assert!(!page.html.contains(GOOD) && !page.html.contains("<form"));
+            assert_eq!(world.call_count(), 1);
+            let (parts, frame) = world.calls.lock().expect("calls").remove(0);
+            assert_eq!(parts.uri.path(), link.rpc_path());
+            let sent = ResetPasswordRequest::decode(&frame[5..]).expect("a message");
+            assert_eq!(sent.token, GOOD);
+            assert_eq!(sent.new_password, if link == Link::ResetPassword { PASSWORD } else { "" });
+        }
+
+        let world = World::obliging();
+        let mut request = http::Request::post("/verify-email").extension(Peer(([192, 0, 2, 7], 4711).into()));
+        for (name, value) in [
+            ("content-type", "APPLICATION/x-www-form-urlencoded ; charset=UTF-8"),
+            ("x-request-id", ID),
+            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ("host", "evil.example"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("authorization", "Bearer stale"),
+            ("cookie", "a=b"),
+            ("origin", "https://evil.example"),
+            ("grpc-timeout", "1n"),
+        ] {
+            request = request.header(name, value);
+        }
+        let page = world.ask(request.body(Body::from(format!("token={GOOD}"))).expect("a request")).await;
+        assert_eq!(page.status, StatusCode::OK);
+        assert!(!page.html.contains("evil"));
+        let (parts, _) = world.calls.lock().expect("calls").remove(0);
+        let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "te", "traceparent", "x-request-id"]);
+        assert_eq!(parts.extensions.get::<Peer>().map(|peer| peer.0.to_string()).as_deref(), Some("192.0.2.7:4711"));
+    }
+
+    #[tokio::test]
+    async fn each_outcome_has_its_page() {
+        type Case = (fn() -> Error, u16, &'static str, &'static str, bool);
+        let cases: [Case; 9] = [
+            (|| Error::OneTimeTokenInvalid, 400, "Error: This link no longer works", "", false),
+            (|| Error::EmailTaken, 409, "Error: This address is already in use", "", false),
+            (away, 503, "Error: Choose a new password", "1", true),
+            (throttled, 429, "Error: Choose a new password", "300", true),
+            (|| Error::DeadlineExceeded, 504, "Error: Choose a new password", "5", true),
+            (weak, 400, "Error: Choose a new password", "", true),
+            (|| Error::field("token", "is required"), 400, "Error: This request was not understood", "", false),
+            (|| Error::internal("tulip"), 500, "Error: Something went wrong", "", false),
+            (|| Error::RoleRequired, 500, "Error: Something went wrong", "", false),
+        ];
+        for (error, status, title, retry_after, has_form) in cases {
+            let page = World::failing(error).press(Link::ResetPassword).await;
+            assert_eq!(page.status.as_u16(), status, "{:?}", error());
+            assert_eq!(page.title(), format!("{title} – Ada &#38; Sons"));
+            assert_eq!(page.header(header::RETRY_AFTER), retry_after);
+            assert_eq!(page.html.contains(GOOD), has_form, "the token is kept for another try: {:?}", error());
+            assert!(!page.html.contains("tulip"));
+            assert_eq!(page.html.contains(ID), status == 500, "the number to ask for help with");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_password_is_explained_where_it_was_typed() {
+        let page = World::failing(weak).press(Link::ResetPassword).await;
+        let html = page.html;
+        let said = "The new password is too easy to guess: &#60;b&#62;&#34;This&#34;&#60;/b&#62; is a common password.";
+        assert_eq!(html.matches(said).count(), 2, "in the summary and at the field: {html}");
+        assert!(html.contains(r#"role="alert""#));
+        assert!(html.contains(r##"<a href="#new_password">"##));
+        let input = between(&html, r#"<input type="password" id="new_password""#, ">");
+        for attribute in
+            [r#"aria-invalid="true""#, r#"aria-describedby="new_password-error new_password-hint""#, "autofocus"]
+        {
+            assert!(input.contains(attribute), "{input}");
+        }
+        assert!(!between(&html, r#"id="repeat_password""#, ">").contains("aria-invalid"));
+
+        let several = || {
+            let violation = |field, text| FieldViolation::new(field, text);
+            Error::InvalidFields(vec![
+                violation("new_password", "is A"),
+                violation("new_password", "is B"),
+                violation("token", "is C"),
+            ])
+        };
+        let html = World::failing(several).press(Link::ResetPassword).await.html;
+        assert!(html.contains("The new password is A.") && html.contains("The new password is B."));
+        assert!(!html.contains("is C"));
+    }
+
+    #[tokio::test]
+    async fn passwords_that_differ_are_not_sent() {
+        let world = World::obliging();
+        let fields = [(TOKEN, GOOD), (NEW_PASSWORD, PASSWORD), (form::REPEAT_PASSWORD, "tin-whistle-78")];
+        let page = world.send(Link::ResetPassword, &fields).await;
+        assert_eq!(page.status, StatusCode::BAD_REQUEST);
+        assert_eq!(page.html.matches("The two passwords are not the same.").count(), 2);
+        assert_eq!(world.call_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_token_is_not_shown_again() {
+        let longer = format!("{GOOD}A");
+        for token in ["", "tulip", "\"><script>alert(1)</script>", "'tulip\u{0}", &longer, &format!("<{}", &GOOD[1..])]
+        {
+            let world = World::obliging();
+            let query = form_urlencoded::Serializer::new(String::new()).append_pair(TOKEN, token).finish();
+            let opened = world.open(Link::VerifyEmail, &query).await;
+            let sent = world.send(Link::ConfirmEmailChange, &[(TOKEN, token)]).await;
+            let without = world.open(Link::ResetPassword, "").await;
+            for page in [opened, sent, without] {
+                assert_eq!(page.status, StatusCode::BAD_REQUEST);
+                assert!(page.title().starts_with("Error: This link no longer works"));
+                assert!(token.is_empty() || !page.html.contains(token));
+                assert!(!page.html.contains("tulip") && !page.html.contains(&GOOD[1..]));
+            }
+            assert_eq!(world.call_count(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn only_forms_are_read_and_only_short_ones() {
+        let world = World::obliging();
+        let form = "application/x-www-form-urlencoded";
+        let long = format!("token={GOOD}&x={}", "x".repeat(64 * 1024));
+        let twice = format!("token={GOOD}&token={GOOD}");
+        for (content_type, body, status) in [
+            ("application/json", "{}", 415),
+            ("text/plain", "token=", 415),
+            ("multipart/form-data; boundary=x", "", 415),
+            ("", "", 415),
+            (form, long.as_str(), 413),
+            (form, twice.as_str(), 400),
+        ] {
+            let request = http::Request::post("/verify-email").header(header::CONTENT_TYPE, content_type);
+            let page = world.ask(request.body(Body::from(body.to_owned())).expect("a request")).await;
+            assert_eq!(page.status.as_u16(), status, "{content_type}");
+            assert_eq!(page.title(), "Error: This request was not understood – Ada &#38; Sons");
+        }
+        assert_eq!(world.call_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn head_works_and_other_methods_are_named() {
+        let world = World::obliging();
+        let uri = format!("/reset-password?token={GOOD}");
+        let head = world.ask(http::Request::head(&uri).body(Body::empty()).expect("a request")).await;
+        assert_eq!((head.status, head.html.as_str()), (StatusCode::OK, ""));
+        assert_eq!(head.header(header::CONTENT_TYPE), "text/html; charset=utf-8");
+        for method in [Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
+            let page = world
+                .ask(http::Request::builder().method(method).uri(&uri).body(Body::empty()).expect("a request"))
+                .await;
+            assert_eq!(page.status, StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(page.header(header::ALLOW), "GET,HEAD,POST");
+        }
+        assert_eq!(world.call_count(), 0);
+    }
+}

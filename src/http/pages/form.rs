@@ -1,0 +1,167 @@
+//! What a page's form sends: read as strictly as a browser writes it. Knows the token's form, not whether it is good, and
+//! that two passwords are the same, not whether they will do.
+
+use axum::body::Body;
+use http::{HeaderMap, header};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::http::call::{self, BodyFault};
+
+/// The fields of the forms. The first two are named as in the contract.
+pub const TOKEN: &str = "token";
+pub const NEW_PASSWORD: &str = "new_password";
+pub const REPEAT_PASSWORD: &str = "repeat_password";
+
+const CONTENT_TYPE: &str = "application/x-www-form-urlencoded";
+/// The characters of a token: 48 bytes in base64url.
+const TOKEN_LENGTH: usize = 64;
+
+/// Why a form was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormFault {
+    /// It is not `application/x-www-form-urlencoded`.
+    MediaType,
+    Body(BodyFault),
+    /// No browser sends what was sent: a field twice, or what is not UTF-8; or the RPC refused a field that nobody typed.
+    Malformed,
+}
+
+/// Why the form's passwords are to be typed again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PasswordFault {
+    /// The two fields differ.
+    NotTheSame,
+    /// The policy refused it, for these reasons: each goes on where "The new password" begins.
+    NotAccepted(Vec<String>),
+}
+
+/// Text of a token's form. Whatever else came as a token is not even shown again.
+pub struct Token(String);
+
+impl Token {
+    fn parse(text: &str) -> Option<Self> {
+        let has_form = text.len() == TOKEN_LENGTH
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        has_form.then(|| Self(text.to_owned()))
+    }
+
+    /// The token of a link; other parameters may have been added on its way.
+    pub fn of_query(query: &str) -> Option<Self> {
+        let mut tokens = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == TOKEN);
+        let (_, token) = tokens.next()?;
+        // Of two, one was not ours.
+        if tokens.next().is_some() { None } else { Self::parse(&token) }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What was sent. A field that was not is empty.
+#[derive(Default)]
+pub struct Form {
+    token: String,
+    new_password: Zeroizing<String>,
+    repeat_password: Zeroizing<String>,
+}
+
+impl Form {
+    /// Reads a request's form, and wipes what it was read from.
+    pub async fn read(headers: &HeaderMap, body: Body) -> Result<Self, FormFault> {
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case(CONTENT_TYPE) {
+            return Err(FormFault::MediaType);
+        }
+        let body = call::read_body(body).await.map_err(FormFault::Body)?;
+        Self::parse(&Zeroizing::new(Vec::from(body)))
+    }
+
+    fn parse(body: &[u8]) -> Result<Self, FormFault> {
+        let mut form = Self::default();
+        for (name, value) in form_urlencoded::parse(body) {
+            let field = match name.as_ref() {
+                TOKEN => &mut form.token,
+                NEW_PASSWORD => &mut *form.new_password,
+                REPEAT_PASSWORD => &mut *form.repeat_password,
+                // Extensions of browsers add fields of their own.
+                _ => continue,
+            };
+            let mut value = value.into_owned();
+            // What is not UTF-8 arrives as U+FFFD. It would become a password that nobody typed.
+            if !field.is_empty() || value.contains(char::REPLACEMENT_CHARACTER) {
+                value.zeroize();
+                return Err(FormFault::Malformed);
+            }
+            *field = value;
+        }
+        Ok(form)
+    }
+
+    pub fn token(&self) -> Option<Token> {
+        Token::parse(&self.token)
+    }
+
+    /// The new password, if it was typed twice alike.
+    pub fn into_new_password(self) -> Result<Zeroizing<String>, PasswordFault> {
+        if self.new_password == self.repeat_password { Ok(self.new_password) } else { Err(PasswordFault::NotTheSame) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "AZaz09-_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+    fn parse(body: &str) -> Result<Form, FormFault> {
+        Form::parse(body.as_bytes())
+    }
+
+    #[test]
+    fn a_token_has_one_form() {
+        assert!(Token::of_query(&format!("token={GOOD}")).is_some());
+        assert!(Token::of_query(&format!("utm_source=mail&token={GOOD}&x=1")).is_some());
+        let bent = [
+            String::new(),
+            "token=".to_owned(),
+            format!("Token={GOOD}"),
+            format!("token={}", &GOOD[1..]),
+            format!("token={GOOD}A"),
+            format!("token={GOOD}%20"),
+            format!("token=%2B{}", &GOOD[1..]),
+            format!("token=%C3%A9{}", &GOOD[2..]),
+            format!("token=%22{}", &GOOD[1..]),
+            format!("token=<{}", &GOOD[1..]),
+            format!("token={GOOD}&token={GOOD}"),
+            format!("token={GOOD}&token="),
+        ];
+        for query in bent {
+            assert!(Token::of_query(&query).is_none(), "{query}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_read_as_it_was_typed() {
+        let form = parse("new_password=+caf%C3%A9%26%3D%2B%25+&token=x&repeat_password=+caf%C3%A9%26%3D%2B%25+");
+        let password = form.expect("a form").into_new_password().expect("a password");
+        assert_eq!(*password, " café&=+% ");
+    }
+
+    #[test]
+    fn passwords_that_differ_in_anything_are_not_the_same() {
+        for (one, other) in [("correct", "Correct"), ("correct", "correct+"), ("correct", ""), ("", "correct")] {
+            let form = parse(&format!("new_password={one}&repeat_password={other}")).expect("a form");
+            assert_eq!(form.into_new_password().expect_err("different"), PasswordFault::NotTheSame);
+        }
+        assert!(parse("new_password=correct").expect("a form").into_new_password().is_err());
+    }
+
+    #[test]
+    fn what_no_browser_sends_is_refused() {
+        for body in ["new_password=a&new_password=b", "token=a&token=a", "new_password=%FF", "new_password=caf%E9"] {
+            assert_eq!(parse(body).err(), Some(FormFault::Malformed), "{body}");
+        }
+    }
+}

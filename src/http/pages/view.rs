@@ -1,0 +1,377 @@
+//! The pages as HTML: `templates/pages`, filled in. Whatever leaves here is complete and has the headers that it needs to
+//! be safe; it fetches nothing, and no script is let run in it. Knows what is shown, not why; what it says is `words.rs`.
+
+use askama::Template;
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+
+use crate::{
+    error::Error,
+    http::{call::BodyFault, refusal::Refusal},
+};
+
+use super::{
+    form::{FormFault, NEW_PASSWORD, PasswordFault, REPEAT_PASSWORD, Token},
+    link::Link,
+    words::{self, FormWords, NoticeWords},
+};
+
+/// The one style of all pages, inline: they work where nothing else can be fetched.
+const STYLE: &str = include_str!("../../../templates/pages/style.css");
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+
+/// What the pages are told.
+#[derive(Debug, Clone)]
+pub struct PageOptions {
+    /// What people know the platform as; the heading of every page.
+    pub service_name: String,
+    /// The shortest new password, in characters. Only said here; the domain judges.
+    pub min_password_length: usize,
+}
+
+/// How a form is shown.
+#[derive(Debug)]
+pub enum FormState {
+    /// As the link opens it.
+    Fresh,
+    /// The passwords are to be typed again.
+    Refused(PasswordFault),
+    /// The call failed for now. `seconds` says when to repeat it.
+    TryAgain { status: StatusCode, seconds: u64 },
+}
+
+/// A page without a form.
+#[derive(Debug)]
+pub enum Notice<'a> {
+    EmailVerified { email: Option<String> },
+    PasswordReset,
+    EmailChanged { email: Option<String> },
+    DeadLink(Link),
+    EmailTaken,
+    Failed { request_id: Option<&'a str> },
+    Unreadable(FormFault),
+    MethodNotAllowed,
+}
+
+/// What all pages have in common.
+#[derive(Debug)]
+pub struct Site {
+    service_name: String,
+    min_password_length: usize,
+    style: &'static str,
+    security_policy: HeaderValue,
+}
+
+impl Site {
+    pub fn new(options: &PageOptions) -> Result<Self, Error> {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
+        // The style is known by its hash (CSP Level 3 §6.7.3.3), so that none which got in otherwise applies.
+        let security_policy = format!(
+            "default-src 'none'; style-src 'sha256-{}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+            BASE64_STANDARD.encode(digest)
+        );
+        Ok(Self {
+            service_name: options.service_name.clone(),
+            min_password_length: options.min_password_length,
+            style: STYLE,
+            security_policy: HeaderValue::try_from(security_policy).map_err(Error::internal)?,
+        })
+    }
+
+    /// The form of a link.
+    pub fn form(&self, link: Link, token: &Token, state: &FormState) -> Response {
+        let (status, seconds) = match state {
+            FormState::Fresh => (StatusCode::OK, None),
+            FormState::Refused(_) => (StatusCode::BAD_REQUEST, None),
+            FormState::TryAgain { status, seconds } => (*status, Some(*seconds)),
+        };
+        let page = FormPage {
+            site: self,
+            words: FormWords::of(link, &self.service_name),
+            // Relative, so that it also holds below a proxy's path; without a query, so that the token leaves the URL.
+            action: link.path().trim_start_matches('/'),
+            token: token.as_str(),
+            trouble: seconds.map(|seconds| words::trouble(link, seconds)),
+            inputs: match link {
+                Link::VerifyEmail | Link::ConfirmEmailChange => Vec::new(),
+                Link::ResetPassword => self.password_inputs(state),
+            },
+        };
+        let mut response = self.respond(status, page.render());
+        if let Some(seconds) = seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
+    /// A page that only says something.
+    pub fn notice(&self, notice: Notice) -> Response {
+        let status = match notice {
+            Notice::EmailVerified { .. } | Notice::PasswordReset | Notice::EmailChanged { .. } => StatusCode::OK,
+            Notice::DeadLink(_) => StatusCode::BAD_REQUEST,
+            Notice::EmailTaken => StatusCode::CONFLICT,
+            Notice::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Notice::Unreadable(fault) => match fault {
+                FormFault::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                FormFault::Body(BodyFault::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+                FormFault::Body(BodyFault::TooSlow) => StatusCode::REQUEST_TIMEOUT,
+                FormFault::Body(BodyFault::BrokeOff) | FormFault::Malformed => StatusCode::BAD_REQUEST,
+            },
+            Notice::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        };
+        let page = NoticePage {
+            site: self,
+            is_good: status.is_success(),
+            request_id: if let Notice::Failed { request_id } = notice { request_id } else { None },
+            words: NoticeWords::of(notice, &self.service_name),
+        };
+        self.respond(status, page.render())
+    }
+
+    fn respond(&self, status: StatusCode, page: askama::Result<String>) -> Response {
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => return Refusal::from(Error::internal(error)).into_response(),
+        };
+        let mut response = Response::new(Body::from(page));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        for (name, value) in [
+            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+            (header::CACHE_CONTROL, "no-store"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            // The address that a link opened bears its token.
+            (header::REFERRER_POLICY, "no-referrer"),
+            (OPENER_POLICY, "same-origin"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        headers.insert(header::CONTENT_SECURITY_POLICY, self.security_policy.clone());
+        response
+    }
+
+    /// The two fields for a new password. What was typed into them is never sent back, so both begin empty.
+    fn password_inputs(&self, state: &FormState) -> Vec<PasswordInput> {
+        let mut new = PasswordInput {
+            name: NEW_PASSWORD,
+            label: "New password",
+            hint: Some(words::password_hint(self.min_password_length)),
+            described_by: format!("{NEW_PASSWORD}-hint"),
+            ..PasswordInput::default()
+        };
+        let mut repeat =
+            PasswordInput { name: REPEAT_PASSWORD, label: "Repeat the new password", ..PasswordInput::default() };
+        match state {
+            FormState::Fresh | FormState::TryAgain { .. } => {}
+            FormState::Refused(PasswordFault::NotAccepted(reasons)) => {
+                new.problems = reasons.iter().map(|reason| words::refused(reason)).collect();
+                new.described_by = format!("{NEW_PASSWORD}-error {NEW_PASSWORD}-hint");
+                new.is_invalid = true;
+                new.has_focus = true;
+            }
+            FormState::Refused(PasswordFault::NotTheSame) => {
+                repeat.problems = vec![words::NOT_THE_SAME.to_owned()];
+                repeat.described_by = format!("{REPEAT_PASSWORD}-error");
+                repeat.is_invalid = true;
+                // Which of them was mistyped, nobody knows; the first is where to begin again.
+                new.described_by = format!("{REPEAT_PASSWORD}-error {NEW_PASSWORD}-hint");
+                new.is_invalid = true;
+                new.has_focus = true;
+            }
+        }
+        vec![new, repeat]
+    }
+}
+
+#[derive(Template)]
+#[template(path = "pages/form.html")]
+struct FormPage<'a> {
+    site: &'a Site,
+    words: FormWords,
+    action: &'static str,
+    token: &'a str,
+    /// Why the button is to be pressed again.
+    trouble: Option<String>,
+    inputs: Vec<PasswordInput>,
+}
+
+impl FormPage<'_> {
+    fn is_refused(&self) -> bool {
+        self.inputs.iter().any(|input| input.is_invalid)
+    }
+
+    fn has_failed(&self) -> bool {
+        self.trouble.is_some() || self.is_refused()
+    }
+}
+
+#[derive(Default)]
+struct PasswordInput {
+    /// Its name in the form, and its id in the page.
+    name: &'static str,
+    label: &'static str,
+    hint: Option<String>,
+    problems: Vec<String>,
+    /// The ids of what is said about it, for screen readers.
+    described_by: String,
+    is_invalid: bool,
+    has_focus: bool,
+}
+
+#[derive(Template)]
+#[template(path = "pages/notice.html")]
+struct NoticePage<'a> {
+    site: &'a Site,
+    words: NoticeWords,
+    is_good: bool,
+    request_id: Option<&'a str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const TOKEN: &str = "AZaz09-_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    const HOSTILE: &str = "\"><script src=//evil.example>'&";
+
+    fn site(service_name: &str) -> Site {
+        let options = PageOptions { service_name: service_name.to_owned(), min_password_length: 8 };
+        Site::new(&options).expect("a site")
+    }
+
+    /// Every page there is, by a name; a text of each kind that comes from elsewhere can be given.
+    fn all_pages(site: &Site, email: &str, reason: &str, request_id: &str) -> Vec<(&'static str, Response)> {
+        let token = Token::of_query(&format!("token={TOKEN}")).expect("a token");
+        let form = |link, state| site.form(link, &token, &state);
+        let weak = || PasswordFault::NotAccepted(vec![reason.to_owned()]);
+        let busy = || FormState::TryAgain { status: StatusCode::TOO_MANY_REQUESTS, seconds: 300 };
+        let away = || FormState::TryAgain { status: StatusCode::SERVICE_UNAVAILABLE, seconds: 1 };
+        let email = || Some(email.to_owned());
+        vec![
+            ("verify-form", form(Link::VerifyEmail, FormState::Fresh)),
+            ("verify-retry", form(Link::VerifyEmail, away())),
+            ("verify-done", site.notice(Notice::EmailVerified { email: email() })),
+            ("verify-done-without-address", site.notice(Notice::EmailVerified { email: None })),
+            ("verify-dead", site.notice(Notice::DeadLink(Link::VerifyEmail))),
+            ("reset-form", form(Link::ResetPassword, FormState::Fresh)),
+            ("reset-weak", form(Link::ResetPassword, FormState::Refused(weak()))),
+            ("reset-differ", form(Link::ResetPassword, FormState::Refused(PasswordFault::NotTheSame))),
+            ("reset-retry", form(Link::ResetPassword, busy())),
+            ("reset-done", site.notice(Notice::PasswordReset)),
+            ("reset-dead", site.notice(Notice::DeadLink(Link::ResetPassword))),
+            ("change-form", form(Link::ConfirmEmailChange, FormState::Fresh)),
+            ("change-retry", form(Link::ConfirmEmailChange, busy())),
+            ("change-done", site.notice(Notice::EmailChanged { email: email() })),
+            ("change-done-without-address", site.notice(Notice::EmailChanged { email: None })),
+            ("change-taken", site.notice(Notice::EmailTaken)),
+            ("change-dead", site.notice(Notice::DeadLink(Link::ConfirmEmailChange))),
+            ("failed", site.notice(Notice::Failed { request_id: Some(request_id) })),
+            ("failed-without-id", site.notice(Notice::Failed { request_id: None })),
+            ("not-understood", site.notice(Notice::Unreadable(FormFault::MediaType))),
+            ("method-not-allowed", site.notice(Notice::MethodNotAllowed)),
+        ]
+    }
+
+    async fn html(page: Response) -> String {
+        let bytes = page.into_body().collect().await.expect("a body").to_bytes();
+        String::from_utf8(bytes.to_vec()).expect("UTF-8")
+    }
+
+    fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+        let (_, rest) = text.split_once(start).unwrap_or_else(|| panic!("no {start} in {text}"));
+        rest.split_once(end).unwrap_or_else(|| panic!("no {end} in {text}")).0
+    }
+
+    /// The values of an attribute, wherever it stands.
+    fn values<'a>(html: &'a str, attribute: &str) -> Vec<&'a str> {
+        let start = format!(" {attribute}=\"");
+        html.match_indices(&start).map(|(position, _)| between(&html[position..], &start, "\"")).collect()
+    }
+
+    #[tokio::test]
+    async fn the_pages_are_as_they_were_looked_at() {
+        let site = site("Wren & Sons");
+        let reason = "is too easy to guess: This is similar to a commonly used password.";
+        for (name, page) in all_pages(&site, "ada@example.com", reason, "0198f2ab-7c11-7d6e-9c34-1f2e3d4c5b6a") {
+            let html = html(page).await.replace(STYLE, "…");
+            insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+                insta::assert_snapshot!(name, html);
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_but_the_style_of_the_page_is_let_in() {
+        for (name, page) in all_pages(&site("Postern"), "ada@example.com", "is short", "1") {
+            let headers = page.headers().clone();
+            let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            assert_eq!(header("content-type"), "text/html; charset=utf-8");
+            assert_eq!(header("cache-control"), "no-store");
+            assert_eq!(header("x-content-type-options"), "nosniff");
+            assert_eq!(header("referrer-policy"), "no-referrer");
+            assert_eq!(header("cross-origin-opener-policy"), "same-origin");
+            let html = html(page).await;
+            let style = between(&html, "<style>", "</style>");
+            let hash = BASE64_STANDARD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, style.as_bytes()));
+            let policy = format!(
+                "default-src 'none'; style-src 'sha256-{hash}'; form-action 'self'; frame-ancestors 'none'; \
+                base-uri 'none'"
+            );
+            assert_eq!(header("content-security-policy"), policy, "{name}");
+            for forbidden in
+                ["<script", "http", "//", "url(", "@import", "<img", "<link", "<iframe", "<base", "javascript:"]
+            {
+                assert!(!html.contains(forbidden), "{name}: {forbidden}");
+            }
+            for inline in ["style", "src", "onclick", "onload", "onfocus", "onsubmit"] {
+                assert!(values(&html, inline).is_empty(), "{name}: {inline}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_page_can_be_read_without_seeing_it() {
+        for (name, page) in all_pages(&site("Postern"), "ada@example.com", "is short", "1") {
+            let is_good = page.status().is_success();
+            let html = html(page).await;
+            for once in ["<!doctype html>", "<html lang=\"en\">", "<header>", "<main>", "<h1>", "name=\"viewport\""] {
+                assert_eq!(html.matches(once).count(), 1, "{name}: {once}");
+            }
+            let heading = between(&html, "<h1>", "</h1>");
+            let outcome = if is_good { "" } else { "Error: " };
+            assert_eq!(between(&html, "<title>", "</title>"), format!("{outcome}{heading} – Postern"), "{name}");
+
+            let ids = values(&html, "id");
+            assert!(ids.iter().all(|id| ids.iter().filter(|other| other == &id).count() == 1), "{name}: {ids:?}");
+            let labels = values(&html, "for");
+            for input in html.split("<input ").skip(1).filter(|input| !input.starts_with("type=\"hidden\"")) {
+                let (input, _) = input.split_once('>').expect("an end");
+                assert!(labels.contains(&between(input, " id=\"", "\"")), "{name}: {input}");
+                assert!(input.contains(" autocomplete=\"new-password\"") && input.contains(" spellcheck=\"false\""));
+                assert!(!input.contains(" value="), "{name}: {input}");
+            }
+            let described_by = values(&html, "aria-describedby");
+            let pointed_at = values(&html, "href").into_iter().map(|href| href.trim_start_matches('#'));
+            for id in described_by.into_iter().flat_map(|list| list.split(' ')).chain(labels.clone()).chain(pointed_at)
+            {
+                assert!(ids.contains(&id), "{name}: {id}");
+            }
+            assert_eq!(html.contains("<form"), html.contains("<button type=\"submit\">"), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn text_from_elsewhere_stays_text() {
+        for (name, page) in all_pages(&site(HOSTILE), HOSTILE, HOSTILE, HOSTILE) {
+            let html = html(page).await;
+            assert!(!html.contains("<script") && !html.contains("'&<") && !html.contains("\">&"), "{name}: {html}");
+            assert!(html.contains("&#34;&#62;&#60;script src=//evil.example&#62;&#39;&#38;"), "{name}: {html}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What the pages say. Plain words for people who never asked for an authentication service: what happened, and what they
+//! can do now. Names no cause that a person could do nothing about.
+
+use super::{link::Link, view::Notice};
+
+/// Said where the two fields for the new password differ.
+pub const NOT_THE_SAME: &str = "The two passwords are not the same.";
+
+/// The words of a page with a form.
+pub struct FormWords {
+    pub heading: &'static str,
+    pub lead: String,
+    pub button: &'static str,
+    /// To those for whom the link was not meant.
+    pub remark: &'static str,
+}
+
+impl FormWords {
+    pub fn of(link: Link, service: &str) -> Self {
+        match link {
+            Link::VerifyEmail => Self {
+                heading: "Confirm your email address",
+                lead: format!(
+                    "One more step for your {service} account: press the button to confirm that this \
+                    address is yours."
+                ),
+                button: "Confirm my address",
+                remark: "You did not sign up? Then close this page. Nothing will be confirmed.",
+            },
+            Link::ResetPassword => Self {
+                heading: "Choose a new password",
+                lead: format!(
+                    "It will be the password of your {service} account. All your devices will be logged \
+                    out; log in again with the new password."
+                ),
+                button: "Set the new password",
+                remark: "You did not ask for this? Then close this page. Your password stays as it is.",
+            },
+            Link::ConfirmEmailChange => Self {
+                heading: "Confirm your new email address",
+                lead: format!(
+                    "Press the button, and your {service} account changes to the address that this link \
+                    was mailed to."
+                ),
+                button: "Change my address",
+                remark: "You did not ask for this? Then close this page. No account will change.",
+            },
+        }
+    }
+}
+
+/// The words of a page without a form.
+pub struct NoticeWords {
+    pub heading: &'static str,
+    /// What happened.
+    pub lead: String,
+    pub list: &'static [&'static str],
+    /// What to do now.
+    pub next: String,
+}
+
+/// Why a link may have died, as far as anybody is told.
+const DEATHS: [&str; 4] = [
+    "It was used already. Each link works once.",
+    "A newer mail has replaced it. Only the link in the newest one works.",
+    "It has expired. Links work for a limited time.",
+    "It was cut off on its way. Try to copy the whole link from the mail.",
+];
+
+impl NoticeWords {
+    pub fn of(notice: Notice, service: &str) -> Self {
+        let say = |heading, lead, next: &str| Self { heading, lead, next: next.to_owned(), list: &[] };
+        match notice {
+            Notice::EmailVerified { email } => say(
+                "Your email address is confirmed",
+                match email {
+                    Some(email) => format!("{email} is now the confirmed address of your {service} account."),
+                    None => format!("Your {service} account has a confirmed address now."),
+                },
+                "You can close this page and log in.",
+            ),
+            Notice::PasswordReset => say(
+                "Your password is changed",
+                format!("Your {service} account has its new password, and all devices were logged out."),
+                "You can close this page and log in with the new password.",
+            ),
+            Notice::EmailChanged { email } => say(
+                "Your email address is changed",
+                match email {
+                    Some(email) => format!("The address of your {service} account is now {email}."),
+                    None => format!("Your {service} account has its new address."),
+                },
+                "You can close this page and log in with the new address.",
+            ),
+            Notice::DeadLink(link) => Self {
+                heading: "This link no longer works",
+                lead: "There are a few reasons why that can be:".to_owned(),
+                list: &DEATHS,
+                next: after_a_dead_link(link, service),
+            },
+            Notice::EmailTaken => say(
+                "This address is already in use",
+                format!(
+                    "Another {service} account has got this email address since the mail was sent. Your own \
+                    account keeps the address that it has."
+                ),
+                "If that other account is yours too, you can log in to it. Otherwise log in as before and choose a \
+                different address in your account.",
+            ),
+            Notice::Failed { .. } => say(
+                "Something went wrong",
+                "That is our fault, not yours, and it has been recorded.".to_owned(),
+                "Please open the link in your mail again in a few minutes.",
+            ),
+            Notice::Unreadable(_) | Notice::MethodNotAllowed => say(
+                "This request was not understood",
+                "It is not what the form on this page sends, so nothing was changed.".to_owned(),
+                "Please open the link in your mail again and use the button there.",
+            ),
+        }
+    }
+}
+
+/// A link is also dead when it did its work and the page that said so was lost: so that comes first.
+fn after_a_dead_link(link: Link, service: &str) -> String {
+    match link {
+        Link::VerifyEmail => format!(
+            "If you have confirmed your address before, just log in to {service}. If not, \
+            ask for a new mail there."
+        ),
+        Link::ResetPassword => format!(
+            "If you have just set a new password, log in to {service} with it. If not, \
+            say there that you forgot your password, and a new link is mailed to you."
+        ),
+        Link::ConfirmEmailChange => format!(
+            "If you have just changed your address, log in to {service} with the \
+            new one. If not, log in with the old one and change it again in your account."
+        ),
+    }
+}
+
+/// What to do when the service could not be reached, or would not.
+pub fn trouble(link: Link, seconds: u64) -> String {
+    let wait = match seconds {
+        0..=10 => "a moment".to_owned(),
+        11..=90 => plural(seconds, "second"),
+        _ => plural(seconds.div_ceil(60), "minute"),
+    };
+    let again = match link {
+        Link::VerifyEmail | Link::ConfirmEmailChange => "press the button again",
+        // It was not sent back with the page.
+        Link::ResetPassword => "enter the new password again",
+    };
+    format!("This could not be done just now. Wait {wait}, then {again}.")
+}
+
+/// What a new password has to be.
+pub fn password_hint(min_length: usize) -> String {
+    let length = plural(min_length as u64, "character");
+    format!("At least {length}. A few unrelated words are easy to remember and hard to guess.")
+}
+
+/// Why a new password was refused. Some reasons end with a full stop, most do not.
+pub fn refused(reason: &str) -> String {
+    format!("The new password {}.", reason.trim_end_matches('.'))
+}
+
+fn plural(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_told_as_people_tell_it() {
+        for (seconds, told) in [
+            (1, "a moment"),
+            (10, "a moment"),
+            (11, "11 seconds"),
+            (90, "90 seconds"),
+            (91, "2 minutes"),
+            (
+                300,
+                "5 \
+                minutes",
+            ),
+        ] {
+            let trouble = trouble(Link::VerifyEmail, seconds);
+            assert!(trouble.contains(&format!("Wait {told}, then press")), "{seconds}: {trouble}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_full_stops_read_well() {
+        assert!(password_hint(1).starts_with("At least 1 character."));
+        assert!(password_hint(15).starts_with("At least 15 characters."));
+        assert_eq!(refused("is short"), "The new password is short.");
+        assert_eq!(refused("is weak: This is common."), "The new password is weak: This is common.");
+    }
+}
