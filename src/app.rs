@@ -43,9 +43,6 @@ const LAME_DUCK: Duration = Duration::from_secs(1);
 /// How long mails that are being sent when the last call is over may still take.
 const LAST_MAILS: Duration = Duration::from_secs(5);
 
-/// What pages call the platform.
-const SERVICE_NAME: &str = "Postern";
-
 /// Why the service could not be put together.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -143,7 +140,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
         public_url: config.public_url().to_owned(),
         cors_origins: config.listen.cors_origins.clone(),
         pages: PageOptions {
-            service_name: SERVICE_NAME.to_owned(),
+            service_name: config.mail.service_name.clone(),
             min_password_length: config.passwords.password_min_length.into(),
         },
         env: env.clone(),

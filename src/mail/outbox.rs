@@ -126,7 +126,7 @@ impl Outbox {
         let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(0).min(20);
         let full = LONGEST_BACKOFF.min(Duration::from_secs(1) * 2_u32.saturating_pow(doublings));
         let [chance] = self.env.random::<1>().unwrap_or_default();
-        full - full / 2 * u32::from(chance) / u32::from(u8::MAX)
+        full.saturating_sub(full / 2 * u32::from(chance) / u32::from(u8::MAX))
     }
 
     /// Keeps the gauges of the queue.
