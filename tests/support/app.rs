@@ -8,6 +8,7 @@ use postern::{
     config::Config,
     domain::env::{Env, ManualClock},
     grpc::ERROR_DOMAIN,
+    mail::{Mailer, MemoryOutbox, Sender},
     proto::{
         GetMeRequest, LoginRequest, LoginResponse, LogoutRequest, RefreshRequest, SignUpRequest, TokenPair, User,
         auth_service_client::AuthServiceClient,
@@ -77,6 +78,8 @@ pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
 pub struct TestApp<'a> {
     pub addresses: Addresses,
     pub clock: Arc<ManualClock>,
+    /// What it mailed.
+    pub mails: MemoryOutbox,
     database: &'a Database,
     channel: Channel,
     stop: CancellationToken,
@@ -93,12 +96,13 @@ impl<'a> TestApp<'a> {
         if database.engine == Engine::Postgres {
             app::migrate(&config.store).await.expect("a schema");
         }
-        let app = app::build(&config, Env::with_clock(Arc::clone(&clock) as _)).await.expect("a service");
+        let (mailer, mails) = Mailer::memory(Sender::parse("Postern <no-reply@localhost>").expect("a sender"));
+        let app = app::build_with(&config, Env::with_clock(Arc::clone(&clock) as _), mailer).await.expect("a service");
         let addresses = app.addresses();
         let stop = CancellationToken::new();
         let running = tokio::spawn(app.run(stop.clone()));
         let endpoint = Endpoint::from_shared(format!("http://{}", addresses.grpc)).expect("an address");
-        Self { addresses, clock, database, channel: endpoint.connect_lazy(), stop, running: Some(running) }
+        Self { addresses, clock, mails, database, channel: endpoint.connect_lazy(), stop, running: Some(running) }
     }
 
     /// Stops it, and starts it again on the same database at the same time of day.
