@@ -129,7 +129,7 @@ impl MailStore for SqliteStore {
                 ("DELETE FROM mail_limits WHERE spent_until < $1", now),
                 ("DELETE FROM mail_outbox WHERE dead_time < $1", dead_before),
             ] {
-                sqlx::query(statement).bind(time).execute(&writer).await?;
+                sqlx::query(statement).bind(microseconds(time)).execute(&writer).await?;
             }
             Ok(())
         })
