@@ -49,9 +49,13 @@ impl MailStore for SqliteStore {
             else {
                 return Ok(MailClaim::NoneDue);
             };
-            let claim = prepare(&mut tx, leased.into_leased()?, now).await?;
+            let claim = match leased.into_leased() {
+                Ok(leased) => prepare(&mut tx, leased, now).await,
+                Err(makes_no_sense) => Err(makes_no_sense),
+            };
+            // A failure, too, leaves the mail leased: one that cannot be read must not hold up those behind it.
             tx.commit().await?;
-            Ok(claim)
+            claim
         })
         .await
     }
