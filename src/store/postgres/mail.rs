@@ -208,14 +208,23 @@ pub(super) async fn void_tokens(
     Ok(())
 }
 
-/// Uses up a live token. `false` if it is none: of two that try at once, the second waits and finds nothing.
-pub(super) async fn use_up(tx: &mut Tx, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
+/// Uses up a live token for that purpose. `false` if it is none: of two that try at once, the second waits and finds
+/// nothing.
+pub(super) async fn use_up(
+    tx: &mut Tx,
+    purpose: Purpose,
+    token: &OneTimeGrant,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    if token.purpose != purpose {
+        return Ok(false);
+    }
     let used = sqlx::query(
         "DELETE FROM one_time_tokens WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
     )
     .bind(token.id.0)
     .bind(token.user_id.0)
-    .bind(token.purpose.as_str())
+    .bind(purpose.as_str())
     .bind(token.email.as_str())
     .bind(now)
     .execute(&mut **tx)
