@@ -128,10 +128,24 @@ impl MailStore for PostgresStore {
     async fn forget_old_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
         let pool = self.pool()?.clone();
         to_the_end(async move {
+            // What another step holds is left for the next time: to wait for it while holding others could be half of a
+            // deadlock.
             for (statement, time) in [
-                ("DELETE FROM one_time_tokens WHERE expire_time < $1", now),
-                ("DELETE FROM mail_limits WHERE spent_until < $1", now),
-                ("DELETE FROM mail_outbox WHERE dead_time < $1", dead_before),
+                (
+                    "DELETE FROM one_time_tokens WHERE id IN \
+                     (SELECT id FROM one_time_tokens WHERE expire_time < $1 FOR UPDATE SKIP LOCKED)",
+                    now,
+                ),
+                (
+                    "DELETE FROM mail_limits WHERE email IN \
+                     (SELECT email FROM mail_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
+                    now,
+                ),
+                (
+                    "DELETE FROM mail_outbox WHERE id IN \
+                     (SELECT id FROM mail_outbox WHERE dead_time < $1 FOR UPDATE SKIP LOCKED)",
+                    dead_before,
+                ),
             ] {
                 sqlx::query(statement).bind(time).execute(&pool).await?;
             }
