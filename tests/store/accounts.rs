@@ -4,13 +4,15 @@ use postern::{
     domain::{
         UserId,
         account::{Email, User, Username},
+        mail::MailKind,
         role::Role,
     },
-    store::{AccountCreation, Credentials, NewAccount},
+    store::{AccountCreation, AddressLimit, Credentials, NewAccount, Store},
 };
+use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{NOW, new_account, new_id, sign_up},
+    fixtures::{LIMIT, NOW, claimed, mail, new_account, new_id, post, sign_up, sign_up_quietly},
     support::{Database, on_each_engine},
 };
 
@@ -21,6 +23,12 @@ on_each_engine![
     where_both_are_taken_the_address_is_named,
     credentials_are_those_of_the_account_as_it_is_now,
     nobody_else_has_the_credentials,
+    a_sign_up_queues_the_one_mail_to_verify_its_address_by,
+    a_sign_up_that_is_refused_mails_nobody,
+    in_concealment_the_owner_of_the_address_is_mailed_and_nothing_else_happens,
+    in_concealment_a_taken_username_is_named_first_and_mails_nobody,
+    an_address_that_had_too_many_mails_can_sign_up_without_one,
+    in_concealment_an_owner_who_had_too_many_mails_gets_no_more,
 ];
 
 async fn a_new_account_reads_back_as_it_was_written(database: &Database) {
@@ -104,4 +112,94 @@ async fn nobody_else_has_the_credentials(database: &Database) {
     assert_eq!(store.credentials(&another.email).await.expect("the store"), None);
     sign_up(store.as_ref(), "grace").await;
     assert_eq!(store.credentials(&another.email).await.expect("the store"), None);
+}
+
+async fn a_sign_up_queues_the_one_mail_to_verify_its_address_by(database: &Database) {
+    let store = database.store().await;
+    // Concealment is about addresses that are taken.
+    let concealed = Some(mail(MailKind::AccountExists, "ada@example.com", None));
+    let account = NewAccount { concealed, ..new_account("ada") };
+    let creation = store.create_account(account.clone()).await.expect("the store");
+    assert!(matches!(creation, AccountCreation::Created(_)), "{creation:?}");
+
+    assert_eq!(database.outbox().await, ["verify_email to ada@example.com"]);
+    let mail = claimed(store.as_ref()).await;
+    assert_eq!(mail.id, account.verification.id);
+    assert_eq!(mail.grant.map(|grant| grant.user_id), Some(account.id));
+}
+
+async fn assert_refused(database: &Database, store: &dyn Store, account: NewAccount, refusal: AccountCreation) {
+    let before = database.everything().await;
+    assert_eq!(store.create_account(account).await.expect("the store"), refusal);
+    assert_eq!(database.everything().await, before);
+}
+
+async fn a_sign_up_that_is_refused_mails_nobody(database: &Database) {
+    let store = database.store().await;
+    sign_up_quietly(database, store.as_ref(), "ada").await;
+    let of_ada = new_account("ada");
+    let address = NewAccount { username: new_account("grace").username, ..of_ada.clone() };
+    assert_refused(database, store.as_ref(), address, AccountCreation::EmailTaken).await;
+    let username = NewAccount { username: of_ada.username, ..new_account("grace") };
+    assert_refused(database, store.as_ref(), username, AccountCreation::UsernameTaken).await;
+}
+
+/// A sign-up with the address of `name` under another username, where that is not to be told.
+fn in_concealment(name: &str) -> NewAccount {
+    let owner = mail(MailKind::AccountExists, &format!("{name}@example.com"), None);
+    NewAccount { username: new_account("mallory").username, concealed: Some(owner), ..new_account(name) }
+}
+
+async fn in_concealment_the_owner_of_the_address_is_mailed_and_nothing_else_happens(database: &Database) {
+    let store = database.store().await;
+    let owner = sign_up_quietly(database, store.as_ref(), "ada").await;
+    database.sql.execute("DELETE FROM mail_limits").await;
+    let before = database.everything().await;
+
+    let account = in_concealment("ada");
+    assert_eq!(store.create_account(account.clone()).await.expect("the store"), AccountCreation::EmailTaken);
+    assert_eq!(database.outbox().await, ["account_exists to ada@example.com"]);
+    let mail = claimed(store.as_ref()).await;
+    assert_eq!(Some(mail.id), account.concealed.map(|mail| mail.id));
+    assert_eq!(mail.username, owner.username, "the owner's name, not the one that was typed");
+    assert_eq!(mail.grant, None);
+
+    database.sql.execute("DELETE FROM mail_outbox").await;
+    database.sql.execute("DELETE FROM mail_limits").await;
+    assert_eq!(database.everything().await, before);
+}
+
+async fn in_concealment_a_taken_username_is_named_first_and_mails_nobody(database: &Database) {
+    let store = database.store().await;
+    sign_up_quietly(database, store.as_ref(), "ada").await;
+    sign_up_quietly(database, store.as_ref(), "grace").await;
+    for username in ["ada", "Ada", "GRACE"] {
+        let account = NewAccount { username: Username::parse(username).expect("a username"), ..in_concealment("ada") };
+        assert_refused(database, store.as_ref(), account, AccountCreation::UsernameTaken).await;
+    }
+}
+
+async fn an_address_that_had_too_many_mails_can_sign_up_without_one(database: &Database) {
+    let store = database.store().await;
+    let limit = AddressLimit { burst: 1, ..LIMIT };
+    post(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", None)).await;
+    let account = NewAccount { limit, ..new_account("ada") };
+    let creation = store.create_account(account).await.expect("the store");
+    assert!(matches!(creation, AccountCreation::Created(_)), "{creation:?}");
+    assert_eq!(database.outbox().await, ["reset_password to ada@example.com"]);
+}
+
+async fn in_concealment_an_owner_who_had_too_many_mails_gets_no_more(database: &Database) {
+    let store = database.store().await;
+    // Its own verification is the one that it may have.
+    sign_up_quietly(database, store.as_ref(), "ada").await;
+    let limit = AddressLimit { burst: 1, ..LIMIT };
+    let account = NewAccount { limit, ..in_concealment("ada") };
+    assert_refused(database, store.as_ref(), account, AccountCreation::EmailTaken).await;
+
+    let mut later = NewAccount { limit, ..in_concealment("ada") };
+    let mail = later.concealed.as_mut().expect("a mail");
+    mail.create_time += 6.minutes();
+    assert_eq!(store.create_account(later).await.expect("the store"), AccountCreation::EmailTaken);
+    assert_eq!(database.outbox().await, ["account_exists to ada@example.com"]);
 }

@@ -5,18 +5,29 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use futures_util::future::join_all;
 use postern::{
-    domain::keyring::SealedSigningKey,
-    store::{AccountCreation, Store, StoreError},
+    domain::{
+        account::User,
+        keyring::SealedSigningKey,
+        mail::MailKind,
+        one_time::{OneTimeGrant, Purpose},
+    },
+    store::{AccountCreation, ClaimedMail, MailRetry, Store, StoreError},
 };
+use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{ISSUED, NOW, Token, log_in, new_account, new_session, sign_up},
+    fixtures::{
+        ISSUED, LEASE, NO_LIMIT, NOW, Token, claimed, confirmation_by, email_change, log_in, mail, new_account,
+        new_session, password_change, post, reset_by, sign_up, sign_up_quietly, token,
+    },
     support::{Database, on_each_engine, wait_until},
 };
 
 on_each_engine![
     abandoned_writes_leave_no_transaction_open_and_later_ones_are_durable,
     an_abandoned_write_is_made_all_the_same,
+    abandoned_writes_of_mails_and_tokens_leave_no_transaction_open,
+    an_abandoned_write_of_mails_or_tokens_is_made_all_the_same,
 ];
 
 /// How many writes are abandoned: each kind at each of its first waits, many times over.
@@ -100,4 +111,90 @@ async fn an_abandoned_write_is_made_all_the_same(database: &Database) {
         (database.sql.number("SELECT count(*) FROM users").await == 20).then_some(())
     })
     .await;
+}
+
+/// An account with a live token for each purpose and a claimed mail.
+struct Account {
+    user: User,
+    tokens: Vec<OneTimeGrant>,
+    mail: ClaimedMail,
+}
+
+impl Account {
+    async fn make(database: &Database, store: &dyn Store, name: &str) -> Self {
+        let user = sign_up_quietly(database, store, name).await;
+        let mut tokens = Vec::new();
+        for purpose in Purpose::ALL {
+            tokens.push(token(store, &user, purpose).await);
+        }
+        post(store, &mail(MailKind::AccountExists, user.email.as_str(), None)).await;
+        let mail = claimed(store).await;
+        Self { user, tokens, mail }
+    }
+}
+
+/// How many writes of mails and tokens there are.
+const MAIL_WRITES: usize = 10;
+
+async fn abandon_a_mail_write(store: &dyn Store, of: &Account, write: usize, waits: usize) -> bool {
+    let Account { user, tokens, mail: claimed } = of;
+    match write {
+        0 => abandon_after(waits, store.verify_email(tokens[0].clone(), NOW)).await,
+        1 => abandon_after(waits, store.reset_password(reset_by(tokens[1].clone()))).await,
+        2 => abandon_after(waits, store.confirm_email_change(confirmation_by(tokens[2].clone()))).await,
+        3 => abandon_after(waits, store.change_password(password_change(user))).await,
+        4 => {
+            let new = format!("newer-{}", user.email.as_str());
+            abandon_after(waits, store.request_email_change(email_change(user, &new))).await
+        }
+        5 => {
+            let mail = mail(MailKind::ResetPassword, user.email.as_str(), None);
+            abandon_after(waits, store.request_mail(mail, NO_LIMIT)).await
+        }
+        6 => abandon_after(waits, store.claim_mail(NOW, LEASE)).await,
+        7 => abandon_after(waits, store.mail_sent(claimed.id, claimed.attempt)).await,
+        8 => abandon_after(waits, store.mail_failed(claimed.id, claimed.attempt, MailRetry::Never, NOW)).await,
+        9 => abandon_after(waits, store.forget_old_mail(NOW + 1.hours(), NOW)).await,
+        _ => panic!("no such write"),
+    }
+}
+
+async fn abandoned_writes_of_mails_and_tokens_leave_no_transaction_open(database: &Database) {
+    let store = database.store().await;
+    let mut abandoned = 0;
+    for waits in 0..WAITS {
+        let mut accounts = Vec::new();
+        for number in 0..MAIL_WRITES {
+            accounts.push(Account::make(database, store.as_ref(), &format!("user-{waits}-{number}")).await);
+        }
+        // One has to be due; and all at once, so that more than one connection is in use.
+        database.age_mails(LEASE).await;
+        let writes = accounts.iter().enumerate().map(|(write, account)| {
+            let store = store.as_ref();
+            async move { abandon_a_mail_write(store, account, write, waits).await }
+        });
+        abandoned += join_all(writes).await.into_iter().filter(|ended| !ended).count();
+        database.assert_at_rest().await;
+        sign_up(store.as_ref(), &format!("later-{waits}")).await;
+    }
+    assert!(abandoned >= WAITS, "only {abandoned} writes were abandoned: this test tests nothing");
+    let durable = database.sql.number("SELECT count(*) FROM users WHERE username LIKE 'later-%'").await;
+    assert_eq!(durable, i64::try_from(WAITS).expect("small"), "acknowledged, and seen from another connection");
+}
+
+async fn an_abandoned_write_of_mails_or_tokens_is_made_all_the_same(database: &Database) {
+    let store = database.store().await;
+    for write in 0..MAIL_WRITES {
+        database.sql.execute("DELETE FROM mail_outbox").await;
+        let account = Account::make(database, store.as_ref(), &format!("user-{write}")).await;
+        if write == 6 {
+            database.age_mails(LEASE).await;
+        }
+        let before = database.everything().await;
+        let ended = abandon_a_mail_write(store.as_ref(), &account, write, 0).await;
+        assert!(!ended, "write {write} takes longer than its first poll");
+        wait_until("the abandoned write is there", async || (database.everything().await != before).then_some(()))
+            .await;
+        database.assert_at_rest().await;
+    }
 }

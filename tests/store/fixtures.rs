@@ -9,12 +9,14 @@ use postern::{
         account::{Email, User, Username},
         env::Env,
         mail::{MailKind, NewMail},
+        one_time::{OneTimeGrant, Purpose},
         password::PasswordHash,
         token::RefreshGrant,
     },
     store::{
-        AccountCreation, AddressLimit, Logout, LogoutOutcome, NewAccount, NewSession, RefreshHash, Rotation,
-        RotationOutcome, SessionOpening, Store,
+        AccountCreation, AddressLimit, ClaimedMail, EmailChange, EmailConfirmation, EmailConfirmationOutcome, Enqueued,
+        Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange, PasswordReset, PasswordResetOutcome,
+        RefreshHash, Rotation, RotationOutcome, SessionOpening, Store,
     },
 };
 use time::{OffsetDateTime, ext::NumericalDuration as _, macros::datetime};
@@ -30,8 +32,14 @@ pub const ISSUED: OffsetDateTime = datetime!(2030-01-02 03:04:05 UTC);
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// How much mail an address gets where a test does not choose.
 pub const LIMIT: AddressLimit = AddressLimit { burst: 10, interval: Duration::from_mins(6) };
+/// More mail than any test asks for.
+pub const NO_LIMIT: AddressLimit = AddressLimit { burst: 10_000, interval: Duration::from_mins(6) };
+/// How long the claim of a mail holds where a test does not choose.
+pub const LEASE: Duration = Duration::from_hours(1);
 /// The password hash of every account that does not choose its own.
 pub const OLD_HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$b2xk$b2xk";
+/// What every reset and every change of a password puts in its place.
+pub const NEW_HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$bmV3$bmV3";
 
 pub fn new_id() -> Uuid {
     Env::system().uuid().expect("randomness")
@@ -43,7 +51,7 @@ pub fn new_account(name: &str) -> NewAccount {
     NewAccount {
         id,
         username: Username::parse(name).expect("a username"),
-        email: Email::parse(&format!("{name}@example.com")).expect("an address"),
+        email: address(&format!("{name}@example.com")),
         password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
         create_time: NOW,
         verification: mail(MailKind::VerifyEmail, &format!("{name}@example.com"), Some(id)),
@@ -54,8 +62,11 @@ pub fn new_account(name: &str) -> NewAccount {
 
 /// A mail of now.
 pub fn mail(kind: MailKind, recipient: &str, user_id: Option<UserId>) -> NewMail {
-    let recipient = Email::parse(recipient).expect("an address");
-    NewMail { id: MailId(new_id()), kind, recipient, user_id, new_email: None, create_time: NOW }
+    NewMail { id: MailId(new_id()), kind, recipient: address(recipient), user_id, new_email: None, create_time: NOW }
+}
+
+pub fn address(text: &str) -> Email {
+    Email::parse(text).expect("an address")
 }
 
 /// Creates the account of `name`.
@@ -170,6 +181,114 @@ pub async fn is_alive(store: &dyn Store, token: &Token) -> bool {
     user.is_some()
 }
 
+/// Creates the account of `name`, and forgets the mail about it: nothing is waiting and no token is out.
+pub async fn sign_up_quietly(database: &Database, store: &dyn Store, name: &str) -> User {
+    let user = sign_up(store, name).await;
+    let id = database.id(user.id.0);
+    database.sql.execute(&format!("DELETE FROM mail_outbox WHERE user_id = {id}")).await;
+    user
+}
+
+/// Puts a mail into the outbox.
+pub async fn post(store: &dyn Store, mail: &NewMail) {
+    assert_eq!(store.request_mail(mail.clone(), NO_LIMIT).await.expect("the store"), Enqueued::Queued);
+}
+
+pub async fn claim(store: &dyn Store) -> MailClaim {
+    store.claim_mail(NOW, LEASE).await.expect("the store")
+}
+
+/// Claims a mail that is due.
+pub async fn claimed(store: &dyn Store) -> ClaimedMail {
+    match claim(store).await {
+        MailClaim::Claimed(mail) => mail,
+        other => panic!("no mail to send: {other:?}"),
+    }
+}
+
+/// Sends every mail that is due, and hands them out.
+pub async fn deliver(store: &dyn Store) -> Vec<ClaimedMail> {
+    let mut delivered = Vec::new();
+    loop {
+        match claim(store).await {
+            MailClaim::Claimed(mail) => {
+                assert!(store.mail_sent(mail.id, mail.attempt).await.expect("the store"), "{mail:?}");
+                delivered.push(mail);
+            }
+            MailClaim::Dropped(_) => {}
+            MailClaim::NoneDue => return delivered,
+        }
+    }
+}
+
+/// The mail that brings a user a token: to the address of the account, or to another one to change to.
+pub fn mail_with_token(user: &User, purpose: Purpose) -> NewMail {
+    let of_account = user.email.as_str();
+    match purpose {
+        Purpose::VerifyEmail | Purpose::ResetPassword => mail(purpose.carrier(), of_account, Some(user.id)),
+        Purpose::ChangeEmail => {
+            let to = mail(purpose.carrier(), &format!("new-{of_account}"), Some(user.id));
+            NewMail { new_email: Some(to.recipient.clone()), ..to }
+        }
+    }
+}
+
+/// A live token of a user, from a mail that was sent.
+pub async fn token(store: &dyn Store, user: &User, purpose: Purpose) -> OneTimeGrant {
+    let mail = mail_with_token(user, purpose);
+    post(store, &mail).await;
+    let delivered = deliver(store).await;
+    let sent = delivered.into_iter().find(|delivered| delivered.id == mail.id).expect("the mail was sent");
+    sent.grant.expect("a token")
+}
+
+/// What a token was good for, done.
+pub async fn use_token(store: &dyn Store, token: OneTimeGrant, now: OffsetDateTime) -> bool {
+    match token.purpose {
+        Purpose::VerifyEmail => store.verify_email(token, now).await.expect("the store").is_some(),
+        Purpose::ResetPassword => {
+            let reset = PasswordReset { now, ..reset_by(token) };
+            store.reset_password(reset).await.expect("the store") == PasswordResetOutcome::Reset
+        }
+        Purpose::ChangeEmail => {
+            let confirmation = EmailConfirmation { now, ..confirmation_by(token) };
+            let outcome = store.confirm_email_change(confirmation).await.expect("the store");
+            matches!(outcome, EmailConfirmationOutcome::Changed(_))
+        }
+    }
+}
+
+pub fn reset_by(token: OneTimeGrant) -> PasswordReset {
+    let notice = mail(MailKind::PasswordChanged, token.email.as_str(), Some(token.user_id));
+    PasswordReset { token, password_hash: PasswordHash::from_phc(NEW_HASH.to_owned()), notice, now: NOW }
+}
+
+pub fn confirmation_by(token: OneTimeGrant) -> EmailConfirmation {
+    EmailConfirmation { token, notice: MailId(new_id()), now: NOW }
+}
+
+/// Another password in the place of the one of version 0.
+pub fn password_change(user: &User) -> PasswordChange {
+    PasswordChange {
+        password_hash: PasswordHash::from_phc(NEW_HASH.to_owned()),
+        session: new_session(user.id),
+        notice: mail(MailKind::PasswordChanged, user.email.as_str(), Some(user.id)),
+    }
+}
+
+/// Asked for by a user with the password of version 0.
+pub fn email_change(user: &User, new: &str) -> EmailChange {
+    let about = |mail: NewMail| NewMail { new_email: Some(address(new)), ..mail };
+    EmailChange {
+        user_id: user.id,
+        password_version: 0,
+        confirmation: about(mail(MailKind::ConfirmEmailChange, new, Some(user.id))),
+        notice: about(mail(MailKind::EmailChangeRequested, user.email.as_str(), Some(user.id))),
+        concealed: None,
+        limit: LIMIT,
+    }
+}
+
 impl Database {
     /// An id as it is written in a statement.
     pub fn id(&self, id: Uuid) -> String {
@@ -225,5 +344,53 @@ impl Database {
             Engine::Postgres => format!("last_refresh_time - interval '{} microseconds'", by.as_micros()),
         };
         self.sql.execute(&format!("UPDATE sessions SET last_refresh_time = {earlier} WHERE id = {id}")).await;
+    }
+
+    /// Everything that steps of accounts and mails write, as one text.
+    pub async fn everything(&self) -> String {
+        let mut everything = String::new();
+        for table in ["users", "user_roles", "sessions", "mail_outbox", "one_time_tokens", "mail_limits"] {
+            let row = match self.engine {
+                Engine::Sqlite => {
+                    let columns = "SELECT string_agg('quote(' || name || ')', ' || '' '' || ')";
+                    self.sql.text(&format!("{columns} FROM pragma_table_info('{table}')")).await
+                }
+                Engine::Postgres => format!("{table}::text"),
+            };
+            everything.push_str(&self.lines(&row, table).await.join("\n"));
+        }
+        everything
+    }
+
+    /// A text of each row, sorted.
+    async fn lines(&self, row: &str, table: &str) -> Vec<String> {
+        let joined = self.sql.text(&format!("SELECT coalesce(string_agg({row}, '\n'), '') FROM {table}")).await;
+        let mut lines: Vec<_> = joined.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
+    /// Every mail that waits or was given up, as `kind to recipient`.
+    pub async fn outbox(&self) -> Vec<String> {
+        self.lines("kind || ' to ' || recipient", "mail_outbox").await
+    }
+
+    /// Every one-time token, as `purpose of address`.
+    pub async fn tokens(&self) -> Vec<String> {
+        self.lines("purpose || ' of ' || email", "one_time_tokens").await
+    }
+
+    /// Lets time pass for every mail in the outbox, by the clock that its engine measures with.
+    pub async fn age_mails(&self, by: Duration) {
+        let earlier = match self.engine {
+            Engine::Sqlite => format!("next_attempt_time - {}", by.as_micros()),
+            Engine::Postgres => format!("next_attempt_time - interval '{} microseconds'", by.as_micros()),
+        };
+        self.sql.execute(&format!("UPDATE mail_outbox SET next_attempt_time = {earlier}")).await;
+    }
+
+    pub async fn delete_user(&self, user: UserId) {
+        let id = self.id(user.0);
+        assert_eq!(self.sql.execute(&format!("DELETE FROM users WHERE id = {id}")).await, 1);
     }
 }

@@ -8,10 +8,19 @@
 mod support;
 
 mod accounts;
+mod atomicity;
 mod cancellation;
+mod email_changes;
 mod fixtures;
 mod keys;
 mod logout;
+mod mail_limits;
+mod mail_locks;
+mod mail_outbox;
+mod mail_races;
+mod one_time_tokens;
+mod parallel;
+mod password_changes;
 mod races;
 mod rotation;
 mod schema;

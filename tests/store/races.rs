@@ -14,13 +14,12 @@ use postern::{
     domain::account::{Email, Username},
     store::{AccountCreation, LogoutOutcome, NewAccount, RotationOutcome, SessionOpening, Store},
 };
-use sqlx::AssertSqlSafe;
 use time::ext::NumericalDuration as _;
-use tokio::task::JoinHandle;
 
 use crate::{
     fixtures::{Token, is_alive, log_in, new_account, new_session, refresh, sign_up},
-    support::{Database, Engine, Sql, on_each_engine, wait_until, with_database},
+    parallel::{Stores, all_at_once, assert_waits, begin, replicas, stagger},
+    support::{Database, Engine, on_each_engine, with_database},
 };
 
 const ROUNDS: usize = 20;
@@ -34,32 +33,6 @@ on_each_engine![
     of_sign_ups_with_one_address_one_is_made,
     of_sign_ups_with_one_username_one_is_made,
 ];
-
-type Stores = [Arc<dyn Store>; 2];
-
-/// Two replicas, where the engine has any; SQLite is for one process.
-async fn replicas(database: &Database) -> Stores {
-    let first = database.store().await;
-    match database.engine {
-        Engine::Sqlite => [Arc::clone(&first), first],
-        Engine::Postgres => [first, database.store().await],
-    }
-}
-
-/// Starts everything at once, and waits for all of it.
-async fn all_at_once<T: Send + 'static>(
-    attempts: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
-) -> Vec<T> {
-    let tasks: Vec<_> = attempts.map(tokio::spawn).collect();
-    join_all(tasks).await.into_iter().map(|outcome| outcome.expect("no panic")).collect()
-}
-
-/// A little time, another in each round.
-async fn stagger(round: usize) {
-    for _ in 0..round * 3 {
-        tokio::task::yield_now().await;
-    }
-}
 
 async fn sixteen_exchanges(stores: &Stores, token: &Token, window: Duration) -> (Vec<Token>, Vec<RotationOutcome>) {
     let mut winners = Vec::new();
@@ -243,27 +216,6 @@ async fn assert_one_is_made(
     assert_eq!(made.len(), 1, "round {round}: {made:?}");
     assert!(refused.iter().all(|outcome| outcome == refusal), "round {round}: {refused:?}");
     assert_eq!(database.sql.number("SELECT count(*) FROM users").await, i64::try_from(round).expect("small") + 1);
-}
-
-/// A transaction of somebody else on the same database, with one statement done.
-async fn begin(database: &Database, statement: String) -> sqlx::Transaction<'static, sqlx::Postgres> {
-    let Sql::Postgres(pool) = &database.sql else {
-        panic!("only PostgreSQL has row locks");
-    };
-    let mut transaction = pool.begin().await.expect("a transaction");
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await.expect("SQL");
-    transaction
-}
-
-/// Waits until the step waits for a lock.
-async fn assert_waits<T>(database: &Database, step: &JoinHandle<T>) {
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    wait_until("the step waits for the other transaction", async || {
-        assert!(!step.is_finished(), "it did not wait for the other transaction");
-        (database.sql.number(waiting).await > 0).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

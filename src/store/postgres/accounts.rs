@@ -118,7 +118,7 @@ impl AccountStore for PostgresStore {
                     .execute(&mut *tx)
                     .await?
                     .rows_affected();
-            if verified == 0 || !use_up(&mut tx, &token, now).await? {
+            if verified == 0 || !use_up(&mut tx, Purpose::VerifyEmail, &token, now).await? {
                 return Ok(None);
             }
             void_tokens(&mut tx, token.user_id, &token.email, &[Purpose::VerifyEmail]).await?;
@@ -145,7 +145,7 @@ impl AccountStore for PostgresStore {
             .execute(&mut *tx)
             .await?
             .rows_affected();
-            if changed == 0 || !use_up(&mut tx, &reset.token, reset.now).await? {
+            if changed == 0 || !use_up(&mut tx, Purpose::ResetPassword, &reset.token, reset.now).await? {
                 return Ok(PasswordResetOutcome::TokenDead);
             }
             revoke_all(&mut tx, reset.token.user_id, reset.now, RevokeReason::PasswordReset).await?;
@@ -229,7 +229,7 @@ impl AccountStore for PostgresStore {
             let Some(before) = lock_user(&mut tx, token.user_id).await?.filter(|user| !user.disabled) else {
                 return Ok(EmailConfirmationOutcome::TokenDead);
             };
-            if !use_up(&mut tx, &token, now).await? {
+            if !use_up(&mut tx, Purpose::ChangeEmail, &token, now).await? {
                 return Ok(EmailConfirmationOutcome::TokenDead);
             }
             if email_taken(&mut tx, &token.email).await? {

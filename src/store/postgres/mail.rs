@@ -128,10 +128,24 @@ impl MailStore for PostgresStore {
     async fn forget_old_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
         let pool = self.pool()?.clone();
         to_the_end(async move {
+            // What another step holds is left for the next time: to wait for it while holding others could be half of a
+            // deadlock.
             for (statement, time) in [
-                ("DELETE FROM one_time_tokens WHERE expire_time < $1", now),
-                ("DELETE FROM mail_limits WHERE spent_until < $1", now),
-                ("DELETE FROM mail_outbox WHERE dead_time < $1", dead_before),
+                (
+                    "DELETE FROM one_time_tokens WHERE id IN \
+                     (SELECT id FROM one_time_tokens WHERE expire_time < $1 FOR UPDATE SKIP LOCKED)",
+                    now,
+                ),
+                (
+                    "DELETE FROM mail_limits WHERE email IN \
+                     (SELECT email FROM mail_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
+                    now,
+                ),
+                (
+                    "DELETE FROM mail_outbox WHERE id IN \
+                     (SELECT id FROM mail_outbox WHERE dead_time < $1 FOR UPDATE SKIP LOCKED)",
+                    dead_before,
+                ),
             ] {
                 sqlx::query(statement).bind(time).execute(&pool).await?;
             }
@@ -208,14 +222,23 @@ pub(super) async fn void_tokens(
     Ok(())
 }
 
-/// Uses up a live token. `false` if it is none: of two that try at once, the second waits and finds nothing.
-pub(super) async fn use_up(tx: &mut Tx, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
+/// Uses up a live token for that purpose. `false` if it is none: of two that try at once, the second waits and finds
+/// nothing.
+pub(super) async fn use_up(
+    tx: &mut Tx,
+    purpose: Purpose,
+    token: &OneTimeGrant,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    if token.purpose != purpose {
+        return Ok(false);
+    }
     let used = sqlx::query(
         "DELETE FROM one_time_tokens WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
     )
     .bind(token.id.0)
     .bind(token.user_id.0)
-    .bind(token.purpose.as_str())
+    .bind(purpose.as_str())
     .bind(token.email.as_str())
     .bind(now)
     .execute(&mut **tx)

@@ -49,9 +49,13 @@ impl MailStore for SqliteStore {
             else {
                 return Ok(MailClaim::NoneDue);
             };
-            let claim = prepare(&mut tx, leased.into_leased()?, now).await?;
+            let claim = match leased.into_leased() {
+                Ok(leased) => prepare(&mut tx, leased, now).await,
+                Err(makes_no_sense) => Err(makes_no_sense),
+            };
+            // A failure, too, leaves the mail leased: one that cannot be read must not hold up those behind it.
             tx.commit().await?;
-            Ok(claim)
+            claim
         })
         .await
     }
@@ -129,7 +133,7 @@ impl MailStore for SqliteStore {
                 ("DELETE FROM mail_limits WHERE spent_until < $1", now),
                 ("DELETE FROM mail_outbox WHERE dead_time < $1", dead_before),
             ] {
-                sqlx::query(statement).bind(time).execute(&writer).await?;
+                sqlx::query(statement).bind(microseconds(time)).execute(&writer).await?;
             }
             Ok(())
         })
@@ -204,14 +208,22 @@ pub(super) async fn void_tokens(
     Ok(())
 }
 
-/// Uses up a live token. `false` if it is none.
-pub(super) async fn use_up(tx: &mut Tx, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
+/// Uses up a live token for that purpose. `false` if it is none.
+pub(super) async fn use_up(
+    tx: &mut Tx,
+    purpose: Purpose,
+    token: &OneTimeGrant,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    if token.purpose != purpose {
+        return Ok(false);
+    }
     let used = sqlx::query(
         "DELETE FROM one_time_tokens WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
     )
     .bind(token.id.0)
     .bind(token.user_id.0)
-    .bind(token.purpose.as_str())
+    .bind(purpose.as_str())
     .bind(token.email.as_str())
     .bind(microseconds(now))
     .execute(&mut **tx)
