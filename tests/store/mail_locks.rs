@@ -39,6 +39,7 @@ macro_rules! on_postgres {
 on_postgres![
     a_claim_passes_over_a_mail_that_another_is_claiming,
     a_claim_does_not_outrun_what_ends_the_users_tokens,
+    a_claim_that_was_taken_over_while_it_waited_claims_nothing,
     a_token_that_another_is_using_counts_once_that_commits_no_more,
     no_step_outruns_a_change_of_its_account_that_is_about_to_commit,
     a_reset_ends_a_session_and_a_token_that_are_about_to_commit,
@@ -75,6 +76,24 @@ async fn a_claim_does_not_outrun_what_ends_the_users_tokens(database: &Database)
         assert_eq!(claiming.await.expect("no panic"), MailClaim::Dropped(MailKind::ResetPassword));
         assert_eq!(database.tokens().await, Vec::<String>::new());
     }
+}
+
+async fn a_claim_that_was_taken_over_while_it_waited_claims_nothing(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up(store.as_ref(), "ada").await;
+    let id = database.id(user.id.0);
+    let transaction = begin(database, format!("SELECT id FROM users WHERE id = {id} FOR NO KEY UPDATE")).await;
+    let claiming = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { claim(store.as_ref()).await }
+    });
+    assert_waits(database, &claiming).await;
+    database.sql.execute("UPDATE mail_outbox SET attempts = attempts + 1").await;
+    transaction.commit().await.expect("a commit");
+    let claim = claiming.await.expect("no panic");
+    assert!(!matches!(claim, MailClaim::Claimed(_)), "{claim:?}");
+    assert_eq!(database.outbox().await.len(), 1, "it is the other's to send");
+    assert_eq!(database.tokens().await, Vec::<String>::new());
 }
 
 async fn a_token_that_another_is_using_counts_once_that_commits_no_more(database: &Database) {

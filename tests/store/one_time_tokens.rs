@@ -24,6 +24,7 @@ on_each_engine![
     a_token_is_made_when_its_mail_is_claimed_and_reads_back_as_it_was_made,
     an_account_has_one_token_for_each_purpose,
     a_newer_token_takes_the_place_of_an_older_one,
+    a_token_in_the_place_of_another_has_nothing_of_it,
     an_older_mail_that_is_claimed_late_does_not_take_it_back,
     a_mail_that_is_tried_again_brings_the_same_token,
     a_token_that_was_used_does_not_come_back_with_its_mail,
@@ -104,6 +105,28 @@ async fn a_newer_token_takes_the_place_of_an_older_one(database: &Database) {
         }
         assert_newer_counts(database, store.as_ref(), &user, &mails).await;
     }
+}
+
+async fn a_token_in_the_place_of_another_has_nothing_of_it(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let mail_of = |minutes: i64, new: &str| NewMail {
+        recipient: address(new),
+        create_time: NOW + minutes.minutes(),
+        ..mail_with_token(&user, Purpose::ChangeEmail)
+    };
+    let [first, second, third] =
+        [mail_of(0, "a@example.com"), mail_of(1, "b@example.com"), mail_of(2, "c@example.com")];
+    // The second comes too late, measured by the third and not by the first.
+    for (mail, dropped) in [(&first, false), (&third, false), (&second, true)] {
+        post(store.as_ref(), mail).await;
+        let claim = store.claim_mail(NOW + 3.minutes(), LEASE).await.expect("the store");
+        assert_eq!(claim == MailClaim::Dropped(mail.kind), dropped, "{claim:?}");
+    }
+    let grant = grant(&third, &user, Purpose::ChangeEmail);
+    let expected = OneTimeToken { grant, expire_time: NOW + 2.minutes() + 24.hours(), user };
+    assert_eq!(store.one_time_token(third.id).await.expect("the store"), Some(expected));
+    assert_eq!(database.tokens().await, ["change_email of c@example.com"]);
 }
 
 async fn an_older_mail_that_is_claimed_late_does_not_take_it_back(database: &Database) {
@@ -217,16 +240,17 @@ async fn no_token_does_for_another_purpose(database: &Database) {
     let reset = token(store.as_ref(), &user, Purpose::ResetPassword).await;
     let change = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     let before = database.everything().await;
-    for wrong in [&reset, &change] {
+    let said_to_be = |purpose, token: &OneTimeGrant| OneTimeGrant { purpose, ..token.clone() };
+    for wrong in [&reset, &change, &said_to_be(Purpose::ChangeEmail, &verify)] {
         assert_eq!(store.verify_email(wrong.clone(), NOW).await.expect("the store"), None);
     }
-    for wrong in [&verify, &change] {
+    for wrong in [&verify, &change, &said_to_be(Purpose::VerifyEmail, &reset)] {
         let outcome = store.reset_password(reset_by(wrong.clone())).await.expect("the store");
         assert_eq!(outcome, PasswordResetOutcome::TokenDead);
     }
     // A token to the account's own address would be refused for that, too.
     database.set_user(user.id, "email = 'lovelace@example.com'").await;
-    for wrong in [&verify, &reset] {
+    for wrong in [&verify, &reset, &said_to_be(Purpose::ResetPassword, &change)] {
         let outcome = store.confirm_email_change(confirmation_by(wrong.clone())).await.expect("the store");
         assert_eq!(outcome, EmailConfirmationOutcome::TokenDead);
     }
