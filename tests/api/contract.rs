@@ -1,4 +1,4 @@
-//! The contract, read from its own descriptor: what every RPC declares, and what never prints.
+//! The contract, read from its own descriptor: what every RPC declares, what every service reports, what never prints.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +8,12 @@ use postern::{
 };
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MethodDescriptor, Value, prost_types::FileDescriptorSet};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+
+use crate::{
+    app::TestApp,
+    support::{Engine, with_database},
+};
 
 const PACKAGE: &str = "postern.auth.v1";
 const SECRET: &str = "s3cr3t-7f1c";
@@ -51,13 +57,20 @@ fn every_rpc_declares_who_may_call_it_and_its_rest_route() {
     }
     // As the design has them: clients depend on these.
     for (rpc, access, route) in [
-        ("SignUp", Access::Public, "POST /v1/auth/signup *"),
-        ("Login", Access::Public, "POST /v1/auth/login *"),
-        ("Refresh", Access::Public, "POST /v1/auth/refresh *"),
-        ("Logout", Access::Public, "POST /v1/auth/logout *"),
-        ("GetMe", Access::Authenticated, "GET /v1/me "),
+        ("AuthService.SignUp", Access::Public, "POST /v1/auth/signup *"),
+        ("AuthService.Login", Access::Public, "POST /v1/auth/login *"),
+        ("AuthService.Refresh", Access::Public, "POST /v1/auth/refresh *"),
+        ("AuthService.Logout", Access::Public, "POST /v1/auth/logout *"),
+        ("AuthService.GetMe", Access::Authenticated, "GET /v1/me "),
+        ("AccountService.VerifyEmail", Access::Public, "POST /v1/email/verify *"),
+        ("AccountService.ResendVerificationEmail", Access::Public, "POST /v1/email/resend *"),
+        ("AccountService.RequestPasswordReset", Access::Public, "POST /v1/password/forgot *"),
+        ("AccountService.ResetPassword", Access::Public, "POST /v1/password/reset *"),
+        ("AccountService.ChangePassword", Access::Authenticated, "POST /v1/me/password *"),
+        ("AccountService.RequestEmailChange", Access::Authenticated, "POST /v1/me/email *"),
+        ("AccountService.ConfirmEmailChange", Access::Public, "POST /v1/email/change *"),
     ] {
-        let found = declared.get(&format!("{PACKAGE}.AuthService.{rpc}"));
+        let found = declared.get(&format!("{PACKAGE}.{rpc}"));
         assert_eq!(found, Some(&(access, route.to_owned())), "{rpc}");
     }
 }
@@ -115,6 +128,23 @@ fn a_descriptor_without_our_options_opens_nothing() {
     assert!(AccessRules::from_contract(b"no descriptor").is_err());
 }
 
+#[tokio::test]
+async fn every_service_says_how_it_is() {
+    with_database(Engine::Sqlite, async |database| {
+        let app = TestApp::start(database, &[]).await;
+        let services = pool().services().filter(|service| service.package_name() == PACKAGE).collect::<Vec<_>>();
+        let mut names: Vec<_> = services.iter().map(|service| service.full_name().to_owned()).collect();
+        names.push(String::new());
+        for service in names {
+            let asked = app.health().check(HealthCheckRequest { service: service.clone() }).await;
+            let answer = asked.unwrap_or_else(|status| panic!("{service}: {status}")).into_inner();
+            assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+        }
+        app.abandon();
+    })
+    .await;
+}
+
 #[test]
 fn every_field_that_bears_a_secret_is_declared_so() {
     let mut secrets = BTreeSet::new();
@@ -129,12 +159,19 @@ fn every_field_that_bears_a_secret_is_declared_so() {
         }
     }
     let expected = [
+        "ChangePasswordRequest.current_password",
+        "ChangePasswordRequest.new_password",
+        "ConfirmEmailChangeRequest.token",
         "LoginRequest.password",
         "LogoutRequest.refresh_token",
         "RefreshRequest.refresh_token",
+        "RequestEmailChangeRequest.password",
+        "ResetPasswordRequest.new_password",
+        "ResetPasswordRequest.token",
         "SignUpRequest.password",
         "TokenPair.access_token",
         "TokenPair.refresh_token",
+        "VerifyEmailRequest.token",
     ];
     for field in expected {
         assert!(secrets.contains(&format!("{PACKAGE}.{field}")), "{field}");
@@ -161,6 +198,11 @@ fn messages_that_bear_secrets_print_everything_but_them() {
         format!("{:#?}", proto::RefreshResponse { tokens: Some(tokens.clone()) }),
         format!("{tokens:?}"),
         format!("{:?}", tonic::Request::new(tokens.clone())),
+        format!("{:?}", proto::ResetPasswordRequest { token: secret(), new_password: secret() }),
+        format!("{:?}", proto::ChangePasswordRequest { current_password: secret(), new_password: secret() }),
+        format!("{:?}", proto::RequestEmailChangeRequest { new_email: shown(), password: secret() }),
+        format!("{:?}", proto::VerifyEmailRequest { token: secret() }),
+        format!("{:?}", proto::ConfirmEmailChangeRequest { token: secret() }),
     ];
     for print in &prints {
         assert!(!print.contains(SECRET) && !print.contains("s3cr3t"), "{print}");

@@ -5,7 +5,7 @@ use time::ext::NumericalDuration as _;
 use tonic::Code::{AlreadyExists, FailedPrecondition, InvalidArgument, Unauthenticated};
 
 use crate::{
-    app::{PASSWORD, START, TestApp, assert_fails},
+    app::{PASSWORD, START, TestApp, assert_fails, claim},
     support::{Database, on_each_engine},
 };
 
@@ -24,11 +24,6 @@ on_each_engine![
 
 fn request(username: &str, email: &str, password: &str) -> SignUpRequest {
     SignUpRequest { username: username.to_owned(), email: email.to_owned(), password: password.to_owned() }
-}
-
-async fn assert_session_over(app: &TestApp<'_>, tokens: &TokenPair) {
-    assert_fails(app.me(&tokens.access_token).await, Unauthenticated, "SESSION_REVOKED");
-    assert_fails(app.refresh(&tokens.refresh_token).await, Unauthenticated, "REFRESH_TOKEN_INVALID");
 }
 
 async fn a_person_signs_up_logs_in_refreshes_and_logs_out(database: &Database) {
@@ -58,7 +53,7 @@ async fn a_person_signs_up_logs_in_refreshes_and_logs_out(database: &Database) {
 
     app.log_out(&second.refresh_token).await.expect("logged out");
     for tokens in [&first, &second] {
-        assert_session_over(&app, tokens).await;
+        app.assert_session_over(tokens).await;
     }
     app.log_out(&second.refresh_token).await.expect("a second time is no failure");
     let third = app.try_log_in(&user.email, PASSWORD).await.expect("another session").tokens.expect("tokens");
@@ -74,7 +69,7 @@ async fn everything_is_still_there_after_a_restart(database: &Database) {
 
     let app = app.restart(&[]).await;
     assert_eq!(app.me(&open.access_token).await, Ok(user.clone()), "the signing key is the same");
-    assert_session_over(&app, &over).await;
+    app.assert_session_over(&over).await;
     assert_fails(app.try_sign_up(request("ada2", &user.email, PASSWORD)).await, AlreadyExists, "EMAIL_TAKEN");
     let refreshed = app.refresh(&open.refresh_token).await.expect("the refresh key is the same");
     assert_eq!(app.refresh(&open.refresh_token).await.expect("a retry").refresh_token, refreshed.refresh_token);
@@ -163,7 +158,7 @@ async fn a_used_refresh_token_ends_the_session_for_thief_and_owner(database: &Da
     let second = app.refresh(&first.refresh_token).await.expect("the next tokens");
     assert_fails(app.refresh(&first.refresh_token).await, Unauthenticated, "REFRESH_TOKEN_INVALID");
     for tokens in [&first, &second] {
-        assert_session_over(&app, tokens).await;
+        app.assert_session_over(tokens).await;
     }
     app.me(&untouched.access_token).await.expect("another session of the same user");
 
@@ -173,7 +168,7 @@ async fn a_used_refresh_token_ends_the_session_for_thief_and_owner(database: &Da
     let second = app.refresh(&first.refresh_token).await.expect("the next tokens");
     let third = app.refresh(&second.refresh_token).await.expect("the next tokens");
     assert_fails(app.refresh(&first.refresh_token).await, Unauthenticated, "REFRESH_TOKEN_INVALID");
-    assert_session_over(&app, &third).await;
+    app.assert_session_over(&third).await;
     app.stop().await;
 }
 
@@ -212,18 +207,9 @@ async fn a_refresh_sees_the_roles_and_the_state_of_now(database: &Database) {
     assert_eq!(roles(&again), serde_json::json!(["admin", "user"]));
 
     database.sql.execute("UPDATE users SET disabled = true").await;
-    assert_session_over(&app, &second).await;
+    app.assert_session_over(&second).await;
     assert_fails(app.try_log_in("ada@example.com", PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
     app.stop().await;
-}
-
-/// What an access token says, without asking whether it may.
-fn claim(tokens: &TokenPair, name: &str) -> serde_json::Value {
-    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-    let payload = tokens.access_token.split('.').nth(1).expect("a payload");
-    let claims: serde_json::Value =
-        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).expect("base64url")).expect("JSON");
-    claims[name].clone()
 }
 
 async fn neither_a_stale_token_nor_a_broken_one_keeps_anybody_from_logging_in(database: &Database) {

@@ -17,6 +17,8 @@ mod house;
 mod journey;
 mod lifetimes;
 mod limits;
+mod mail;
+mod one_time_tokens;
 mod passwords;
 mod refresh_tokens;
 mod start;

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use postern::proto::SignUpRequest;
 use tonic::Code::{Internal, InvalidArgument, ResourceExhausted, Unauthenticated};
 
 use crate::{
-    app::{PASSWORD, TestApp, assert_fails},
+    app::{NEW_PASSWORD, PASSWORD, TestApp, assert_fails},
     support::{Database, Engine, on_each_engine, with_database},
 };
 
@@ -16,6 +16,7 @@ on_each_engine![
     a_login_with_an_old_hash_renews_it_and_a_wrong_password_does_not,
     a_stored_hash_that_makes_no_sense_or_asks_too_much_is_an_internal_error,
     a_password_typed_either_way_logs_in_and_a_look_alike_does_not,
+    of_two_who_change_the_password_at_once_one_wins,
 ];
 
 const HASH: &str = "SELECT password_hash FROM users";
@@ -101,6 +102,37 @@ async fn a_password_typed_either_way_logs_in_and_a_look_alike_does_not(database:
     for other in ["cafe fishing trummer", "caf\u{e9} \u{fb01}shing tr\u{fc}mmer", "Caf\u{e9} fishing tr\u{fc}mmer"] {
         let outcome = app.try_log_in("ada@example.com", other).await;
         assert_fails(outcome, Unauthenticated, "INVALID_CREDENTIALS");
+    }
+    app.stop().await;
+}
+
+async fn of_two_who_change_the_password_at_once_one_wins(database: &Database) {
+    // Hashing takes long enough for the two to overlap.
+    let app = TestApp::start(database, &["--argon2-memory-kib=4096", "--hash-threads=2"]).await;
+    app.sign_up("ada").await;
+    let mut current = PASSWORD.to_owned();
+    for round in 0..6 {
+        let log_in = async || {
+            let reply = app.try_log_in("ada@example.com", &current).await.expect("a session");
+            reply.tokens.expect("tokens")
+        };
+        let sessions = [log_in().await, log_in().await];
+        let passwords = [0, 1].map(|side| format!("{NEW_PASSWORD}, {round}-{side}"));
+        let change = |side: usize| app.change_password(&sessions[side].access_token, &current, &passwords[side]);
+        let (winner, tokens, loser) = match join(change(0), change(1)).await {
+            (Ok(tokens), Err(loser)) => (0, tokens, loser),
+            (Err(loser), Ok(tokens)) => (1, tokens, loser),
+            other => panic!("round {round}: {other:?}"),
+        };
+        assert_eq!(loser.code, Unauthenticated);
+        assert!(["INVALID_CREDENTIALS", "SESSION_REVOKED"].contains(&loser.reason.as_str()), "{loser:?}");
+        for before in &sessions {
+            app.assert_session_over(before).await;
+        }
+        app.me(&tokens.access_token).await.expect("the winner's session");
+        let live = database.sql.number("SELECT count(*) FROM sessions WHERE revoke_time IS NULL").await;
+        assert_eq!(live, 1, "round {round}");
+        current.clone_from(&passwords[winner]);
     }
     app.stop().await;
 }

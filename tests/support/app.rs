@@ -1,16 +1,24 @@
 //! The running service: the real one, through `build()`, on a port of its own, with a clock that stands still until it
 //! is moved. What a client gets to see of it comes back decoded: a reply, or a [`Failure`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use postern::{
     app::{self, Addresses},
     config::Config,
-    domain::env::{Env, ManualClock},
+    domain::{
+        env::{Clock, Env, ManualClock},
+        mail::MailKind,
+    },
     grpc::ERROR_DOMAIN,
-    mail::{Mailer, MemoryOutbox, Sender},
+    mail::{Mailer, MemoryOutbox, Sender, Sent},
     proto::{
-        GetMeRequest, LoginRequest, LoginResponse, LogoutRequest, RefreshRequest, SignUpRequest, TokenPair, User,
+        ChangePasswordRequest, GetMeRequest, LoginRequest, LoginResponse, LogoutRequest, RefreshRequest,
+        RequestEmailChangeRequest, RequestPasswordResetRequest, ResendVerificationEmailRequest, ResetPasswordRequest,
+        SignUpRequest, TokenPair, User, account_service_client::AccountServiceClient,
         auth_service_client::AuthServiceClient,
     },
     store::Location,
@@ -24,14 +32,17 @@ use tonic::{
     metadata::MetadataValue,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::support::{Database, Engine};
+use crate::support::{Database, Engine, wait_until};
 
 /// When every test begins. Not on a full second, since nothing in the world is.
 pub const START: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
 /// Everybody's password.
 pub const PASSWORD: &str = "correct horse battery staple";
+/// The password that somebody changes to.
+pub const NEW_PASSWORD: &str = "quite another staple for that battery";
 /// What PostgreSQL needs to be given and SQLite makes for itself.
 pub const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
@@ -78,8 +89,10 @@ pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
 pub struct TestApp<'a> {
     pub addresses: Addresses,
     pub clock: Arc<ManualClock>,
-    /// What it mailed.
+    /// Where its mails go.
     pub mails: MemoryOutbox,
+    /// What was mailed and not yet taken out by the test, oldest first.
+    mailbox: Mutex<Vec<Sent>>,
     database: &'a Database,
     channel: Channel,
     stop: CancellationToken,
@@ -102,7 +115,8 @@ impl<'a> TestApp<'a> {
         let stop = CancellationToken::new();
         let running = tokio::spawn(app.run(stop.clone()));
         let endpoint = Endpoint::from_shared(format!("http://{}", addresses.grpc)).expect("an address");
-        Self { addresses, clock, mails, database, channel: endpoint.connect_lazy(), stop, running: Some(running) }
+        let channel = endpoint.connect_lazy();
+        Self { addresses, clock, mails, mailbox: Mutex::default(), database, channel, stop, running: Some(running) }
     }
 
     /// Stops it, and starts it again on the same database at the same time of day.
@@ -132,8 +146,21 @@ impl<'a> TestApp<'a> {
         self.clock.advance(time);
     }
 
+    /// What the service's clock says.
+    pub fn now(&self) -> OffsetDateTime {
+        Clock::now(&*self.clock)
+    }
+
     pub fn auth(&self) -> AuthServiceClient<Channel> {
         AuthServiceClient::new(self.channel.clone())
+    }
+
+    pub fn account(&self) -> AccountServiceClient<Channel> {
+        AccountServiceClient::new(self.channel.clone())
+    }
+
+    pub fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel.clone())
     }
 
     /// Signs up `name` at `name@example.com`.
@@ -163,10 +190,7 @@ impl<'a> TestApp<'a> {
     }
 
     pub async fn me(&self, access_token: &str) -> Result<User, Failure> {
-        let mut request = Request::new(GetMeRequest {});
-        let bearer = MetadataValue::try_from(format!("Bearer {access_token}")).expect("metadata");
-        request.metadata_mut().insert("authorization", bearer);
-        let reply = self.auth().get_me(request).await?.into_inner();
+        let reply = self.auth().get_me(authorized(access_token, GetMeRequest {})).await?.into_inner();
         Ok(reply.user.expect("a user"))
     }
 
@@ -174,6 +198,12 @@ impl<'a> TestApp<'a> {
         let request = RefreshRequest { refresh_token: refresh_token.to_owned() };
         let reply = self.auth().refresh(request).await?.into_inner();
         Ok(reply.tokens.expect("tokens"))
+    }
+
+    /// Sees that neither token of a session is worth anything any more.
+    pub async fn assert_session_over(&self, tokens: &TokenPair) {
+        assert_fails(self.me(&tokens.access_token).await, Code::Unauthenticated, "SESSION_REVOKED");
+        assert_fails(self.refresh(&tokens.refresh_token).await, Code::Unauthenticated, "REFRESH_TOKEN_INVALID");
     }
 
     pub async fn log_out(&self, refresh_token: &str) -> Result<(), Failure> {
@@ -189,6 +219,68 @@ impl<'a> TestApp<'a> {
         self.auth().logout(request).await?;
         Ok(())
     }
+
+    pub async fn resend_verification(&self, email: &str) -> Result<(), Failure> {
+        let request = ResendVerificationEmailRequest { email: email.to_owned() };
+        self.account().resend_verification_email(request).await?;
+        Ok(())
+    }
+
+    pub async fn request_reset(&self, email: &str) -> Result<(), Failure> {
+        let request = RequestPasswordResetRequest { email: email.to_owned() };
+        self.account().request_password_reset(request).await?;
+        Ok(())
+    }
+
+    pub async fn reset_password(&self, token: &str, new_password: &str) -> Result<(), Failure> {
+        let request = ResetPasswordRequest { token: token.to_owned(), new_password: new_password.to_owned() };
+        self.account().reset_password(request).await?;
+        Ok(())
+    }
+
+    pub async fn change_password(&self, access_token: &str, current: &str, new: &str) -> Result<TokenPair, Failure> {
+        let request = ChangePasswordRequest { current_password: current.to_owned(), new_password: new.to_owned() };
+        let reply = self.account().change_password(authorized(access_token, request)).await?.into_inner();
+        Ok(reply.tokens.expect("tokens"))
+    }
+
+    pub async fn request_email_change(&self, access_token: &str, new_email: &str) -> Result<(), Failure> {
+        let request = RequestEmailChangeRequest { new_email: new_email.to_owned(), password: PASSWORD.to_owned() };
+        self.account().request_email_change(authorized(access_token, request)).await?;
+        Ok(())
+    }
+
+    /// Waits for the next mail of that kind to that address, and takes it out.
+    pub async fn mail_to(&self, address: &str, kind: MailKind) -> Sent {
+        wait_until(&format!("a {} mail comes to {address}", kind.as_str()), async || {
+            let mut mailbox = self.mailbox.lock().expect("a mailbox");
+            mailbox.extend(self.mails.take());
+            let is_it = |mail: &Sent| mail.to.as_str() == address && mail.letter.kind == kind;
+            let position = mailbox.iter().position(is_it)?;
+            Some(mailbox.remove(position))
+        })
+        .await
+    }
+
+    /// The same, for the token in it.
+    pub async fn token_to(&self, address: &str, kind: MailKind) -> String {
+        let mail = self.mail_to(address, kind).await;
+        let link = mail.letter.link.expect("a link");
+        let (_, token) = link.split_once("token=").expect("a token in the link");
+        token.to_owned()
+    }
+
+    /// Waits until nothing is left to be mailed, and sees that nothing was which the test did not take out.
+    pub async fn assert_no_more_mail(&self) {
+        wait_until("all is mailed", async || {
+            (self.database.sql.number("SELECT count(*) FROM mail_outbox WHERE dead_time IS NULL").await == 0)
+                .then_some(())
+        })
+        .await;
+        let mut mailbox = self.mailbox.lock().expect("a mailbox");
+        mailbox.extend(self.mails.take());
+        assert!(mailbox.is_empty(), "{mailbox:?}");
+    }
 }
 
 impl Drop for TestApp<'_> {
@@ -196,6 +288,23 @@ impl Drop for TestApp<'_> {
         // A test that fails is let alone; one that passes has to have looked at the end, too.
         assert!(self.running.is_none() || std::thread::panicking(), "a test did not stop its service");
     }
+}
+
+/// A call by whoever has this token.
+pub fn authorized<T>(access_token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let bearer = MetadataValue::try_from(format!("Bearer {access_token}")).expect("metadata");
+    request.metadata_mut().insert("authorization", bearer);
+    request
+}
+
+/// What an access token says, without asking whether it may.
+pub fn claim(tokens: &TokenPair, name: &str) -> serde_json::Value {
+    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+    let payload = tokens.access_token.split('.').nth(1).expect("a payload");
+    let claims: serde_json::Value =
+        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(payload).expect("base64url")).expect("JSON");
+    claims[name].clone()
 }
 
 /// What a client gets to know of a call that failed.

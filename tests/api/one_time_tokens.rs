@@ -1,0 +1,394 @@
+//! Tokens from mails: what each is good for and for how long, and what is left of an account's sessions afterwards.
+
+use postern::{
+    domain::{mail::MailKind, one_time::Purpose},
+    mail::SendErrorKind,
+    proto::{ConfirmEmailChangeRequest, ResetPasswordRequest, SignUpRequest, VerifyEmailRequest},
+};
+use time::ext::NumericalDuration as _;
+use tonic::{
+    Code::{FailedPrecondition, InvalidArgument, Unauthenticated},
+    Status,
+};
+
+use crate::{
+    app::{Failure, MASTER_KEY, NEW_PASSWORD, PASSWORD, START, TestApp, assert_fails, claim},
+    mail::{failed_mails, let_retries_come},
+    support::{Database, on_each_engine, wait_until},
+};
+
+on_each_engine![
+    a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for,
+    a_token_is_good_for_its_own_purpose_alone_and_once,
+    whatever_is_wrong_with_a_token_the_answer_is_the_same,
+    a_verification_proves_only_the_registration_that_it_was_mailed_for,
+    a_token_is_dead_once_its_account_has_another_address,
+    an_access_token_says_that_the_address_is_verified_from_the_next_one_on,
+    where_addresses_must_be_verified_whoever_reads_the_mail_gets_in,
+    a_reset_leaves_no_session_and_no_token_alive,
+    a_change_of_password_leaves_only_the_session_that_it_opens,
+    a_password_that_is_refused_leaves_the_token_good,
+    a_token_that_another_master_key_made_is_worth_nothing,
+];
+
+fn address(name: &str) -> String {
+    format!("{name}@example.com")
+}
+
+/// Where the token of that purpose goes.
+fn recipient(purpose: Purpose, name: &str) -> String {
+    match purpose {
+        Purpose::VerifyEmail | Purpose::ResetPassword => address(name),
+        Purpose::ChangeEmail => format!("new-{name}@example.com"),
+    }
+}
+
+/// Signs up `name` and returns the verification token.
+async fn sign_up(app: &TestApp<'_>, name: &str) -> String {
+    app.sign_up(name).await;
+    app.token_to(&address(name), MailKind::VerifyEmail).await
+}
+
+/// Asks for a token for `name`, who is logged in for that if need be.
+async fn ask(app: &TestApp<'_>, purpose: Purpose, name: &str) {
+    let asked = match purpose {
+        Purpose::VerifyEmail => app.resend_verification(&address(name)).await,
+        Purpose::ResetPassword => app.request_reset(&address(name)).await,
+        Purpose::ChangeEmail => {
+            let tokens = app.log_in(name).await;
+            app.request_email_change(&tokens.access_token, &recipient(purpose, name)).await
+        }
+    };
+    asked.unwrap_or_else(|failure| panic!("{purpose:?}: {failure:?}"));
+}
+
+async fn receive(app: &TestApp<'_>, purpose: Purpose, name: &str) -> String {
+    app.token_to(&recipient(purpose, name), purpose.carrier()).await
+}
+
+async fn token(app: &TestApp<'_>, purpose: Purpose, name: &str) -> String {
+    ask(app, purpose, name).await;
+    receive(app, purpose, name).await
+}
+
+/// Uses a token where tokens of that purpose go.
+async fn present(app: &TestApp<'_>, purpose: Purpose, token: &str) -> Result<(), Status> {
+    let (token, mut account) = (token.to_owned(), app.account());
+    match purpose {
+        Purpose::VerifyEmail => account.verify_email(VerifyEmailRequest { token }).await.map(drop),
+        Purpose::ResetPassword => {
+            let request = ResetPasswordRequest { token, new_password: NEW_PASSWORD.to_owned() };
+            account.reset_password(request).await.map(drop)
+        }
+        Purpose::ChangeEmail => account.confirm_email_change(ConfirmEmailChangeRequest { token }).await.map(drop),
+    }
+}
+
+/// Sees a token work.
+async fn assert_good(app: &TestApp<'_>, purpose: Purpose, token: &str) {
+    present(app, purpose, token).await.unwrap_or_else(|status| panic!("{purpose:?}: {status:?}"));
+}
+
+/// Sees a token refused in the one way in which every token is.
+async fn assert_dead(app: &TestApp<'_>, purpose: Purpose, token: &str, what: &str) {
+    let Err(status) = present(app, purpose, token).await else {
+        panic!("{what}, at {purpose:?}: it was taken");
+    };
+    let never_existed = present(app, purpose, &"A".repeat(64)).await.expect_err("nobody ever made it");
+    for refused in [&status, &never_existed] {
+        let expected = (InvalidArgument, never_existed.message(), never_existed.details());
+        assert_eq!((refused.code(), refused.message(), refused.details()), expected, "{what}, at {purpose:?}");
+    }
+    let failure = Failure::from(status);
+    assert_eq!(failure.reason, "ONE_TIME_TOKEN_INVALID", "{what}, at {purpose:?}");
+    assert_eq!((failure.fields.len(), failure.retry_delay), (0, None));
+}
+
+async fn a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    for (purpose, lifetime) in
+        [(Purpose::VerifyEmail, 24.hours()), (Purpose::ResetPassword, 30.minutes()), (Purpose::ChangeEmail, 24.hours())]
+    {
+        let kind = purpose.carrier().as_str();
+        let (early, late) = (format!("early-{kind}"), format!("late-{kind}"));
+        for name in [&early, &late] {
+            sign_up(&app, name).await;
+        }
+        // The mails of both are sent twenty minutes after they were asked for.
+        app.mails.fail_with(Some(SendErrorKind::Connection));
+        for name in [&early, &late] {
+            ask(&app, purpose, name).await;
+        }
+        let of_kind = format!("kind = '{kind}'");
+        wait_until("both have failed", async || (failed_mails(&app, database, &of_kind).await == 2).then_some(()))
+            .await;
+        app.pass(20.minutes());
+        app.mails.fail_with(None);
+        let (early, late) = (receive(&app, purpose, &early).await, receive(&app, purpose, &late).await);
+
+        app.pass(lifetime - 20.minutes() - 1.microseconds());
+        assert_good(&app, purpose, &early).await;
+        app.pass(1.microseconds());
+        assert_dead(&app, purpose, &late, "a token at its end").await;
+        app.pass(1.hours());
+        assert_dead(&app, purpose, &late, "an hour later").await;
+    }
+    app.stop().await;
+}
+
+async fn a_token_is_good_for_its_own_purpose_alone_and_once(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    for purpose in Purpose::ALL {
+        let name = purpose.carrier().as_str();
+        sign_up(&app, name).await;
+        let token = token(&app, purpose, name).await;
+        for other in Purpose::ALL.into_iter().filter(|other| *other != purpose) {
+            assert_dead(&app, other, &token, purpose.as_str()).await;
+        }
+        assert_good(&app, purpose, &token).await;
+        for any in Purpose::ALL {
+            assert_dead(&app, any, &token, "a used one").await;
+        }
+    }
+    app.stop().await;
+}
+
+async fn whatever_is_wrong_with_a_token_the_answer_is_the_same(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    for purpose in Purpose::ALL {
+        let name = purpose.carrier().as_str();
+        sign_up(&app, name).await;
+        let session = app.log_in(name).await;
+        let superseded = token(&app, purpose, name).await;
+        let good = token(&app, purpose, name).await;
+        let bent = format!("{}{}", &good[..63], if good.ends_with('A') { 'B' } else { 'A' });
+        let of_another_id = format!("{}{}", &superseded[..20], &good[20..]);
+        for (what, text) in [
+            ("a superseded token", superseded.as_str()),
+            ("one with another end", &bent),
+            ("one with the id of another", &of_another_id),
+            ("one with something after it", &format!("{good}A")),
+            ("one with a padding", &format!("{good}=")),
+            ("one with a space", &format!(" {good}")),
+            ("the first half of one", &good[..32]),
+            ("no base64url", &"*".repeat(64)),
+            ("an access token", &session.access_token),
+            ("a refresh token", &session.refresh_token),
+        ] {
+            assert_dead(&app, purpose, text, what).await;
+        }
+        // Whoever writes to the database makes no token good for something else.
+        for other in Purpose::ALL.into_iter().filter(|other| *other != purpose) {
+            let (from, to) = (purpose.as_str(), other.as_str());
+            let turn = |from, to| {
+                format!(
+                    "UPDATE one_time_tokens SET purpose = '{to}' WHERE purpose = '{from}' \
+                     AND user_id = (SELECT id FROM users WHERE username = '{name}')"
+                )
+            };
+            let in_the_way = database.sql.execute(&turn(to, "set_aside")).await;
+            assert_eq!(database.sql.execute(&turn(from, to)).await, 1);
+            assert_dead(&app, other, &good, "one whose row was turned").await;
+            database.sql.execute(&turn(to, from)).await;
+            assert_eq!(database.sql.execute(&turn("set_aside", to)).await, in_the_way);
+        }
+        let disable = |disabled| format!("UPDATE users SET disabled = {disabled} WHERE username = '{name}'");
+        if purpose != Purpose::VerifyEmail {
+            database.sql.execute(&disable(true)).await;
+            assert_dead(&app, purpose, &good, "one of a disabled account").await;
+            database.sql.execute(&disable(false)).await;
+        }
+        assert_good(&app, purpose, &good).await;
+    }
+    app.stop().await;
+}
+
+async fn a_verification_proves_only_the_registration_that_it_was_mailed_for(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    let before = sign_up(&app, "ada").await;
+    // And one that is still on its way when the account goes.
+    app.mails.fail_with(Some(SendErrorKind::Transient));
+    app.sign_up("grace").await;
+    wait_until("it has failed", async || (failed_mails(&app, database, "true").await == 1).then_some(())).await;
+    assert_eq!(database.sql.execute("DELETE FROM users").await, 2);
+    app.mails.fail_with(None);
+    let_retries_come(&app, database);
+    for name in ["ada", "grace"] {
+        let request =
+            SignUpRequest { username: format!("not-{name}"), email: address(name), password: NEW_PASSWORD.to_owned() };
+        app.try_sign_up(request).await.expect("the address is free again");
+    }
+    let after = app.token_to("ada@example.com", MailKind::VerifyEmail).await;
+    app.token_to("grace@example.com", MailKind::VerifyEmail).await;
+    app.assert_no_more_mail().await;
+    assert_dead(&app, Purpose::VerifyEmail, &before, "one of the registration before").await;
+    assert_eq!(database.sql.number("SELECT count(*) FROM users WHERE email_verified").await, 0);
+    assert_good(&app, Purpose::VerifyEmail, &after).await;
+    assert_eq!(database.sql.number("SELECT count(*) FROM users WHERE email_verified").await, 1);
+    app.stop().await;
+}
+
+async fn a_token_is_dead_once_its_account_has_another_address(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    let verification = sign_up(&app, "ada").await;
+    let reset = token(&app, Purpose::ResetPassword, "ada").await;
+    let change = token(&app, Purpose::ChangeEmail, "ada").await;
+    let changed = app.account().confirm_email_change(ConfirmEmailChangeRequest { token: change }).await;
+    let user = changed.expect("a change").into_inner().user.expect("a user");
+    assert_eq!((user.email.as_str(), user.email_verified), ("new-ada@example.com", true));
+    let told = app.mail_to("ada@example.com", MailKind::EmailChanged).await;
+    assert!(told.letter.text.contains("new-ada@example.com"), "{}", told.letter.text);
+    for (purpose, token) in [(Purpose::VerifyEmail, &verification), (Purpose::ResetPassword, &reset)] {
+        assert_dead(&app, purpose, token, "one for the address before").await;
+    }
+    // Nor do they come back to life with the address.
+    database.sql.execute("UPDATE users SET email = 'ada@example.com'").await;
+    for (purpose, token) in [(Purpose::VerifyEmail, &verification), (Purpose::ResetPassword, &reset)] {
+        assert_dead(&app, purpose, token, "one from before two changes").await;
+    }
+
+    // Whatever changes it.
+    let verification = sign_up(&app, "grace").await;
+    let reset = token(&app, Purpose::ResetPassword, "grace").await;
+    let rename = |from, to| format!("UPDATE users SET email = '{to}@example.com' WHERE email = '{from}@example.com'");
+    assert_eq!(database.sql.execute(&rename("grace", "hopper")).await, 1);
+    for (purpose, token) in [(Purpose::VerifyEmail, &verification), (Purpose::ResetPassword, &reset)] {
+        assert_dead(&app, purpose, token, "one for another address").await;
+    }
+    assert_eq!(database.sql.number("SELECT count(*) FROM users WHERE email_verified").await, 1);
+    database.sql.execute(&rename("hopper", "grace")).await;
+    assert_good(&app, Purpose::VerifyEmail, &verification).await;
+    app.stop().await;
+}
+
+async fn an_access_token_says_that_the_address_is_verified_from_the_next_one_on(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    let token = sign_up(&app, "ada").await;
+    let before = app.log_in("ada").await;
+    assert_eq!(claim(&before, "email_verified"), serde_json::json!(false));
+    app.assert_no_more_mail().await;
+    app.pass(1.minutes());
+    let verified = app.account().verify_email(VerifyEmailRequest { token }).await.expect("verified");
+    let user = verified.into_inner().user.expect("a user");
+    assert!(user.email_verified);
+    assert_eq!(user.update_time.expect("a time").seconds, (START + 1.minutes()).unix_timestamp());
+    assert_eq!(app.me(&before.access_token).await, Ok(user), "the old token is as good as before");
+    let refreshed = app.refresh(&before.refresh_token).await.expect("the next tokens");
+    for tokens in [refreshed, app.log_in("ada").await] {
+        assert_eq!(claim(&tokens, "email_verified"), serde_json::json!(true));
+    }
+    app.resend_verification("ada@example.com").await.expect("the same answer");
+    app.assert_no_more_mail().await;
+    app.stop().await;
+}
+
+async fn where_addresses_must_be_verified_whoever_reads_the_mail_gets_in(database: &Database) {
+    let app = TestApp::start(database, &["--require-verified-email"]).await;
+    let verification = sign_up(&app, "ada").await;
+    assert_fails(app.try_log_in("ada@example.com", PASSWORD).await, FailedPrecondition, "EMAIL_NOT_VERIFIED");
+    assert_good(&app, Purpose::VerifyEmail, &verification).await;
+    assert_eq!(claim(&app.log_in("ada").await, "email_verified"), serde_json::json!(true));
+
+    // A reset's token came by mail, too.
+    let verification = sign_up(&app, "grace").await;
+    let reset = token(&app, Purpose::ResetPassword, "grace").await;
+    assert_good(&app, Purpose::ResetPassword, &reset).await;
+    app.try_log_in("grace@example.com", NEW_PASSWORD).await.expect("a session");
+    assert_dead(&app, Purpose::VerifyEmail, &verification, "one that proves nothing more").await;
+    app.stop().await;
+}
+
+async fn a_reset_leaves_no_session_and_no_token_alive(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    let verification = sign_up(&app, "ada").await;
+    sign_up(&app, "grace").await;
+    let sessions = [app.log_in("ada").await, app.log_in("ada").await];
+    let of_grace = app.log_in("grace").await;
+    let change = token(&app, Purpose::ChangeEmail, "ada").await;
+    app.mail_to("ada@example.com", MailKind::EmailChangeRequested).await;
+    let reset = token(&app, Purpose::ResetPassword, "ada").await;
+
+    app.reset_password(&reset, NEW_PASSWORD).await.expect("a new password");
+    for tokens in &sessions {
+        app.assert_session_over(tokens).await;
+    }
+    assert_eq!(database.sql.number("SELECT count(*) FROM sessions WHERE revoke_time IS NULL").await, 1);
+    app.me(&of_grace.access_token).await.expect("somebody else's session");
+    assert_dead(&app, Purpose::ChangeEmail, &change, "a pending change").await;
+    assert_dead(&app, Purpose::VerifyEmail, &verification, "the reset verified the address").await;
+    assert_fails(app.try_log_in("ada@example.com", PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
+    app.try_log_in("ada@example.com", NEW_PASSWORD).await.expect("a session");
+    app.mail_to("ada@example.com", MailKind::PasswordChanged).await;
+
+    // What is still on its way does not arrive either.
+    let reset = token(&app, Purpose::ResetPassword, "grace").await;
+    app.mails.fail_with(Some(SendErrorKind::Transient));
+    for purpose in [Purpose::VerifyEmail, Purpose::ChangeEmail] {
+        ask(&app, purpose, "grace").await;
+    }
+    wait_until("all have failed", async || (failed_mails(&app, database, "true").await == 3).then_some(())).await;
+    app.reset_password(&reset, NEW_PASSWORD).await.expect("a new password");
+    app.mails.fail_with(None);
+    let_retries_come(&app, database);
+    app.mail_to("grace@example.com", MailKind::PasswordChanged).await;
+    app.mail_to("grace@example.com", MailKind::EmailChangeRequested).await;
+    app.assert_no_more_mail().await;
+    app.stop().await;
+}
+
+async fn a_change_of_password_leaves_only_the_session_that_it_opens(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    let verification = sign_up(&app, "ada").await;
+    let (own, other) = (app.log_in("ada").await, app.log_in("ada").await);
+    let change = token(&app, Purpose::ChangeEmail, "ada").await;
+    let reset = token(&app, Purpose::ResetPassword, "ada").await;
+    let wrong = app.change_password(&own.access_token, NEW_PASSWORD, NEW_PASSWORD).await;
+    assert_fails(wrong, Unauthenticated, "INVALID_CREDENTIALS");
+    let weak = app.change_password(&own.access_token, PASSWORD, "ada@example.com").await;
+    assert_eq!(assert_fails(weak, InvalidArgument, "INVALID_FIELD").fields, ["new_password"]);
+    app.me(&other.access_token).await.expect("nothing has changed");
+
+    let fresh = app.change_password(&own.access_token, PASSWORD, NEW_PASSWORD).await.expect("a fresh session");
+    for tokens in [&own, &other] {
+        app.assert_session_over(tokens).await;
+    }
+    app.me(&fresh.access_token).await.expect("a live session");
+    app.refresh(&fresh.refresh_token).await.expect("and it goes on");
+    assert_eq!(database.sql.number("SELECT count(*) FROM sessions WHERE revoke_time IS NULL").await, 1);
+    assert_dead(&app, Purpose::ChangeEmail, &change, "a pending change").await;
+    assert_dead(&app, Purpose::ResetPassword, &reset, "a reset").await;
+    assert_good(&app, Purpose::VerifyEmail, &verification).await;
+    assert_fails(app.try_log_in("ada@example.com", PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
+    app.try_log_in("ada@example.com", NEW_PASSWORD).await.expect("a session");
+    app.mail_to("ada@example.com", MailKind::PasswordChanged).await;
+    app.stop().await;
+}
+
+async fn a_password_that_is_refused_leaves_the_token_good(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    sign_up(&app, "wolframite").await;
+    let reset = token(&app, Purpose::ResetPassword, "wolframite").await;
+    for weak in ["", "short", "password1234", "wolframite77"] {
+        let refused = assert_fails(app.reset_password(&reset, weak).await, InvalidArgument, "INVALID_FIELD");
+        assert_eq!(refused.fields, ["new_password"], "{weak}");
+    }
+    let refused = assert_fails(app.reset_password("", "short").await, InvalidArgument, "INVALID_FIELD");
+    assert_eq!(refused.fields[0], "token");
+    app.log_in("wolframite").await;
+    assert_good(&app, Purpose::ResetPassword, &reset).await;
+    app.stop().await;
+}
+
+async fn a_token_that_another_master_key_made_is_worth_nothing(database: &Database) {
+    let [one, another] =
+        [MASTER_KEY.to_owned(), MASTER_KEY.replace("AAECAw", "AwIBAA")].map(|key| format!("--master-key={key}"));
+    let app = TestApp::start(database, &[&one]).await;
+    let before = sign_up(&app, "ada").await;
+    // What was sealed under the one key would keep the service from starting under another.
+    database.sql.execute("DELETE FROM signing_keys").await;
+    let app = app.restart(&[&another]).await;
+    assert_dead(&app, Purpose::VerifyEmail, &before, "one that another key made").await;
+    let after = token(&app, Purpose::VerifyEmail, "ada").await;
+    assert_good(&app, Purpose::VerifyEmail, &after).await;
+    app.stop().await;
+}
