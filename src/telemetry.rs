@@ -88,6 +88,10 @@ fn describe() {
     describe_histogram!("postern_hash_duration_seconds", Unit::Seconds, "How long password hashes took");
     describe_gauge!("postern_database_connections", "Connections to the database, by state");
     describe_gauge!("postern_database_up", "Whether the database answered the last ping");
-    describe_counter!("postern_sessions_opened_total", "Sessions opened by login");
+    describe_counter!("postern_sessions_opened_total", "Sessions opened by login or by a change of password");
     describe_counter!("postern_refreshes_total", "Refresh tokens presented, by outcome");
+    describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
+    describe_counter!("postern_mails_withheld_total", "Mails that were asked for too often, by the limit that they hit");
+    describe_gauge!("postern_mail_queue", "Mails in the outbox, by state");
+    describe_counter!("postern_housekeeping_total", "Deletions of what is over, by outcome");
 }

@@ -11,9 +11,12 @@ import pytest
 
 from support import pb
 from support.engine import Postgres, Sqlite
+from support.http import Rest
 from support.keys import published_keys
+from support.mail import Mailbox
 from support.postgres import Cluster, find_binaries
 from support.server import Server
+from support.ways import ByGrpc, ByRest
 
 ENGINES = ("sqlite", "postgres")
 LEFT_OUT = pytest.StashKey[set]()
@@ -101,12 +104,42 @@ def start_server(binary, tmp_path):
     _close_all(started)
 
 
+@pytest.fixture
+def start_mailbox():
+    """Starts an SMTP server of the test's own, which it may upset."""
+    started = []
+
+    def start(**options) -> Mailbox:
+        started.append(Mailbox(**options))
+        return started[-1].start()
+
+    yield start
+    for mailbox in started:
+        mailbox.close()
+
+
+@pytest.fixture(scope="module")
+def mailbox():
+    """The SMTP server that a module's tests share."""
+    mailbox = Mailbox()
+    try:
+        yield mailbox.start()
+    finally:
+        mailbox.close()
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    """What the shared server of a module is told. A module that wants something else has its own."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=ENGINES)
-def server(request, binary, tmp_path_factory):
+def server(request, binary, tmp_path_factory, settings):
     """The server that a module's tests share, on each engine. Everybody in it is new."""
     directory = tmp_path_factory.mktemp("server")
     engine = _new_engine(request.param, request, directory)
-    server = Server(binary, engine, directory)
+    server = Server(binary, engine, directory, **settings)
     try:
         yield server.start()
     finally:
@@ -118,6 +151,12 @@ def server(request, binary, tmp_path_factory):
 def client(server):
     """A connection to the shared server."""
     return server.client
+
+
+@pytest.fixture(params=["gRPC", "REST"])
+def way(request, server):
+    """Calls to the shared server, by gRPC and by REST."""
+    return ByGrpc(server.client) if request.param == "gRPC" else ByRest(Rest(server))
 
 
 @pytest.fixture

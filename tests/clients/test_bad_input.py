@@ -13,8 +13,13 @@ import pytest
 from support import http2, pb
 from support.client import SERVICE, Person
 from support.expect import expect_error, expect_invalid, expect_unauthenticated, failure_of
+from support.outbox import settle
 
-METHODS = ("SignUp", "Login", "Refresh", "Logout", "GetMe")
+AUTHENTICATED = ("GetMe", "ChangePassword", "RequestEmailChange")
+METHODS = (
+    "SignUp", "Login", "Refresh", "Logout", "VerifyEmail", "ResendVerificationEmail", "RequestPasswordReset",
+    "ResetPassword", "ConfirmEmailChange", *AUTHENTICATED,
+)  # fmt: skip
 
 CONTROL_CHARACTERS = {
     "NUL": "\0",
@@ -47,6 +52,8 @@ NOT_A_STRING = {
 @pytest.fixture
 def nothing_written(server):
     """Compares every table before and after: no row came, no account or session went."""
+    # What newcomers are mailed is behind us.
+    settle(server.engine)
     before = server.engine.counts()
     yield
     assert server.client.health() == "SERVING", "the server lives"
@@ -147,7 +154,8 @@ def test_all_bad_fields_are_named_at_once(client, nothing_written):
 
 
 def test_a_password_over_1024_bytes_is_an_invalid_field_on_every_rpc_that_takes_one(client, newcomer, nothing_written):
-    person, _ = newcomer
+    person, tokens = newcomer
+    bearer, good = tokens.access_token, Person().password
     too_long = secrets.token_hex(512) + "x"
     # 1024 code points, but more bytes.
     too_wide = secrets.token_hex(511) + "éé"
@@ -155,6 +163,14 @@ def test_a_password_over_1024_bytes_is_an_invalid_field_on_every_rpc_that_takes_
         expect_invalid(lambda password=password: client.sign_up(Person(password=password)), "password")
         expect_invalid(
             lambda password=password: client.login(Person(email=person.email, password=password)), "password"
+        )
+        expect_invalid(lambda password=password: client.reset_password("token", password), "new_password")
+        expect_invalid(lambda password=password: client.change_password(bearer, password, good), "current_password")
+        expect_invalid(
+            lambda password=password: client.change_password(bearer, person.password, password), "new_password"
+        )
+        expect_invalid(
+            lambda password=password: client.request_email_change(bearer, Person().email, password), "password"
         )
 
 
@@ -168,6 +184,13 @@ def test_an_oversize_message_is_an_invalid_argument(client, newcomer, nothing_wr
     expect_error(lambda: client.login(Person(email=person.email, password=huge)), invalid)
     expect_error(lambda: client.refresh(huge), invalid)
     expect_error(lambda: client.logout(huge), invalid)
+    expect_error(lambda: client.verify_email(huge), invalid)
+    expect_error(lambda: client.confirm_email_change(huge), invalid)
+    expect_error(lambda: client.resend_verification(huge), invalid)
+    expect_error(lambda: client.request_password_reset(huge), invalid)
+    expect_error(lambda: client.reset_password("token", huge), invalid)
+    expect_error(lambda: client.change_password(tokens.access_token, person.password, huge), invalid)
+    expect_error(lambda: client.request_email_change(tokens.access_token, huge, person.password), invalid)
     bearer = [("authorization", f"Bearer {tokens.access_token}")]
     # GetMe has no fields: an unknown one of that size.
     padding = b"\xba\x3e" + _varint(size) + b"x" * size
@@ -178,18 +201,21 @@ def test_an_oversize_message_is_an_invalid_argument(client, newcomer, nothing_wr
 @pytest.mark.parametrize("body", NOT_PROTOBUF.values(), ids=NOT_PROTOBUF.keys())
 def test_bytes_that_are_no_message_are_an_invalid_argument(client, newcomer, nothing_written, method, body):
     _, tokens = newcomer
-    bearer = [("authorization", f"Bearer {tokens.access_token}")] if method == "GetMe" else []
+    bearer = [("authorization", f"Bearer {tokens.access_token}")] if method in AUTHENTICATED else []
     expect_error(lambda: client.send_bytes(method, body, metadata=bearer), grpc.StatusCode.INVALID_ARGUMENT)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "GetMe"])
 @pytest.mark.parametrize("body", NOT_A_STRING.values(), ids=NOT_A_STRING.keys())
-def test_bytes_that_are_no_string_are_an_invalid_argument(client, nothing_written, method, body):
-    expect_error(lambda: client.send_bytes(method, body), grpc.StatusCode.INVALID_ARGUMENT)
+def test_bytes_that_are_no_string_are_an_invalid_argument(client, newcomer, nothing_written, method, body):
+    _, tokens = newcomer
+    bearer = [("authorization", f"Bearer {tokens.access_token}")] if method in AUTHENTICATED else []
+    expect_error(lambda: client.send_bytes(method, body, metadata=bearer), grpc.StatusCode.INVALID_ARGUMENT)
 
 
 def test_bytes_without_a_token_tell_nothing_about_the_message(client, nothing_written):
-    expect_unauthenticated(lambda: client.send_bytes("GetMe", b"\xff\xff"), "TOKEN_MISSING")
+    for method in AUTHENTICATED:
+        expect_unauthenticated(lambda method=method: client.send_bytes(method, b"\xff\xff"), "TOKEN_MISSING")
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """Acknowledged is durable: SIGKILL right after an OK loses nothing, on both engines.
 
 It owns the process that dies. A database that dies is in `test_outage`, clients
-that go away are in `test_cancellation`.
+that go away are in `test_cancellation`. Mail that is on its way is in `test_mail_faults`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 
 from support.client import Person
-from support.expect import expect_unauthenticated, failure_of
+from support.expect import expect_error, expect_unauthenticated, failure_of
+from support.mail import RESET, VERIFY
 from support.wait import wait_until
 
 
@@ -76,6 +78,29 @@ def test_a_theft_is_there_after_a_kill(engine, start_server):
 
     expect_unauthenticated(lambda: server.client.me(third.access_token), "SESSION_REVOKED")
     expect_unauthenticated(lambda: server.client.refresh(third.refresh_token), "REFRESH_TOKEN_INVALID")
+
+
+def test_what_a_token_from_a_mail_did_is_there_after_a_kill(engine, start_server, start_mailbox):
+    mailbox = start_mailbox()
+    server = start_server(engine, mail_url=mailbox.url)
+    verified, _ = server.client.newcomer()
+    reset, tokens = server.client.newcomer()
+    server.client.request_password_reset(reset.email)
+    used = mailbox.token(verified.email, VERIFY), mailbox.token(reset.email, RESET)
+    again = replace(reset, password=Person().password)
+
+    server.client.verify_email(used[0])
+    server.client.reset_password(used[1], again.password)
+    server.kill()
+    server.restart()
+
+    assert server.client.me(server.client.login(verified).access_token).email_verified
+    assert server.client.login(again)
+    expect_unauthenticated(lambda: server.client.login(reset), "INVALID_CREDENTIALS")
+    expect_unauthenticated(lambda: server.client.refresh(tokens.refresh_token), "REFRESH_TOKEN_INVALID")
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    expect_error(lambda: server.client.verify_email(used[0]), invalid, "ONE_TIME_TOKEN_INVALID")
+    expect_error(lambda: server.client.reset_password(used[1], again.password), invalid, "ONE_TIME_TOKEN_INVALID")
 
 
 def test_a_kill_amid_sign_ups_keeps_every_one_that_was_acknowledged(engine, start_server):

@@ -8,7 +8,7 @@ stands in `DIFFERENT` with Envoy's own status and the reason, and is still made.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
 import pytest
@@ -17,6 +17,7 @@ from support import contract, jose
 from support.client import Person
 from support.envoy import Envoy, ThroughEnvoy
 from support.http import Rest
+from support.mail import CHANGE, RESET, VERIFY
 
 pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
 
@@ -25,13 +26,28 @@ UUID_V7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0
 JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
 
 
+@pytest.fixture(scope="module")
+def settings(mailbox):
+    return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
+
+
 class Somebody:
     """Somebody with a session, and a stranger without an account: new for each call that has effects."""
 
-    def __init__(self, server):
+    def __init__(self, server, mailbox):
         self.person, self.tokens = server.client.newcomer()
         self.stranger = Person()
         self.server = server
+        self.mailbox = mailbox
+
+    def mailed(self, kind: str) -> str:
+        """A live token from a mail of this kind. A change of address is to the stranger's."""
+        client = self.server.client
+        if kind == RESET:
+            client.request_password_reset(self.person.email)
+        if kind == CHANGE:
+            client.request_email_change(self.tokens.access_token, self.stranger.email, self.person.password)
+        return self.mailbox.token(self.stranger.email if kind == CHANGE else self.person.email, kind)
 
     def known_strings(self) -> dict[str, str]:
         people = {"person": self.person, "stranger": self.stranger}
@@ -80,12 +96,34 @@ SIGN_UP, LOGIN, REFRESH, LOGOUT, ME = (
     f"AuthService.{name}" for name in ("SignUp", "Login", "Refresh", "Logout", "GetMe")
 )
 
+VERIFY_EMAIL, RESEND, FORGOT, RESET_PASSWORD, CHANGE_PASSWORD, NEW_EMAIL, CONFIRM = (
+    f"AccountService.{name}"
+    for name in (
+        "VerifyEmail",
+        "ResendVerificationEmail",
+        "RequestPasswordReset",
+        "ResetPassword",
+        "ChangePassword",
+        "RequestEmailChange",
+        "ConfirmEmailChange",
+    )
+)
+# Who calls these shows an access token.
+AUTHENTICATED = {CHANGE_PASSWORD, NEW_EMAIL}
+
 # A call of each RPC with a body that succeeds; the malformed rows below are made from it.
 GOOD: dict[str, Callable[[Somebody], dict]] = {
     SIGN_UP: lambda s: {name: getattr(s.stranger, name) for name in NAMES},
     LOGIN: lambda s: {"email": s.person.email, "password": s.person.password},
     REFRESH: lambda s: {"refreshToken": s.tokens.refresh_token},
     LOGOUT: lambda s: {"refreshToken": s.tokens.refresh_token},
+    VERIFY_EMAIL: lambda s: {"token": s.mailed(VERIFY)},
+    RESEND: lambda s: {"email": s.person.email},
+    FORGOT: lambda s: {"email": s.person.email},
+    RESET_PASSWORD: lambda s: {"token": s.mailed(RESET), "newPassword": s.stranger.password},
+    CHANGE_PASSWORD: lambda s: {"currentPassword": s.person.password, "newPassword": s.stranger.password},
+    NEW_EMAIL: lambda s: {"newEmail": s.stranger.email, "password": s.person.password},
+    CONFIRM: lambda s: {"token": s.mailed(CHANGE)},
 }
 
 
@@ -145,11 +183,32 @@ WITH_A_BODY: dict[str, tuple[int, Callable[[dict], Call]]] = {
     "another content type": (415, lambda good: Call(good, headers=PLAIN)),
 }
 
+
+def made_by(somebody: Somebody, rpc: str, call: Call) -> Call:
+    """The same call with the token that it needs, if it needs one."""
+    needs_token = rpc in AUTHENTICATED and call.token is None
+    return replace(call, token=somebody.tokens.access_token) if needs_token else call
+
+
+def good(rpc: str, **changes) -> Callable[[Somebody], Call]:
+    """The good call of an RPC, but for these fields."""
+    return lambda s: made_by(s, rpc, Call({**GOOD[rpc](s), **changes}))
+
+
+def used(somebody: Somebody, rpc: str) -> dict:
+    """The good call of an RPC, made already."""
+    call = GOOD[rpc](somebody)
+    [route] = [route for route in contract.routes() if route.rpc == rpc]
+    Rest(somebody.server).post(route.template, call).ok()
+    return call
+
+
 ROWS = [
     *(
-        Row(rpc, name, status, lambda s, rpc=rpc, call=call: call(GOOD[rpc](s)))
+        Row(rpc, name, status, lambda s, rpc=rpc, call=call: made_by(s, rpc, call(GOOD[rpc](s))))
         for rpc in GOOD
         for name, (status, call) in WITH_A_BODY.items()
+        if not (rpc in AUTHENTICATED and name == "a good call with a stale token")
     ),
     Row(SIGN_UP, "a taken username", 409, lambda s: Call({**GOOD[SIGN_UP](s), "username": s.person.username})),
     Row(SIGN_UP, "a taken email", 409, lambda s: Call({**GOOD[SIGN_UP](s), "email": s.person.email})),
@@ -168,6 +227,23 @@ ROWS = [
     Row(LOGOUT, "everywhere as another word", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "perhaps"})),
     Row(LOGOUT, "a boolean as text", 400, lambda s: Call({**GOOD[LOGOUT](s), "everywhere": "true"})),
     Row(LOGOUT, "nonsense", 401, lambda s: Call({"refreshToken": "nonsense"})),
+    *(Row(rpc, "nonsense", 400, good(rpc, token="nonsense")) for rpc in (VERIFY_EMAIL, RESET_PASSWORD, CONFIRM)),
+    *(
+        Row(rpc, "a used token", 400, lambda s, rpc=rpc: Call(used(s, rpc)))
+        for rpc in (VERIFY_EMAIL, RESET_PASSWORD, CONFIRM)
+    ),
+    *(Row(rpc, "an unknown email", 200, good(rpc, email="nobody@example.com")) for rpc in (RESEND, FORGOT)),
+    *(Row(rpc, "no email", 400, good(rpc, email="nobody")) for rpc in (RESEND, FORGOT)),
+    Row(RESET_PASSWORD, "a weak password", 400, good(RESET_PASSWORD, newPassword="password1")),
+    Row(RESET_PASSWORD, "all fields empty", 400, good(RESET_PASSWORD, token="", newPassword="")),
+    *(Row(rpc, "no token", 401, lambda s, rpc=rpc: Call(GOOD[rpc](s))) for rpc in AUTHENTICATED),
+    *(Row(rpc, "an old token", 401, lambda s, rpc=rpc: Call(GOOD[rpc](s), token=ended(s))) for rpc in AUTHENTICATED),
+    Row(CHANGE_PASSWORD, "a wrong password", 401, good(CHANGE_PASSWORD, currentPassword="Quiet-918273645-otter")),
+    Row(CHANGE_PASSWORD, "a weak password", 400, good(CHANGE_PASSWORD, newPassword="password1")),
+    Row(NEW_EMAIL, "a wrong password", 401, good(NEW_EMAIL, password="Quiet-918273645-otter")),
+    Row(NEW_EMAIL, "no email", 400, good(NEW_EMAIL, newEmail="nobody")),
+    Row(NEW_EMAIL, "a taken email", 409, lambda s: good(NEW_EMAIL, newEmail=s.server.client.newcomer()[0].email)(s)),
+    Row(NEW_EMAIL, "one's own email", 400, lambda s: good(NEW_EMAIL, newEmail=s.person.email)(s)),
     Row(ME, "a good call", 200, lambda s: Call(token=s.tokens.access_token)),
     Row(ME, "the scheme in capitals", 200, lambda s: Call(headers=authorized(f"BEARER {s.tokens.access_token}"))),
     Row(ME, "an empty query", 200, lambda s: Call(token=s.tokens.access_token, query="?")),
@@ -193,9 +269,15 @@ DIFFERENT: dict[str, tuple[int, str]] = {
     "single quotes": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §7)"),
     "another content type": (200, "Envoy reads any body as JSON: another origin's form needs no preflight to call"),
     "a boolean as text": (200, 'Envoy reads "true"; in proto3 JSON a bool is true or false'),
-    "the fields in the query": (200, 'Envoy binds them; `body: "*"` leaves none to the query (google/api/http.proto), and no password'),
+    "the fields in the query": (
+        200,
+        'Envoy binds them; `body: "*"` leaves none to the query (google/api/http.proto), and no password',
+    ),
     "another method": (404, "Envoy looks up method and path as one: no 405 with `Allow` (RFC 9110 §15.5.6)"),
-    "a slash behind": (200, "Envoy's path matcher drops it; a variant of a path reaches no RPC (security.md, Authority)"),
+    "a slash behind": (
+        200,
+        "Envoy's path matcher drops it; a variant of a path reaches no RPC (security.md, Authority)",
+    ),
 }
 
 
@@ -210,9 +292,9 @@ def proxy(server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_the_gateway_and_envoy_answer_alike(server, proxy, row):
+def test_the_gateway_and_envoy_answer_alike(server, mailbox, proxy, row):
     # Calls with effects cannot be made twice by the same person.
-    somebody, somebody_else = Somebody(server), Somebody(server)
+    somebody, somebody_else = Somebody(server, mailbox), Somebody(server, mailbox)
     ours = row.send(Rest(server), somebody)
     theirs = row.send(ThroughEnvoy(server, proxy), somebody_else)
 
@@ -229,8 +311,8 @@ def test_the_gateway_and_envoy_answer_alike(server, proxy, row):
         assert (error["message"], error["details"]) == (status["message"], status.get("details", []))
 
 
-def test_who_am_i_is_the_same_to_the_letter_whatever_the_account_holds(server, proxy):
-    somebody = Somebody(server)
+def test_who_am_i_is_the_same_to_the_letter_whatever_the_account_holds(server, mailbox, proxy):
+    somebody = Somebody(server, mailbox)
     token = somebody.tokens.access_token
     second = 1_700_000_000 * 1_000_000
     # Whole seconds, milliseconds, microseconds; the epoch; the last second of the year 9999.

@@ -14,10 +14,23 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from support import pb
-from support.client import SERVICE, TIMEOUT, Person
+from support.client import ACCOUNT_SERVICE, SERVICE, TIMEOUT, Person
 from support.expect import failure_of
+from support.mail import RESET
 
-SERVICES = {SERVICE, "grpc.health.v1.Health"}
+SERVICES = {SERVICE, ACCOUNT_SERVICE, "grpc.health.v1.Health"}
+RPCS = {
+    SERVICE: {"SignUp", "Login", "Refresh", "Logout", "GetMe"},
+    ACCOUNT_SERVICE: {
+        "VerifyEmail",
+        "ResendVerificationEmail",
+        "RequestPasswordReset",
+        "ResetPassword",
+        "ChangePassword",
+        "RequestEmailChange",
+        "ConfirmEmailChange",
+    },
+}
 # grpcurl exits with 64 + the gRPC code.
 UNAUTHENTICATED = 64 + 16
 INVALID_ARGUMENT = 64 + 3
@@ -54,14 +67,15 @@ def test_list_names_the_services(grpcurl):
     assert set(grpcurl("list").split()) >= SERVICES
 
 
-def test_list_of_the_service_names_its_rpcs(grpcurl):
-    listed = grpcurl("list", SERVICE).split()
-    assert set(listed) == {f"{SERVICE}.{name}" for name in ("SignUp", "Login", "Refresh", "Logout", "GetMe")}
+@pytest.mark.parametrize("service", RPCS)
+def test_list_of_a_service_names_its_rpcs(grpcurl, service):
+    assert set(grpcurl("list", service).split()) == {f"{service}.{name}" for name in RPCS[service]}
 
 
-def test_describe_shows_the_contract(grpcurl):
-    described = grpcurl("describe", SERVICE)
-    for name in ("SignUp", "Login", "Refresh", "Logout", "GetMe"):
+@pytest.mark.parametrize("service", RPCS)
+def test_describe_shows_the_contract(grpcurl, service):
+    described = grpcurl("describe", service)
+    for name in RPCS[service]:
         # grpcurl writes types with a leading dot.
         assert f"rpc {name} ( .{pb.PACKAGE}.{name}Request ) returns ( .{pb.PACKAGE}.{name}Response )" in described
     assert "string refresh_token" in grpcurl("describe", f"{pb.PACKAGE}.RefreshRequest")
@@ -94,7 +108,7 @@ def test_reflection_can_be_switched_off(embedded, start_server):
     assert server.client.health() == "SERVING"
 
 
-@pytest.mark.parametrize("service", ["", SERVICE])
+@pytest.mark.parametrize("service", ["", SERVICE, ACCOUNT_SERVICE])
 def test_health_is_serving(grpcurl, service):
     answer = json.loads(grpcurl("grpc.health.v1.Health/Check", data={"service": service}))
     assert answer == {"status": "SERVING"}
@@ -117,6 +131,23 @@ def test_a_whole_journey(grpcurl):
 
     refused = grpcurl(f"{SERVICE}/GetMe", data={}, token=fresh["accessToken"], exit_code=UNAUTHENTICATED)
     assert "SESSION_REVOKED" in refused
+
+
+def test_a_password_is_reset(embedded, start_server, start_mailbox, grpcurl_path):
+    mailbox = start_mailbox()
+    server = start_server(embedded, mail_url=mailbox.url)
+    person, again = server.client.newcomer()[0], Person()
+
+    def call(rpc: str, **data: str) -> str:
+        command = [grpcurl_path, "-plaintext", "-max-time", "15", "-d", json.dumps(data), server.address]
+        done = subprocess.run([*command, rpc], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert json.loads(call(f"{ACCOUNT_SERVICE}/RequestPasswordReset", email=person.email)) == {}
+    token = mailbox.token(person.email, RESET)
+    assert json.loads(call(f"{ACCOUNT_SERVICE}/ResetPassword", token=token, newPassword=again.password)) == {}
+    assert json.loads(call(f"{SERVICE}/Login", email=person.email, password=again.password))["tokens"]
 
 
 def test_an_error_shows_its_reason_and_fields_to_a_person(grpcurl):

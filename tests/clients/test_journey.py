@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from support import pb
-from support.client import Person
+from support.client import ACCOUNT_SERVICE, SERVICE, Person
 from support.expect import expect_error, expect_unauthenticated, failure_of, reason_of
 from support.wait import wait_until
 
@@ -251,9 +251,9 @@ def test_an_unknown_method_is_unimplemented(client):
         expect_error(lambda method=method: client.send_bytes(method, b""), grpc.StatusCode.UNIMPLEMENTED)
 
 
-def test_every_rpc_of_the_service_declares_who_may_call_it():
+def test_every_rpc_declares_who_may_call_it():
     declared = {}
-    for method in pb.service("AuthService").methods:
+    for method in (*pb.service("AuthService").methods, *pb.service("AccountService").methods):
         options = {option.name: value for option, value in method.GetOptions().ListFields()}
         declared[method.name] = options.get("access")
 
@@ -264,10 +264,18 @@ def test_every_rpc_of_the_service_declares_who_may_call_it():
         "Refresh": public,
         "Logout": public,
         "GetMe": authenticated,
+        "VerifyEmail": public,
+        "ResendVerificationEmail": public,
+        "RequestPasswordReset": public,
+        "ResetPassword": public,
+        "ChangePassword": authenticated,
+        "RequestEmailChange": authenticated,
+        "ConfirmEmailChange": public,
     }
 
 
 def test_health_is_serving_for_the_server_and_each_service(client):
     assert client.health("") == "SERVING"
-    assert client.health("postern.auth.v1.AuthService") == "SERVING"
+    for service in (SERVICE, ACCOUNT_SERVICE):
+        assert client.health(service) == "SERVING"
     assert failure_of(lambda: client.health("no.such.Service")).code() is grpc.StatusCode.NOT_FOUND

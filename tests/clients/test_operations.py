@@ -18,12 +18,15 @@ from support.client import Person
 from support.engine import Postgres
 from support.expect import failure_of
 from support.http import Rest
+from support.outbox import settle
 from support.postgres import Cluster
 from support.wait import wait_until
 
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 PAGE = pb.REPOSITORY / "docs/operations.md"
 ME = f"{pb.PACKAGE}.AuthService/GetMe"
+# What only happens where something fails: `test_mail_faults` makes it happen to mail.
+RARE = {"postern_mails_total": {"failed", "dead"}, "postern_housekeeping_total": {"failed"}}
 # The page says a second; a busy machine gets a few more.
 FOLLOWS_WITHIN = 5
 
@@ -77,6 +80,10 @@ def live_through_everything(server) -> tuple[Person, dict]:
     for call in (lambda: client.sign_up(person), lambda: client.login(Person()), lambda: client.me("nonsense")):
         failure_of(call)
     failure_of(lambda: client.send_bytes("/nowhere.Service/Nothing", b""))
+    # More mail than an address gets, and then more than a client may cause; the first is to nobody.
+    for email in (Person().email, *[person.email] * 11, *[Person().email] * 50):
+        client.request_password_reset(email)
+    settle(server.engine)
     return person, first
 
 
@@ -143,7 +150,7 @@ def test_every_metric_is_documented_and_every_documented_one_is_there(server, op
         assert {label for label, _ in used} == set(row.labels), name
         for label, listed in row.labels.items():
             values = {value for used_label, value in used if used_label == label}
-            assert not listed or values == listed, f"{label} of {name}"
+            assert not listed or listed - RARE.get(name, set()) <= values <= listed, f"{label} of {name}"
 
 
 @SQLITE_ALONE

@@ -60,6 +60,14 @@ def test_every_rpc_is_unavailable_while_the_database_is_away(outage):
             lambda: client.refresh(tokens.refresh_token),
             lambda: client.logout(tokens.refresh_token),
             lambda: client.me(tokens.access_token),
+            # Tokens of the right form: what they are worth is in the database.
+            lambda: client.verify_email("A" * 64),
+            lambda: client.confirm_email_change("A" * 64),
+            lambda: client.reset_password("A" * 64, Person().password),
+            lambda: client.resend_verification(person.email),
+            lambda: client.request_password_reset(person.email),
+            lambda: client.change_password(tokens.access_token, person.password, Person().password),
+            lambda: client.request_email_change(tokens.access_token, Person().email, person.password),
         ]
         with ThreadPoolExecutor(len(calls)) as pool:
             list(pool.map(expect_away, calls))

@@ -18,7 +18,10 @@ from support.refusal import detail, expect_refusal
 pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
 
 LOGIN = "/v1/auth/login"
-POSTS = ("/v1/auth/signup", LOGIN, "/v1/auth/refresh", "/v1/auth/logout")
+POSTS = (
+    "/v1/auth/signup", LOGIN, "/v1/auth/refresh", "/v1/auth/logout", "/v1/email/verify", "/v1/email/resend",
+    "/v1/email/change", "/v1/password/forgot", "/v1/password/reset",
+)  # fmt: skip
 # What the whole body is accused of, rather than a field.
 BODY = {""}
 SECRET = "Quiet-918273645546-otter"

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import pb
 
 SERVICE = f"{pb.PACKAGE}.AuthService"
+ACCOUNT_SERVICE = f"{pb.PACKAGE}.AccountService"
 # Above the server's own ten seconds, so that its answer is seen and not ours.
 TIMEOUT = 15
 
@@ -33,13 +34,21 @@ class Person:
     password: str = field(default_factory=lambda: f"Quiet-{secrets.token_hex(8)}-otter")
 
 
+def service_of(method: str) -> str:
+    """The full name of the service that has this method."""
+    for service in (ACCOUNT_SERVICE, SERVICE):
+        if method in pb.service(service.rpartition(".")[2]).methods_by_name:
+            return service
+    return SERVICE
+
+
 class Client:
     """One connection to one replica."""
 
     def __init__(self, address: str, remembered: set[str] | None = None):
         self.address = address
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self.auth = pb.stub("AuthService", self.channel)
+        self._stubs = [pb.stub(name, self.channel) for name in ("AuthService", "AccountService")]
         self._health = health_pb2_grpc.HealthStub(self.channel)
         self._remembered = remembered if remembered is not None else set()
 
@@ -55,7 +64,7 @@ class Client:
             sent.append(token)
         self._remember(sent)
         try:
-            reply = getattr(self.auth, method)(request, metadata=metadata, timeout=timeout)
+            reply = self._method(method)(request, metadata=metadata, timeout=timeout)
         except grpc.RpcError as error:
             error.secrets = sent
             raise
@@ -64,8 +73,8 @@ class Client:
         return reply
 
     def send_bytes(self, method: str, body: bytes, metadata=(), timeout: float = TIMEOUT) -> bytes:
-        """Sends bytes as they are to a method of AuthService, or to a whole path if it begins with a slash."""
-        path = method if method.startswith("/") else f"/{SERVICE}/{method}"
+        """Sends bytes as they are to a method, of AuthService if nobody has it, or to a whole path with its slash."""
+        path = method if method.startswith("/") else f"/{service_of(method)}/{method}"
         call = self.channel.unary_unary(path, request_serializer=None, response_deserializer=None)
         return call(body, metadata=list(metadata), timeout=timeout)
 
@@ -93,6 +102,30 @@ class Client:
     def me(self, access_token: str):
         return self.call("GetMe", pb.GetMeRequest(), token=access_token).user
 
+    def verify_email(self, token: str):
+        return self.call("VerifyEmail", pb.VerifyEmailRequest(token=token)).user
+
+    def resend_verification(self, email: str) -> None:
+        self.call("ResendVerificationEmail", pb.ResendVerificationEmailRequest(email=email))
+
+    def request_password_reset(self, email: str) -> None:
+        self.call("RequestPasswordReset", pb.RequestPasswordResetRequest(email=email))
+
+    def reset_password(self, token: str, new_password: str) -> None:
+        self.call("ResetPassword", pb.ResetPasswordRequest(token=token, new_password=new_password))
+
+    def change_password(self, access_token: str, current_password: str, new_password: str):
+        """Changes the password and returns the tokens of the fresh session."""
+        request = pb.ChangePasswordRequest(current_password=current_password, new_password=new_password)
+        return self.call("ChangePassword", request, token=access_token).tokens
+
+    def request_email_change(self, access_token: str, new_email: str, password: str) -> None:
+        request = pb.RequestEmailChangeRequest(new_email=new_email, password=password)
+        self.call("RequestEmailChange", request, token=access_token)
+
+    def confirm_email_change(self, token: str):
+        return self.call("ConfirmEmailChange", pb.ConfirmEmailChangeRequest(token=token)).user
+
     def health(self, service: str = "") -> str:
         """The health of a service by name, such as `SERVING`."""
         reply = self._health.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT)
@@ -101,6 +134,9 @@ class Client:
     def watch_health(self, service: str = ""):
         """The stream of a service's health; the caller cancels it."""
         return self._health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=100)
+
+    def _method(self, name: str):
+        return next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
 
     def _remember(self, values) -> None:
         # Shorter strings, and those a log line holds by chance, prove nothing.

@@ -7,9 +7,13 @@ how a test knows what was really written, and how it does what no RPC does yet.
 import base64
 import secrets
 import sqlite3
+import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from psycopg import sql
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_master_key() -> str:
@@ -41,6 +45,18 @@ class Engine:
     def tables(self) -> list[str]:
         raise NotImplementedError
 
+    def as_id(self, id: uuid.UUID):
+        """An id as a parameter."""
+        raise NotImplementedError
+
+    def as_time(self, moment: datetime):
+        """A moment as a parameter."""
+        raise NotImplementedError
+
+    def to_time(self, stored) -> datetime:
+        """A moment as a column holds it."""
+        raise NotImplementedError
+
     def counts(self) -> dict[str, int]:
         """How many rows each table holds."""
         return {table: self.query(f'SELECT count(*) FROM "{table}"')[0][0] for table in self.tables()}
@@ -53,6 +69,10 @@ class Engine:
         """Every row of every table as text, to search for what must not be there."""
         rows = (row for table in self.tables() for row in self.query(f'SELECT * FROM "{table}"'))
         return "\n".join(repr(tuple(_as_text(value) for value in row)) for row in rows)
+
+    def backups(self) -> dict[str, bytes]:
+        """The database as whoever copies it gets it, by the name of each way."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Removes the database."""
@@ -87,6 +107,24 @@ class Sqlite(Engine):
     def tables(self) -> list[str]:
         rows = self.query("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
         return [row[0] for row in rows]
+
+    def as_id(self, id: uuid.UUID) -> bytes:
+        return id.bytes
+
+    def as_time(self, moment: datetime) -> int:
+        return (moment - EPOCH) // timedelta(microseconds=1)
+
+    def to_time(self, stored: int) -> datetime:
+        return EPOCH + timedelta(microseconds=stored)
+
+    def backups(self) -> dict[str, bytes]:
+        files = {file.name: file.read_bytes() for file in self.data_directory.glob("postern.db*")}
+        connection = self._connect()
+        try:
+            files[".dump"] = "\n".join(connection.iterdump()).encode()
+        finally:
+            connection.close()
+        return files
 
     def _connect(self) -> sqlite3.Connection:
         file = self.data_directory / "postern.db"
@@ -123,6 +161,18 @@ class Postgres(Engine):
 
     def tables(self) -> list[str]:
         return [row[0] for row in self.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+
+    def as_id(self, id: uuid.UUID) -> uuid.UUID:
+        return id
+
+    def as_time(self, moment: datetime) -> datetime:
+        return moment
+
+    def to_time(self, stored: datetime) -> datetime:
+        return stored
+
+    def backups(self) -> dict[str, bytes]:
+        return {"pg_dump": self._cluster.dump(self.database)}
 
     def connections_in_transaction(self) -> int:
         """How many of the server's connections sit inside a transaction and do nothing."""

@@ -69,13 +69,15 @@ class Documented:
 
 
 def documented(page: Path) -> dict[str, Documented]:
-    """The table of metrics in the operations page, by name. A label's values stand behind a colon."""
+    """The table of metrics in the operations page, by name. Behind a colon stand the values of the label before it."""
     rows = {}
     for line in page.read_text().splitlines():
         if row := ROW.match(line):
             label, _, values = row["labels"].partition(":")
             names = QUOTED.findall(label)
             listed = set(QUOTED.findall(values))
-            assert len(names) == 1 or not listed, f"whose values are these? {line}"
-            rows[row["name"]] = Documented(row["type"], {name: listed for name in names})
+            assert names or not listed, f"whose values are these? {line}"
+            rows[row["name"]] = Documented(
+                row["type"], {name: listed if name == names[-1] else set() for name in names}
+            )
     return rows

@@ -64,6 +64,11 @@ class Cluster:
         """A connection in autocommit mode."""
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
+    def dump(self, database: str) -> bytes:
+        """What `pg_dump` makes of a database."""
+        command = [self._binaries / "pg_dump", "--dbname", self.url(database)]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60).stdout
+
     def start(self) -> "Cluster":
         """Starts it on its port and waits until it answers."""
         settings = {

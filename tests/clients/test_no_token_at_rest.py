@@ -1,0 +1,161 @@
+"""Who copies the database, or reads the log, holds no way in.
+
+It owns what is *not* there after every flow has run, also while mails are still to be delivered. The `log:`
+transport, which prints what it would mail, is not used here.
+"""
+
+import base64
+from dataclasses import replace
+
+import pytest
+
+from support import jose
+from support.client import Person
+from support.mail import CHANGE, RESET, VERIFY, Mood
+from support.outbox import id_of, row_of, settle, waiting
+from support.wait import wait_until
+
+
+class Secrets:
+    """Everything that would let somebody in, by what it is."""
+
+    def __init__(self):
+        self.passwords: set[str] = set()
+        self.session_tokens: set[str] = set()
+        self.mail_tokens: set[str] = set()
+
+    def person(self) -> Person:
+        person = Person()
+        self.passwords.add(person.password)
+        return person
+
+    def tokens(self, pair):
+        self.session_tokens |= {pair.access_token, pair.refresh_token}
+        return pair
+
+    def mailed(self, token: str) -> str:
+        self.mail_tokens.add(token)
+        return token
+
+    def forms(self) -> dict[str, list[bytes]]:
+        """Each secret in every form that it could be kept in: what must not be found."""
+        forms = {f"password {password[:8]}…": [password.encode()] for password in self.passwords}
+        for token in self.session_tokens:
+            signature = token.rpartition(".")[2]
+            forms[f"session token {token[:8]}…"] = [token.encode(), *encodings(jose.decode(signature))]
+        for token in self.mail_tokens:
+            # The first sixteen bytes are its id, which is the row's; the rest is what is worth something.
+            mac = jose.decode(token)[16:]
+            assert len(mac) == 32
+            forms[f"mail token {token[:8]}…"] = [token.encode(), token[22:].encode(), *encodings(mac)]
+        return forms
+
+
+def encodings(secret: bytes) -> list[bytes]:
+    urlsafe = base64.urlsafe_b64encode(secret).rstrip(b"=")
+    standard = base64.b64encode(secret).rstrip(b"=")
+    return [secret, secret.hex().encode(), secret.hex().upper().encode(), urlsafe, standard]
+
+
+@pytest.fixture
+def secrets() -> Secrets:
+    return Secrets()
+
+
+def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
+    """Runs every flow to its end, and some halfway; returns the live tokens of mails that wait to be delivered."""
+    client = server.client
+
+    def newcomer():
+        person = secrets.person()
+        client.sign_up(person)
+        return person, secrets.tokens(client.login(person))
+
+    def another(person: Person) -> Person:
+        return replace(person, password=secrets.person().password)
+
+    verified, tokens = newcomer()
+    secrets.mailed(mailbox.token(verified.email, VERIFY))
+    client.resend_verification(verified.email)
+    client.verify_email(secrets.mailed(mailbox.token(verified.email, VERIFY)))
+    secrets.tokens(client.refresh(tokens.refresh_token))
+
+    reset, _ = newcomer()
+    client.request_password_reset(reset.email)
+    again = another(reset)
+    client.reset_password(secrets.mailed(mailbox.token(reset.email, RESET)), again.password)
+    secrets.tokens(client.login(again))
+
+    changed, tokens = newcomer()
+    again = another(changed)
+    secrets.tokens(client.change_password(tokens.access_token, changed.password, again.password))
+
+    moved, tokens = newcomer()
+    new_email = Person().email
+    client.request_email_change(tokens.access_token, new_email, moved.password)
+    client.confirm_email_change(secrets.mailed(mailbox.token(new_email, CHANGE)))
+
+    # Delivered, and never used.
+    idle, tokens = newcomer()
+    secrets.mailed(mailbox.token(idle.email, VERIFY))
+    client.request_password_reset(idle.email)
+    secrets.mailed(mailbox.token(idle.email, RESET))
+    client.request_email_change(tokens.access_token, new_email := Person().email, idle.password)
+    secrets.mailed(mailbox.token(new_email, CHANGE))
+    settle(server.engine)
+
+    # Made, sent, and not taken: these wait.
+    mailbox.become(Mood(at_data="451 4.3.0 later"))
+    waiter, tokens = newcomer()
+    new_email = Person().email
+    client.request_password_reset(waiter.email)
+    client.request_email_change(tokens.access_token, new_email, waiter.password)
+
+    def of_each_kind() -> bool:
+        return {mail.kind for mail in mailbox.refused} >= {VERIFY, RESET, CHANGE}
+
+    wait_until("one of each kind was refused", of_each_kind, deadline=30)
+    for mail in mailbox.mails():
+        if mail.kind:
+            secrets.mailed(mail.token)
+    return [secrets.mailed(mail.token) for mail in mailbox.refused if mail.kind]
+
+
+def test_neither_database_nor_log_holds_what_lets_anybody_in(engine, start_server, start_mailbox, secrets):
+    mailbox = start_mailbox()
+    server = start_server(engine, mail_url=mailbox.url)
+
+    waiting_tokens = live_through_everything(server, mailbox, secrets)
+
+    assert len(waiting(engine)) >= 3, "some mail is still to be delivered"
+    backups = engine.backups()
+    for name, backup in backups.items():
+        found = [what for what, forms in secrets.forms().items() if any(form in backup for form in forms)]
+        assert not found, f"{name} holds {found}"
+    log = "\n".join(server.log).encode()
+    found = [what for what, forms in secrets.forms().items() if any(form in log for form in forms)]
+    assert not found, f"the log holds {found}"
+
+    # This search would find them: what is there, it finds.
+    assert len(secrets.mail_tokens) >= 10
+    for token in waiting_tokens:
+        assert row_of(engine, token), "the token is live"
+        stored = [str(id_of(token)).encode(), id_of(token).bytes, id_of(token).hex.upper().encode()]
+        assert any(form in backup for form in stored for backup in backups.values())
+    mailbox.become_good()
+    verification = next(mail for mail in mailbox.refused if mail.kind == VERIFY)
+    assert server.client.verify_email(verification.token).email_verified, "and worth something"
+
+
+def test_the_search_finds_a_secret_in_each_of_its_forms(engine, start_server, start_mailbox, secrets):
+    mailbox = start_mailbox()
+    server = start_server(engine, mail_url=mailbox.url)
+    person = secrets.person()
+    server.client.sign_up(person)
+    token = secrets.mailed(mailbox.token(person.email, VERIFY))
+    settle(engine)
+    [(_, forms)] = [item for item in secrets.forms().items() if item[0].startswith("mail token")]
+
+    for planted in (token, jose.decode(token)[16:].hex(), base64.b64encode(jose.decode(token)[16:]).decode()):
+        engine.execute("UPDATE users SET password_hash = ? WHERE email = ?", planted, person.email)
+        assert any(form in backup for form in forms for backup in engine.backups().values()), planted

@@ -1,0 +1,439 @@
+"""The pages that mails link to, in a real browser without scripts: looked at, filled in, pressed, and read aloud.
+
+It owns the three flows as a person lives them, and what a browser holds against a page. What the tokens in the
+links are good for is in `test_mail_tokens`.
+"""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit
+
+import pytest
+
+from support.browser import DESKTOP, PHONE, Browser, Page, find_chromium
+from support.client import Person
+from support.engine import Sqlite
+from support.expect import expect_unauthenticated
+from support.http import Rest, address_of
+from support.mail import CHANGE, RESET, VERIFY
+from support.server import Server
+
+PATHS = tuple(f"/{kind}" for kind in (VERIFY, RESET, CHANGE))
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+BUTTON = "button, input[type=submit]"
+NEW, REPEAT = "input[name=new_password]", "input[name=repeat_password]"
+NONSENSE = "A" * 64
+LOOKS = [(PHONE, False), (PHONE, True), (DESKTOP, False), (DESKTOP, True)]
+# WCAG 2.2, 1.4.3: the least contrast of text.
+CONTRAST = 4.5
+
+
+@pytest.fixture(scope="session")
+def chromium(left_out) -> str:
+    return find_chromium() or left_out("the pages in a browser: run `scripts/tools chromium`")
+
+
+@pytest.fixture(scope="module")
+def browser(chromium, tmp_path_factory):
+    browser = Browser(chromium, tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(params=LOOKS, ids=["phone, light", "phone, dark", "desktop, light", "desktop, dark"])
+def page(request, browser):
+    """A tab of each size and colour scheme, which must have nothing to complain about in the end."""
+    page = browser.page(*request.param)
+    yield page
+    assert not page.complaints()
+    page.close()
+
+
+@pytest.fixture
+def desktop(browser):
+    page = browser.page()
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def site(binary, tmp_path_factory, mailbox):
+    """A server whose links lead to itself."""
+    directory = tmp_path_factory.mktemp("site")
+    server = Server(
+        binary, Sqlite(directory / "data"), directory, mail_url=mailbox.url, mail_limit_per_client="0",
+        service_name="Otter Works",
+    )  # fmt: skip
+    try:
+        server.start()
+        yield server.restart(public_url=f"http://{address_of(server, 'http_addr')}")
+    finally:
+        server.close()
+
+
+@dataclass(frozen=True)
+class Someone:
+    """Somebody who has mail."""
+
+    person: Person
+    access_token: str
+    link: str
+    # Where it leads, in the change of an address.
+    new_email: str = ""
+
+
+def someone_with(site, mailbox, kind: str) -> Someone:
+    """Somebody new, with a link of this kind."""
+    person, tokens = site.client.newcomer()
+    verify = mailbox.take(person.email, VERIFY)
+    if kind == VERIFY:
+        return Someone(person, tokens.access_token, verify.link)
+    if kind == RESET:
+        site.client.request_password_reset(person.email)
+        return Someone(person, tokens.access_token, mailbox.take(person.email, RESET).link)
+    new_email = Person().email
+    site.client.request_email_change(tokens.access_token, new_email, person.password)
+    return Someone(person, tokens.access_token, mailbox.take(new_email, CHANGE).link, new_email)
+
+
+@pytest.fixture
+def keep(tmp_path, request):
+    """Keeps a picture of a page: in the test's directory, and where POSTERN_SCREENSHOTS says."""
+    look = re.sub(r"\W+", "-", request.node.callspec.id) if hasattr(request.node, "callspec") else "desktop"
+    directories = [tmp_path]
+    if chosen := os.environ.get("POSTERN_SCREENSHOTS"):
+        Path(chosen).mkdir(parents=True, exist_ok=True)
+        directories.append(Path(chosen))
+
+    def keep(page: Page, name: str) -> None:
+        for directory in directories:
+            page.screenshot(directory / f"{name}-{look}.png")
+
+    return keep
+
+
+def expect_sound(page: Page, site, status: int) -> None:
+    """Demands what holds for every page: headers, width, what a screen reader is told, and that it can be read."""
+    document = page.document()
+    assert document["status"] == status, page.text
+    headers = document["headers"]
+    assert headers["content-type"].lower() == "text/html; charset=utf-8"
+    assert "no-store" in headers["cache-control"]
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-request-id"]
+    assert "set-cookie" not in headers
+    expect_strict(headers["content-security-policy"])
+
+    own = f"http://{address_of(site, 'http_addr')}/"
+    assert all(url.startswith(own) for url in page.requests() if url != "about:blank"), page.requests()
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.size[0], "nothing to scroll sideways"
+
+    nodes = page.accessibility()
+    headings = [node for node in nodes if node.role == "heading" and node.properties.get("level") == 1]
+    assert len(headings) == 1, headings
+    assert headings[0].name.strip()
+    [root] = [node for node in nodes if node.role == "RootWebArea"]
+    assert root.name.strip(), "the page has a title"
+    assert page.evaluate("document.documentElement.lang"), "and a language"
+    for node in nodes:
+        if node.role in ("button", "textbox", "link"):
+            assert node.name.strip(), f"a {node.role} without a name"
+    faint = [shown for shown in page.evaluate(CONTRASTS) if shown[0] < CONTRAST]
+    assert not faint, f"hard to read: {faint}"
+
+
+def expect_strict(policy: str) -> None:
+    """Demands a Content-Security-Policy that lets a page do nothing but show itself and send its form home."""
+    directives = {name: set(rest) for name, *rest in (part.split() for part in policy.split(";") if part.strip())}
+    assert directives["default-src"] == {"'none'"}
+    assert directives["frame-ancestors"] == {"'none'"}
+    assert directives["form-action"] == {"'self'"}
+    assert directives["base-uri"] == {"'none'"}
+    assert "script-src" not in directives or directives["script-src"] == {"'none'"}
+    for sources in directives.values():
+        assert not sources & {"'unsafe-inline'", "'unsafe-eval'", "*", "data:", "http:", "https:"}, policy
+
+
+# The contrast of every piece of text with what is behind it, by WCAG's formula, and the text.
+CONTRASTS = """(() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] > 250) return colour;
+    }
+    return rgba(matchMedia('(prefers-color-scheme: dark)').matches
+      && getComputedStyle(document.documentElement).colorScheme.includes('dark') ? '#121212' : '#ffffff');
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (texts.nextNode()) {
+    const text = texts.currentNode.textContent.trim(), element = texts.currentNode.parentElement;
+    if (!text || !element.getClientRects().length || ['STYLE', 'SCRIPT'].includes(element.tagName)) continue;
+    const [a, b] = [rgba(getComputedStyle(element).color), behind(element)].map(light);
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), text]);
+  }
+  return found;
+})()"""
+
+
+def is_verified(site, someone: Someone) -> bool:
+    return site.client.me(someone.access_token).email_verified
+
+
+# -- the three flows ----------------------------------------------------------------------------------------------
+
+
+def test_an_address_is_verified_by_opening_the_link_and_pressing_the_button(site, mailbox, page, keep):
+    someone = someone_with(site, mailbox, VERIFY)
+
+    page.open(someone.link)
+    expect_sound(page, site, 200)
+    assert "Otter Works" in page.text
+    assert not is_verified(site, someone), "opening it does nothing"
+    keep(page, "verify")
+
+    page.click(BUTTON)
+    expect_sound(page, site, 200)
+    assert is_verified(site, someone)
+    keep(page, "verified")
+
+
+def test_a_password_is_reset_by_typing_a_new_one_twice(site, mailbox, page, keep):
+    someone = someone_with(site, mailbox, RESET)
+    again = replace(someone.person, password=Person().password)
+
+    page.open(someone.link)
+    expect_sound(page, site, 200)
+    keep(page, "reset")
+    assert [node.properties.get("required") for node in page.accessibility() if node.role == "textbox"] == [True, True]
+
+    # Too easy to guess: the page says so, and the link stays good.
+    for selector in (NEW, REPEAT):
+        page.fill(selector, "password1")
+    page.click(BUTTON)
+    expect_sound(page, site, 400)
+    assert "password" in page.text.lower()
+    assert "password1" not in page.html()
+    assert site.client.login(someone.person), "nothing happened yet"
+    keep(page, "reset-weak")
+
+    # Mistyped.
+    page.fill(NEW, again.password)
+    page.fill(REPEAT, f"{again.password}x")
+    page.click(BUTTON)
+    expect_sound(page, site, 400)
+    assert again.password not in page.html(), "what was typed is not sent back"
+    assert site.client.login(someone.person)
+    keep(page, "reset-differing")
+
+    page.fill(NEW, again.password)
+    page.fill(REPEAT, again.password)
+    page.click(BUTTON)
+    expect_sound(page, site, 200)
+    assert site.client.login(again)
+    expect_unauthenticated(lambda: site.client.login(someone.person), "INVALID_CREDENTIALS")
+    keep(page, "reset-done")
+
+
+def test_an_address_is_changed_by_opening_the_link_and_pressing_the_button(site, mailbox, page, keep):
+    someone = someone_with(site, mailbox, CHANGE)
+
+    page.open(someone.link)
+    expect_sound(page, site, 200)
+    assert site.client.me(someone.access_token).email == someone.person.email
+    keep(page, "change")
+
+    page.click(BUTTON)
+    expect_sound(page, site, 200)
+    assert site.client.me(someone.access_token).email == someone.new_email
+    keep(page, "changed")
+
+
+@pytest.mark.parametrize("kind", [VERIFY, RESET, CHANGE])
+def test_a_dead_link_says_so(site, mailbox, page, keep, kind):
+    page.open(f"http://{address_of(site, 'http_addr')}/{kind}?token={NONSENSE}")
+    if page.document()["status"] == 200:
+        # Whether a token is good shows when it is used.
+        password = Person().password
+        for selector in (NEW, REPEAT) if kind == RESET else ():
+            page.fill(selector, password)
+        page.click(BUTTON)
+    expect_sound(page, site, 400)
+    assert NONSENSE not in page.html()
+    keep(page, "dead")
+
+
+def test_a_link_that_was_used_is_dead_when_it_is_pressed_again(site, mailbox, desktop):
+    someone = someone_with(site, mailbox, VERIFY)
+    for status in (200, 400):
+        desktop.open(someone.link)
+        desktop.click(BUTTON)
+        expect_sound(desktop, site, status)
+
+
+# -- who uses no mouse, or no eyes --------------------------------------------------------------------------------
+
+
+def tab_to(page: Page, role: str) -> None:
+    """Presses Tab until something of this role has the focus."""
+    for _ in range(10):
+        page.press("Tab")
+        focused = page.focused()
+        if focused and focused.role == role:
+            return
+    raise AssertionError(f"Tab leads to no {role}: {page.accessibility()}")
+
+
+@pytest.mark.parametrize("kind", [VERIFY, CHANGE])
+def test_the_keyboard_is_enough_to_press_the_button(site, mailbox, desktop, kind):
+    someone = someone_with(site, mailbox, kind)
+    desktop.open(someone.link)
+    tab_to(desktop, "button")
+    assert desktop.evaluate(OUTLINE), "it shows where one is"
+    desktop.press("Enter", leads_on=True)
+    expect_sound(desktop, site, 200)
+    account = site.client.me(someone.access_token)
+    assert account.email_verified
+    assert account.email == (someone.new_email or someone.person.email)
+
+
+# Whether what has the focus looks like it.
+OUTLINE = """(() => {
+  const style = getComputedStyle(document.activeElement);
+  return (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0) || style.boxShadow !== 'none';
+})()"""
+
+
+def test_the_keyboard_is_enough_to_reset_a_password(site, mailbox, desktop):
+    someone = someone_with(site, mailbox, RESET)
+    again = replace(someone.person, password=Person().password)
+    desktop.open(someone.link)
+    if not (desktop.focused() and desktop.focused().role == "textbox"):
+        tab_to(desktop, "textbox")
+    names = [desktop.focused().name]
+    desktop.type(again.password)
+    tab_to(desktop, "textbox")
+    names.append(desktop.focused().name)
+    desktop.type(again.password)
+    tab_to(desktop, "button")
+    desktop.press("Enter", leads_on=True)
+    expect_sound(desktop, site, 200)
+    assert len(set(names)) == 2, "each field says what it is for"
+    assert site.client.login(again)
+
+
+def test_password_managers_are_told_what_is_typed(site, mailbox, desktop):
+    desktop.open(someone_with(site, mailbox, RESET).link)
+    for selector in (NEW, REPEAT):
+        kind = desktop.evaluate(f"[...document.querySelectorAll('{selector}')].map(i => [i.type, i.autocomplete])")
+        assert kind == [["password", "new-password"]]
+
+
+def test_a_refused_password_is_told_where_it_was_typed(site, mailbox, desktop):
+    desktop.open(someone_with(site, mailbox, RESET).link)
+    desktop.fill(NEW, "password1")
+    desktop.fill(REPEAT, "password1")
+    desktop.click(BUTTON)
+    [field, *_] = [node for node in desktop.accessibility() if node.role == "textbox"]
+    assert field.properties.get("invalid") == "true", field
+    described = desktop.evaluate(
+        f"document.querySelector('{NEW}').getAttribute('aria-describedby').split(' ')"
+        ".map(id => document.getElementById(id).innerText).join(' ')"
+    )
+    assert described.strip(), "and why"
+
+
+def test_light_and_dark_are_not_the_same(site, browser):
+    url = f"http://{address_of(site, 'http_addr')}/verify-email?token={NONSENSE}"
+    seen = []
+    for dark in (False, True):
+        page = browser.page(DESKTOP, dark)
+        page.open(url)
+        seen.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        page.close()
+    assert seen[0] != seen[1]
+
+
+# -- what nobody should do ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "token",
+    [
+        '"><script>alert(1)</script>',
+        "'onmouseover='alert(1)",
+        "&lt;b&gt;",
+        "{{7*7}}",
+        "javascript:alert(1)",
+        "x" * 3000,
+    ],
+    ids=ascii,
+)
+def test_what_stands_in_a_link_is_text_also_where_scripts_run(site, browser, path, token):
+    page = browser.page(scripts=True)
+    page.open(f"http://{address_of(site, 'http_addr')}{path}?token={quote(token)}&{quote(token)}={quote(token)}")
+    assert not page.complaints(), "no policy had to step in"
+    assert page.evaluate("document.scripts.length") == 0
+    expect_strict(page.document()["headers"]["content-security-policy"])
+    page.close()
+
+
+def test_a_service_by_a_strange_name_is_text(embedded, start_server, browser):
+    name = "<b>Otters</b> & <script>alert(1)</script>"
+    server = start_server(embedded, service_name=name, mail_from="post@example.com")
+    page = browser.page(scripts=True)
+    page.open(f"http://{address_of(server, 'http_addr')}/verify-email?token={NONSENSE}")
+    assert name in page.text
+    assert not page.complaints()
+    page.close()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_form_that_no_page_of_ours_sends_is_refused(site, path):
+    rest = Rest(site)
+    body = urlencode({"token": NONSENSE, "new_password": "x" * 20, "repeat_password": "x" * 20})
+    statuses = {
+        "as it should be, but for the token": (rest.call("POST", path, body, headers=FORM).status, 400),
+        "JSON": (rest.post(path, {"token": NONSENSE}).status, 415),
+        "nothing": (rest.call("POST", path, "", headers=FORM).status, 400),
+        "no token": (rest.call("POST", path, "a=b", headers=FORM).status, 400),
+        "two tokens": (rest.call("POST", path, f"token={NONSENSE}&{body}", headers=FORM).status, 400),
+        "too much": (rest.call("POST", path, f"{body}&a={'x' * 70_000}", headers=FORM).status, 413),
+        "no UTF-8": (rest.call("POST", path, b"token=%ff%fe", headers=FORM).status, 400),
+        "bytes": (rest.call("POST", path, bytes(range(256)), headers=FORM).status, 400),
+        "another method": (rest.call("PUT", path, body, headers=FORM).status, 405),
+        "a slash behind": (rest.get(f"{path}/?token={NONSENSE}").status, 404),
+        "no token in the link": (rest.get(path).status, 400),
+    }
+    assert {name: status for name, (status, _) in statuses.items()} == {
+        name: wanted for name, (_, wanted) in statuses.items()
+    }
+
+
+@pytest.mark.parametrize("kind", [VERIFY, RESET, CHANGE])
+def test_looking_at_the_head_of_a_page_is_like_looking_at_it(site, mailbox, kind):
+    link = urlsplit(someone_with(site, mailbox, kind).link)
+    rest = Rest(site)
+    looked, shown = (rest.call(method, f"{link.path}?{link.query}") for method in ("HEAD", "GET"))
+    assert (looked.status, looked.body, shown.status) == (200, b"", 200)
+    assert set(looked.headers) - {"content-length"} == set(shown.headers) - {"content-length"}
+
+
+def test_a_page_says_nothing_of_whose_link_it_is_before_it_is_pressed(site, mailbox, desktop):
+    for kind in (VERIFY, RESET, CHANGE):
+        someone = someone_with(site, mailbox, kind)
+        desktop.open(someone.link)
+        for told in (someone.person.email, someone.person.username, someone.new_email):
+            assert not told or told not in desktop.html(), "who only has the link learns nothing by opening it"
