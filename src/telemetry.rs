@@ -91,7 +91,10 @@ fn describe() {
     describe_counter!("postern_sessions_opened_total", "Sessions opened by login or by a change of password");
     describe_counter!("postern_refreshes_total", "Refresh tokens presented, by outcome");
     describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
-    describe_counter!("postern_mails_withheld_total", "Mails that were asked for too often, by the limit that they hit");
+    describe_counter!(
+        "postern_mails_withheld_total",
+        "Mails that were asked for too often, by the limit that they hit"
+    );
     describe_gauge!("postern_mail_queue", "Mails in the outbox, by state");
     describe_counter!("postern_housekeeping_total", "Deletions of what is over, by outcome");
 }
