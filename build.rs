@@ -6,8 +6,12 @@ use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor, prost_types::FileDescriptorSet};
 
 /// Every file with something of its own to generate; imports are found from here.
-const FILES: [&str; 3] =
-    ["postern/auth/v1/account_service.proto", "postern/auth/v1/auth_service.proto", "postern/auth/v1/errors.proto"];
+const FILES: [&str; 4] = [
+    "postern/auth/v1/account_service.proto",
+    "postern/auth/v1/admin_service.proto",
+    "postern/auth/v1/auth_service.proto",
+    "postern/auth/v1/errors.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // tonic-prost-build says nothing to cargo when it is handed descriptors. Migrations are embedded by a macro that

@@ -20,13 +20,15 @@ use crate::{
         keyring::{Keyring, MasterKey},
         mail::MailPolicy,
         one_time::OneTimeTokens,
-        throttle::ClientLimit,
+        page::PageTokens,
+        revocation::Revocations,
+        throttle::{ClientLimit, Guesses},
         token::Tokens,
     },
     error::Error,
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
-    listen::{self, Protocol},
+    listen::{self, Protocol, TrustedProxies},
     mail::{self, Mailer, outbox::Outbox},
     store::{self, Location, Migrate, OpenError, Store, StoreError},
     telemetry::Metrics,
@@ -72,6 +74,7 @@ fn detail(error: &Error) -> String {
 pub struct App {
     surfaces: Vec<Surface>,
     addresses: Addresses,
+    proxies: TrustedProxies,
     health: Health,
     readiness: Arc<Readiness>,
     store: Arc<dyn Store>,
@@ -105,33 +108,12 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
 /// The same with mail that goes elsewhere than the configuration says: for tests, into their memory.
 pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App, BuildError> {
     config.listen.validate()?;
-    config.tokens.validate()?;
     let wording = config.mail.wording(config.public_url())?;
-    let location = config.store.location()?;
-    location.prepare()?;
-    // Asked for before the database is waited for.
-    let given = config.master_key.given(&location)?;
-    let store = open_store(&location).await?;
-    let master = master_key(given, &location, store.as_ref(), &env).await?;
-    let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
-    if mailer.is_log_only() && matches!(location, Location::Postgres { .. }) {
+    if mailer.is_log_only() && matches!(config.store.location()?, Location::Postgres { .. }) {
         tracing::warn!("mail is only written to the log: set POSTERN_MAIL_URL to have it sent");
     }
-    let one_time = Arc::new(OneTimeTokens::new(&master)?);
-    let postern = Arc::new(Postern {
-        store: Arc::clone(&store),
-        env: env.clone(),
-        tokens: Tokens::new(config.tokens.token_config(), keyring, &master)?,
-        hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
-        passwords: config.passwords.policy(&config.mail.service_name),
-        sessions: config.tokens.session_policy(),
-        one_time: Arc::clone(&one_time),
-        mails: MailPolicy {
-            per_address: config.mail.address_limit(),
-            per_client: ClientLimit::per_minute(config.mail.client_limit()),
-            conceal_existing_accounts: config.mail.conceal_existing_accounts,
-        },
-    });
+    let postern = domain(config, env.clone()).await?;
+    postern.catch_up_on_revocations().await?;
     postern.passwords.warm_up();
     let metrics = Metrics::of_process();
     let readiness = Arc::new(Readiness::default());
@@ -152,8 +134,42 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     let (http, http_address) = listen_on(config.listen.http_addr, Protocol::Http1AndHttp2, http_router).await?;
     let (ops, ops_address) = listen_on(config.listen.ops_addr, Protocol::Http1AndHttp2, ops_router).await?;
     let addresses = Addresses { grpc: grpc_address, http: http_address, ops: ops_address };
-    let outbox = Outbox { store: Arc::clone(&store), tokens: one_time, mailer, wording, env };
-    Ok(App { surfaces: vec![grpc, http, ops], addresses, health, readiness, store, postern, outbox })
+    let store = Arc::clone(&postern.store);
+    let outbox = Outbox { store: Arc::clone(&store), tokens: Arc::clone(&postern.one_time), mailer, wording, env };
+    let proxies = config.limits.trusted_proxies();
+    Ok(App { surfaces: vec![grpc, http, ops], addresses, proxies, health, readiness, store, postern, outbox })
+}
+
+/// The service without its surfaces, on the store that the configuration names: what `serve` serves, and what the commands
+/// work with that need no server.
+pub async fn domain(config: &Config, env: Env) -> Result<Arc<Postern>, BuildError> {
+    config.tokens.validate()?;
+    let location = config.store.location()?;
+    location.prepare()?;
+    // Asked for before the database is waited for.
+    let given = config.master_key.given(&location)?;
+    let store = open_store(&location).await?;
+    let master = master_key(given, &location, store.as_ref(), &env).await?;
+    let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
+    Ok(Arc::new(Postern {
+        store,
+        tokens: Tokens::new(config.tokens.token_config(), keyring, &master)?,
+        hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
+        env,
+        passwords: config.passwords.policy(&config.mail.service_name),
+        sessions: config.tokens.session_policy(),
+        one_time: Arc::new(OneTimeTokens::new(&master)?),
+        mails: MailPolicy {
+            per_address: config.mail.address_limit(),
+            per_client: ClientLimit::per_minute(config.mail.client_limit()),
+            conceal_existing_accounts: config.mail.conceal_existing_accounts,
+        },
+        guesses: Guesses::new(config.limits.attempt_policy(), &master)?,
+        clients: ClientLimit::per_minute(config.limits.client_limit()),
+        revocations: Revocations::default(),
+        pages: PageTokens::new(&master)?,
+        audit_retention: config.limits.audit_retention,
+    }))
 }
 
 /// Binds an address; the second value is the real one, also where the first left the port to the system.
@@ -215,17 +231,21 @@ impl App {
 
     /// Serves until `stop`, then says NOT_SERVING, goes on for a moment, sends GOAWAY, lets calls finish and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { surfaces, addresses: _, health, readiness, store, postern, outbox } = self;
+        let Self { surfaces, addresses: _, proxies, health, readiness, store, postern, outbox } = self;
         let close = CancellationToken::new();
         // Known to the callers before the first of them can ask.
         let reachable = store.ping().await.is_ok();
         report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
         for Surface { listener, protocol, router } in surfaces {
-            servers.spawn(listen::serve(listener, protocol, router, close.clone()));
+            servers.spawn(listen::serve(listener, protocol, proxies.clone(), router, close.clone()));
         }
         servers.close();
         let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable));
+        let follower = tokio::spawn({
+            let postern = Arc::clone(&postern);
+            async move { postern.follow_revocations().await }
+        });
         let forgetter = tokio::spawn(async move { postern.forget_what_is_over().await });
         let stop_sending = CancellationToken::new();
         let sending = tokio::spawn(outbox.run(stop_sending.clone()));
@@ -240,6 +260,7 @@ impl App {
         tokio::time::sleep(LAME_DUCK).await;
         close.cancel();
         servers.wait().await;
+        follower.abort();
         // What is being sent has had as long as the calls; a mail that is not marked goes out again.
         if tokio::time::timeout(LAST_MAILS, sending).await.is_err() {
             tracing::warn!("stopping while a mail is being sent: it will be sent again");

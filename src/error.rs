@@ -70,6 +70,15 @@ pub enum Error {
     DeadlineExceeded,
     #[error("the store is unavailable")]
     StoreUnavailable(#[source] StoreError),
+    /// Nobody knows what is revoked: the store could not be read for too long.
+    #[error("the store is unavailable")]
+    RevocationsUnknown,
+    /// Somebody else's session, or no such user.
+    #[error("there is no such {0}")]
+    NotFound(&'static str),
+    /// No enabled admin would be left.
+    #[error("this is the last enabled admin")]
+    LastAdmin,
     /// A bug or a broken installation: the caller learns nothing but that.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),

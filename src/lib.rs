@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | [`cli`], `main` | the commands | everything |
 //! | [`app`] | putting the parts together; start and stop | everything |
-//! | [`config`] | settings, their names and limits | `domain`, `store`, `mail` (their settings' types), `error` |
+//! | [`config`] | settings, their names and limits | `domain`, `store`, `mail`, `listen` (their settings' types), `error` |
 //! | [`listen`] | connections | nothing here |
 //! | [`grpc`] | the RPCs and what stands before them | `domain`, `error`, `proto`, `listen` (the peer's address) |
 //! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `telemetry` (metrics) |

@@ -1,14 +1,21 @@
 //! Listening: accepts connections, bounds what each may do before and between its calls, and lets them finish when the
 //! server stops. What a call then is, the service above decides.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
+use http::HeaderMap;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
+use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -40,9 +47,52 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// How long to wait before accepting again when the machine has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The address at the other end of a call's connection.
+/// Where a call comes from: the other end of its connection, or whom a trusted proxy there speaks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
+
+/// The networks of proxies that are believed when they say for whom they call.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl TrustedProxies {
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks.into())
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Who calls. Every proxy adds to the end of X-Forwarded-For whom it was called by, so it is read from there, for as
+    /// long as the one who says so is trusted; anything before may be made up.
+    fn caller(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+        if !self.trusts(peer.ip()) {
+            return peer;
+        }
+        let mut caller = peer.ip();
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        for entry in lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(',')) {
+            let Some(address) = forwarded_address(entry.trim()) else {
+                break;
+            };
+            caller = address;
+            if !self.trusts(address) {
+                break;
+            }
+        }
+        SocketAddr::new(caller, peer.port())
+    }
+}
+
+/// An address, as proxies write it: some add the port, and put IPv6 in brackets then.
+fn forwarded_address(text: &str) -> Option<IpAddr> {
+    let address: IpAddr = match text.parse() {
+        Ok(address) => address,
+        Err(_) => text.parse::<SocketAddr>().ok()?.ip(),
+    };
+    Some(address.to_canonical())
+}
 
 /// What is spoken on an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +104,13 @@ pub enum Protocol {
 }
 
 /// Serves until `stop`; then says so (GOAWAY, `connection: close`), lets calls finish for at most [`DRAIN`], and returns.
-pub async fn serve(listener: TcpListener, protocol: Protocol, router: Router, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    protocol: Protocol,
+    proxies: TrustedProxies,
+    router: Router,
+    stop: CancellationToken,
+) {
     let mut connections = auto::Builder::new(TokioExecutor::new());
     if protocol == Protocol::Http2 {
         connections = connections.http2_only();
@@ -73,9 +129,10 @@ pub async fn serve(listener: TcpListener, protocol: Protocol, router: Router, st
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
 
     while let Some((stream, peer, slot)) = accept(&listener, &slots, &stop).await {
-        let router = router.clone();
+        let (router, proxies) = (router.clone(), proxies.clone());
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
+            let caller = proxies.caller(peer, request.headers());
+            request.extensions_mut().insert(Peer(caller));
             let call = router.clone().oneshot(request.map(axum::body::Body::new));
             async move { Ok::<_, Infallible>(call.await.unwrap_or_else(|never| match never {})) }
         });
@@ -131,4 +188,42 @@ fn bounded_silence(stream: TcpStream) -> std::pin::Pin<Box<TimeoutStream<TcpStre
     stream.set_read_timeout(Some(SILENCE));
     stream.set_write_timeout(Some(SILENCE));
     Box::pin(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(trusted: &[&str], peer: &str, lines: &[&str]) -> String {
+        let networks = trusted.iter().map(|network| network.parse().expect("a network")).collect();
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", line.parse().expect("a header value"));
+        }
+        let peer = SocketAddr::new(peer.parse().expect("an address"), 4711);
+        TrustedProxies::new(networks).caller(peer, &headers).ip().to_string()
+    }
+
+    #[test]
+    fn nobody_is_believed_who_is_not_trusted() {
+        assert_eq!(caller(&[], "10.0.0.1", &["192.0.2.1"]), "10.0.0.1");
+        assert_eq!(caller(&["10.0.0.0/8"], "192.0.2.9", &["192.0.2.1"]), "192.0.2.9");
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_as_far_as_it_knows() {
+        let trusted = ["10.0.0.0/8", "2001:db8::/32"];
+        assert_eq!(caller(&trusted, "10.0.0.1", &["192.0.2.1"]), "192.0.2.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["1.1.1.1, 192.0.2.1"]), "192.0.2.1", "the first is made up");
+        assert_eq!(
+            caller(&trusted, "10.0.0.1", &["1.1.1.1", "192.0.2.1, 10.2.3.4"]),
+            "192.0.2.1",
+            "through two proxies"
+        );
+        assert_eq!(caller(&trusted, "2001:db8::1", &["[2001:db9::7]:443"]), "2001:db9::7");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["192.0.2.1:80"]), "192.0.2.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["unknown"]), "10.0.0.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["10.9.9.9"]), "10.9.9.9");
+    }
 }

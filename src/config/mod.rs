@@ -1,6 +1,7 @@
 //! Configuration: one struct for each concern, each value a flag and an environment variable. `--help` is the
 //! reference. Secrets come from the environment or from files, and never print. Mail's settings are in `mail.rs`.
 
+mod limits;
 mod mail;
 mod mail_url;
 
@@ -28,7 +29,7 @@ use crate::{
     store::{Location, Migrate},
 };
 
-pub use self::mail::MailConfig;
+pub use self::{limits::LimitSettings, mail::MailConfig};
 
 /// Why the configuration cannot be used. Each names what to change.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,8 @@ pub struct Config {
     pub passwords: PasswordSettings,
     #[command(flatten)]
     pub mail: MailConfig,
+    #[command(flatten)]
+    pub limits: LimitSettings,
 }
 
 impl Config {
@@ -138,6 +141,10 @@ pub struct StoreConfig {
     #[arg(long, env = "POSTERN_DATABASE_MAX_CONNECTIONS", default_value_t = 16, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_max_connections: u32,
+    /// Have PostgreSQL tell replicas of revocations at once; without, and through PgBouncer, they ask twice a second
+    #[arg(long, env = "POSTERN_DATABASE_NOTIFICATIONS", default_value_t = true, action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub database_notifications: bool,
 }
 
 /// The master key, under which signing keys lie encrypted and from which the refresh-token key is derived.
@@ -242,12 +249,10 @@ fn origin(text: &str) -> Result<HeaderValue, String> {
 }
 
 /// Variables of the contract that protect something: ignoring them would be a lie.
-const NOT_IMPLEMENTED: [&str; 8] = [
+const NOT_IMPLEMENTED: [&str; 6] = [
     "POSTERN_PREVIOUS_MASTER_KEY",
     "POSTERN_PREVIOUS_MASTER_KEY_FILE",
     "POSTERN_SIGNING_ALGORITHM",
-    "POSTERN_LOGIN_MAX_FAILURES",
-    "POSTERN_TRUSTED_PROXIES",
     "POSTERN_TLS_CERT",
     "POSTERN_TLS_KEY",
     "POSTERN_TLS_CLIENT_CA",
@@ -313,7 +318,11 @@ impl StoreConfig {
         };
         let text = url.expose_secret();
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            return Ok(Location::Postgres { url, max_connections: self.database_max_connections });
+            return Ok(Location::Postgres {
+                url,
+                max_connections: self.database_max_connections,
+                notifications: self.database_notifications,
+            });
         }
         let path = text.strip_prefix("sqlite:").ok_or(ConfigError::DatabaseUrl)?;
         let path = path.strip_prefix("//").unwrap_or(path);

@@ -1,7 +1,7 @@
 //! Accounts: what a username and an email address are, and signing up.
 //! Syntax lives in the types' `parse`, uniqueness in the store's schema.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use time::OffsetDateTime;
 use unicode_normalization::UnicodeNormalization;
@@ -13,10 +13,15 @@ use crate::{
 
 use super::{
     Deadline, Postern, UserId,
-    mail::MailKind,
+    admin::Administrator,
+    mail::{MailKind, NewMail},
     password::{NewPassword, Password},
     role::{Caller, Role},
+    session::Client,
 };
+
+/// How long a command waits for a hash.
+const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
 /// An account, without anything secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,14 +172,26 @@ impl Postern {
     /// The password is hashed even if the address turns out to be taken: whoever asks for a thousand addresses pays for
     /// a thousand hashes. Where the deployment conceals which accounts exist, a taken address is answered like a free
     /// one, and its owner is mailed instead.
-    pub async fn sign_up(&self, request: SignUp, deadline: Deadline) -> Result<User, Error> {
+    pub async fn sign_up(&self, request: SignUp, client: &Client, deadline: Deadline) -> Result<User, Error> {
+        let concealed = self.concealed(&request.email)?;
+        self.register(request, concealed, Some(client), deadline).await
+    }
+
+    /// By the owner, or on the command line, where there is no client.
+    async fn register(
+        &self,
+        request: SignUp,
+        concealed: Option<NewMail>,
+        client: Option<&Client>,
+        deadline: Deadline,
+    ) -> Result<User, Error> {
         // Nobody hashes for a database that is away.
         self.store.known_reachable()?;
         let SignUp { username, email, password } = request;
         let password_hash = self.hasher.hash(password.into_password(), deadline).await?;
         let id = UserId(self.env.uuid()?);
         let verification = self.mail_to(MailKind::VerifyEmail, email.clone(), Some(id))?;
-        let concealed = self.concealed(&email)?;
+        let occasion = self.occasion(client.map(|_| id), client.and_then(|client| client.ip))?;
         // What it will be if nothing is in the way, and what it is said to be where that is concealed.
         let user = User {
             id,
@@ -183,15 +200,15 @@ impl Postern {
             email_verified: false,
             roles: vec![Role::user()],
             disabled: false,
-            create_time: verification.create_time,
-            update_time: verification.create_time,
+            create_time: occasion.now,
+            update_time: occasion.now,
         };
         let account = NewAccount {
             id,
             username,
             email,
             password_hash,
-            create_time: verification.create_time,
+            occasion,
             concealed,
             verification,
             limit: self.mails.per_address,
@@ -203,6 +220,19 @@ impl Postern {
             AccountCreation::EmailTaken => Err(Error::EmailTaken),
             AccountCreation::UsernameTaken => Err(Error::UsernameTaken),
         }
+    }
+
+    /// Creates an account with these roles, for an operator. Its owner is mailed as after any sign-up.
+    pub async fn create_account(&self, request: SignUp, roles: Vec<Role>) -> Result<User, Error> {
+        // A command has no caller who would wait less.
+        let deadline = Deadline(std::time::Instant::now() + COMMAND_PATIENCE);
+        let user = self.register(request, None, None, deadline).await?;
+        self.set_roles(user.id, roles, Administrator::COMMAND_LINE).await
+    }
+
+    /// The account of an address.
+    pub async fn user_of(&self, email: &Email) -> Result<User, Error> {
+        Ok(self.store.credentials(email).await?.ok_or(Error::NotFound("user"))?.user)
     }
 
     /// The caller's account as it is now.

@@ -18,9 +18,9 @@ use super::{
 
 impl Postern {
     /// Marks the address of an account as verified, by the token that was mailed there.
-    pub async fn verify_email(&self, token: &str) -> Result<User, Error> {
+    pub async fn verify_email(&self, token: &str, client: &Client) -> Result<User, Error> {
         let token = self.live_token(token, Purpose::VerifyEmail).await?;
-        self.store.verify_email(token.grant, self.env.now()).await?.ok_or(Error::OneTimeTokenInvalid)
+        self.store.verify_email(token.grant, self.occasion(None, client.ip)?).await?.ok_or(Error::OneTimeTokenInvalid)
     }
 
     /// Mails a new verification token, if the address is of an account that has not verified it.
@@ -42,7 +42,7 @@ impl Postern {
             return Err(Error::field("new_email", "is the address of this account already"));
         }
         self.mails.per_client.take(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
-        self.prove_password(&account, password, deadline).await?;
+        self.prove_password(&account, password, client, deadline).await?;
         let about = |mail: NewMail| NewMail { new_email: Some(new_email.clone()), ..mail };
         let confirmation = self.mail_to(MailKind::ConfirmEmailChange, new_email.clone(), Some(caller.user_id))?;
         let notice = self.mail_to(MailKind::EmailChangeRequested, account.user.email, Some(caller.user_id))?;
@@ -52,6 +52,7 @@ impl Postern {
             confirmation: about(confirmation),
             notice: about(notice),
             concealed: self.concealed(&new_email)?,
+            occasion: self.occasion(Some(caller.user_id), client.ip)?,
             limit: self.mails.per_address,
         };
         match self.store.request_email_change(change).await? {
@@ -63,10 +64,13 @@ impl Postern {
     }
 
     /// Changes an account's address to the one that the token was mailed to.
-    pub async fn confirm_email_change(&self, token: &str) -> Result<User, Error> {
+    pub async fn confirm_email_change(&self, token: &str, client: &Client) -> Result<User, Error> {
         let token = self.live_token(token, Purpose::ChangeEmail).await?;
-        let confirmation =
-            EmailConfirmation { token: token.grant, notice: MailId(self.env.uuid()?), now: self.env.now() };
+        let confirmation = EmailConfirmation {
+            token: token.grant,
+            notice: MailId(self.env.uuid()?),
+            occasion: self.occasion(None, client.ip)?,
+        };
         match self.store.confirm_email_change(confirmation).await? {
             EmailConfirmationOutcome::Changed(user) => Ok(user),
             EmailConfirmationOutcome::EmailTaken => Err(Error::EmailTaken),

@@ -20,6 +20,7 @@ impl Postern {
         loop {
             ticks.tick().await;
             self.mails.per_client.forget_idle();
+            self.clients.forget_idle();
             match self.forget_once().await {
                 Ok(()) => metrics::counter!("postern_housekeeping_total", "outcome" => "done").increment(1),
                 Err(error) => {
@@ -33,6 +34,10 @@ impl Postern {
     async fn forget_once(&self) -> Result<(), StoreError> {
         let now = self.env.now();
         while self.store.forget_ended_sessions(now, BATCH).await? == u64::from(BATCH) {}
-        self.store.forget_old_mail(now, now - DEAD_MAIL_KEPT).await
+        self.store.forget_old_mail(now, now - DEAD_MAIL_KEPT).await?;
+        self.store.forget_revocations(now).await?;
+        let too_old = now - self.audit_retention;
+        while self.store.forget_audit_events(too_old, BATCH).await? == u64::from(BATCH) {}
+        Ok(())
     }
 }

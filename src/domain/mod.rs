@@ -3,14 +3,18 @@
 
 pub mod account;
 pub mod address;
+pub mod admin;
+pub mod audit;
 pub mod env;
 pub mod hasher;
 mod housekeeping;
 pub mod keyring;
 pub mod mail;
 pub mod one_time;
+pub mod page;
 pub mod password;
 pub mod password_change;
+pub mod revocation;
 pub mod role;
 pub mod session;
 pub mod throttle;
@@ -23,12 +27,20 @@ use uuid::Uuid;
 use crate::store::Store;
 
 use self::{
-    env::Env, hasher::Hasher, mail::MailPolicy, one_time::OneTimeTokens, password::PasswordPolicy,
-    session::SessionPolicy, token::Tokens,
+    env::Env,
+    hasher::Hasher,
+    mail::MailPolicy,
+    one_time::OneTimeTokens,
+    page::PageTokens,
+    password::PasswordPolicy,
+    revocation::Revocations,
+    session::SessionPolicy,
+    throttle::{ClientLimit, Guesses},
+    token::Tokens,
 };
 
 /// The service itself: every rule with the collaborators it needs. Transports hold one of these and nothing below it.
-/// Its methods live where their subject does: [`account`], [`address`], [`password_change`], [`session`], [`token`].
+/// Its methods live where their subject does: [`account`], [`address`], [`admin`], [`password_change`], [`session`], [`token`].
 pub struct Postern {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) env: Env,
@@ -38,6 +50,13 @@ pub struct Postern {
     pub(crate) sessions: SessionPolicy,
     pub(crate) one_time: Arc<OneTimeTokens>,
     pub(crate) mails: MailPolicy,
+    pub(crate) guesses: Guesses,
+    /// Logins and other guesses by one client.
+    pub(crate) clients: ClientLimit,
+    pub(crate) revocations: Revocations,
+    pub(crate) pages: PageTokens,
+    /// How long audit rows are kept.
+    pub(crate) audit_retention: std::time::Duration,
 }
 
 impl fmt::Debug for Postern {
@@ -76,6 +95,10 @@ macro_rules! id {
 id! {
     /// An account's id: the `sub` of its tokens. Never reused, so a re-registered address is another account.
     UserId
+}
+id! {
+    /// An audit row's id.
+    AuditEventId
 }
 id! {
     /// A mail's id in the outbox, and of the one-time token in it.

@@ -6,11 +6,11 @@ use crate::{
 };
 
 use super::{
-    Deadline, Postern,
+    Deadline, MailId, Postern,
     account::{Email, User},
     hasher::Verification,
     mail::MailKind,
-    one_time::Purpose,
+    one_time::{OneTimeGrant, Purpose},
     password::{NewPassword, Password},
     role::Caller,
     session::{Client, TokenPair},
@@ -22,16 +22,47 @@ impl Postern {
         self.request_mail(MailKind::ResetPassword, email, client.ip).await
     }
 
+    /// A token to reset an account's password by, for whoever has the command line to hand on. Whoever made older ones
+    /// void by it is told in the audit.
+    pub async fn issue_reset_token(&self, email: &Email) -> Result<String, Error> {
+        let account = self.store.credentials(email).await?.ok_or(Error::NotFound("user"))?;
+        let token = OneTimeGrant {
+            id: MailId(self.env.uuid()?),
+            purpose: Purpose::ResetPassword,
+            user_id: account.user.id,
+            email: account.user.email,
+        };
+        let text = self.one_time.mint(&token);
+        if !self.store.issue_token(token, self.occasion(None, None)?).await? {
+            return Err(Error::NotFound("enabled user"));
+        }
+        Ok(text)
+    }
+
     /// Sets a new password by a token that was mailed. It does not log in: who reads a mail need not be who asked.
-    pub async fn reset_password(&self, token: &str, new: Password, deadline: Deadline) -> Result<(), Error> {
+    pub async fn reset_password(
+        &self,
+        token: &str,
+        new: Password,
+        client: &Client,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         let token = self.live_token(token, Purpose::ResetPassword).await?;
         // A password that is refused leaves the token as it is.
         let new = self.accept_new(new, &token.user)?;
         let password_hash = self.hasher.hash(new.into_password(), deadline).await?;
-        let notice = self.mail_to(MailKind::PasswordChanged, token.user.email, Some(token.user.id))?;
-        let reset = PasswordReset { token: token.grant, password_hash, now: notice.create_time, notice };
+        let reset = PasswordReset {
+            password_hash,
+            attempts: self.guesses.subject(&token.user.email),
+            notice: self.mail_to(MailKind::PasswordChanged, token.user.email, Some(token.user.id))?,
+            token: token.grant,
+            occasion: self.occasion(None, client.ip)?,
+        };
         match self.store.reset_password(reset).await? {
-            PasswordResetOutcome::Reset => Ok(()),
+            PasswordResetOutcome::Reset => {
+                self.spread().await;
+                Ok(())
+            }
             PasswordResetOutcome::TokenDead => Err(Error::OneTimeTokenInvalid),
         }
     }
@@ -47,13 +78,14 @@ impl Postern {
     ) -> Result<TokenPair, Error> {
         let account = self.credentials_of(caller).await?;
         let new = self.accept_new(new, &account.user)?;
-        self.prove_password(&account, current, deadline).await?;
+        self.prove_password(&account, current, &client, deadline).await?;
         let password_hash = self.hasher.hash(new.into_password(), deadline).await?;
         let (session, refresh) = self.new_session(caller.user_id, account.password_version, client)?;
         let session_id = session.grant.session_id;
         let notice = self.mail_to(MailKind::PasswordChanged, account.user.email, Some(caller.user_id))?;
         match self.store.change_password(PasswordChange { password_hash, session, notice }).await? {
             SessionOpening::Opened(user) => {
+                self.spread().await;
                 metrics::counter!("postern_sessions_opened_total").increment(1);
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;
                 Ok(TokenPair { access, refresh })
@@ -68,16 +100,22 @@ impl Postern {
         self.store.credentials_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
     }
 
-    /// Goes on only with the password of an account that is known already.
+    /// Goes on only with the password of an account that is known already. A wrong one counts as a guess at it.
     pub(super) async fn prove_password(
         &self,
         account: &Credentials,
         password: Password,
+        client: &Client,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        match self.hasher.verify(password, Some(account.password_hash.clone()), deadline).await? {
-            Verification::Match { rehash: _ } => Ok(()),
-            Verification::Mismatch => Err(Error::InvalidCredentials),
+        let user = &account.user;
+        let subject = self.reserve_guess(&user.email, client).await?;
+        match self.guess(subject, password, Some(account.password_hash.clone()), deadline).await? {
+            Verification::Match { rehash: _ } => Ok(self.store.guess_was_right(subject).await?),
+            Verification::Mismatch => {
+                self.store.login_failed(Some(user.id), self.occasion(Some(user.id), client.ip)?).await?;
+                Err(Error::InvalidCredentials)
+            }
         }
     }
 

@@ -47,10 +47,22 @@ pub struct TokenPair {
     pub refresh: Minted,
 }
 
+/// A session, as its owner sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionSummary {
+    pub id: SessionId,
+    pub create_time: OffsetDateTime,
+    pub last_refresh_time: OffsetDateTime,
+    pub expire_time: OffsetDateTime,
+    pub client_ip: Option<String>,
+    pub user_agent: Option<String>,
+}
+
 impl Postern {
     /// Opens a session.
     ///
-    /// Wrong password, unknown email and disabled account walk the same way: one look-up, one hash, one answer.
+    /// Wrong password, unknown email and disabled account walk the same way: one guess reserved, one look-up, one hash,
+    /// one row in the audit, one answer.
     pub async fn login(
         &self,
         email: &Email,
@@ -58,23 +70,28 @@ impl Postern {
         client: Client,
         deadline: Deadline,
     ) -> Result<(TokenPair, User), Error> {
+        let attempt = self.reserve_guess(email, &client).await?;
         let account = self.store.credentials(email).await?;
         let stored = account.as_ref().map(|account| account.password_hash.clone());
-        let verification = self.hasher.verify(password, stored, deadline).await?;
-        let (Some(account), Verification::Match { rehash }) = (account, verification) else {
-            return Err(Error::InvalidCredentials);
+        let verification = self.guess(attempt, password, stored, deadline).await?;
+        let user_id = account.as_ref().map(|account| account.user.id);
+        let (account, rehash) = match (account, verification) {
+            (Some(account), Verification::Match { rehash }) if !account.user.disabled => (account, rehash),
+            (Some(_) | None, Verification::Match { rehash: _ } | Verification::Mismatch) => {
+                self.store.login_failed(user_id, self.occasion(None, client.ip)?).await?;
+                return Err(Error::InvalidCredentials);
+            }
         };
-        if account.user.disabled {
-            return Err(Error::InvalidCredentials);
-        }
         if self.sessions.require_verified_email && !account.user.email_verified {
+            // The password was right: this was no guess.
+            self.store.guess_was_right(attempt).await?;
             return Err(Error::EmailNotVerified);
         }
         let (mut session, refresh) = self.new_session(account.user.id, account.password_version, client)?;
         session.rehash = rehash.map(|to| Rehash { from: account.password_hash, to });
+        session.attempt = Some(attempt);
         let session_id = session.grant.session_id;
-        let opening = self.store.open_session(session).await?;
-        match opening {
+        match self.store.open_session(session).await? {
             SessionOpening::Opened(user) => {
                 metrics::counter!("postern_sessions_opened_total").increment(1);
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;
@@ -92,7 +109,8 @@ impl Postern {
         password_version: i64,
         client: Client,
     ) -> Result<(NewSession, Minted), Error> {
-        let now = self.env.now();
+        let occasion = self.occasion(Some(user_id), client.ip)?;
+        let now = occasion.now;
         let session_end_time = whole_seconds(now + self.sessions.max_lifetime);
         let grant = RefreshGrant {
             session_id: SessionId(self.env.uuid()?),
@@ -106,18 +124,19 @@ impl Postern {
         let session = NewSession {
             grant,
             refresh_hash: RefreshHash::of(&refresh.token),
-            create_time: now,
             password_version,
             rehash: None,
-            client_ip: client.ip,
             user_agent: client.user_agent,
+            attempt: None,
+            occasion,
         };
         Ok((session, refresh))
     }
 
     /// Exchanges a refresh token for the next pair.
-    pub async fn refresh(&self, refresh_token: &str) -> Result<TokenPair, Error> {
-        let now = self.env.now();
+    pub async fn refresh(&self, refresh_token: &str, client: &Client) -> Result<TokenPair, Error> {
+        let occasion = self.occasion(None, client.ip)?;
+        let now = occasion.now;
         // Its expiry is judged with its session: an expired token that was used up is still a thief's.
         let presented = self.tokens.verify_refresh(refresh_token).ok_or(Error::RefreshTokenInvalid)?;
         let next = RefreshGrant {
@@ -132,7 +151,7 @@ impl Postern {
             presented_hash: RefreshHash::of(refresh_token),
             next,
             next_hash: RefreshHash::of(&refresh.token),
-            now,
+            occasion,
             retry_window: self.sessions.retry_window,
         };
         let outcome = self.store.rotate_refresh(rotation).await?;
@@ -150,6 +169,7 @@ impl Postern {
                 (user, again)
             }
             RotationOutcome::Reused => {
+                self.spread().await;
                 tracing::warn!(session_id = %presented.session_id, user_id = %presented.user_id,
                     generation = presented.generation, "a used refresh token came back: its session was ended");
                 return Err(Error::RefreshTokenInvalid);
@@ -161,17 +181,20 @@ impl Postern {
     }
 
     /// Ends the session of a refresh token, or with `everywhere` every session of its user.
-    pub async fn logout(&self, refresh_token: &str, everywhere: bool) -> Result<(), Error> {
+    pub async fn logout(&self, refresh_token: &str, everywhere: bool, client: &Client) -> Result<(), Error> {
         let presented = self.tokens.verify_refresh(refresh_token).ok_or(Error::RefreshTokenInvalid)?;
         let logout = Logout {
             session_id: presented.session_id,
             user_id: presented.user_id,
             presented_generation: presented.generation,
             everywhere,
-            now: self.env.now(),
+            occasion: self.occasion(None, client.ip)?,
         };
         match self.store.logout(logout).await? {
-            LogoutOutcome::LoggedOut => Ok(()),
+            LogoutOutcome::LoggedOut => {
+                self.spread().await;
+                Ok(())
+            }
             LogoutOutcome::Refused => Err(Error::RefreshTokenInvalid),
         }
     }

@@ -1,5 +1,5 @@
-//! How often a client may do what costs somebody else something. Kept in this replica's memory: behind N replicas a client
-//! gets up to N times as much.
+//! How often something may be tried. Guesses at one account's password are counted in the store, for all replicas; what
+//! one client may do is kept in this replica's memory, so that behind N replicas it gets up to N times as much.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -7,7 +7,86 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock};
+
+use crate::{
+    error::Error,
+    store::{AttemptPolicy, AttemptSubject, LoginAttempt, Reservation},
+};
+
+use super::{
+    Deadline, Postern,
+    account::Email,
+    hasher::Verification,
+    keyring::MasterKey,
+    password::{Password, PasswordHash},
+    session::Client,
+};
+
+/// How guesses at passwords are counted, and what the addresses are hashed with that they are counted under.
+pub struct Guesses {
+    pub policy: AttemptPolicy,
+    key: hmac::Key,
+}
+
+impl std::fmt::Debug for Guesses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guesses").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+impl Guesses {
+    pub fn new(policy: AttemptPolicy, master: &MasterKey) -> Result<Self, Error> {
+        let key = master.derive("login-attempt-subject")?;
+        Ok(Self { policy, key: hmac::Key::new(hmac::HMAC_SHA256, key.as_slice()) })
+    }
+
+    /// What guesses at the password of an address are counted under, whether or not an account has it.
+    pub fn subject(&self, email: &Email) -> AttemptSubject {
+        let mut subject = [0; 32];
+        subject.copy_from_slice(hmac::sign(&self.key, email.as_str().as_bytes()).as_ref());
+        AttemptSubject(subject)
+    }
+}
+
+impl Postern {
+    /// Reserves a guess at the password of an address, before anything is spent on it.
+    pub(super) async fn reserve_guess(&self, email: &Email, client: &Client) -> Result<AttemptSubject, Error> {
+        self.clients.take(client.ip).map_err(|retry_after| throttled("client", retry_after))?;
+        let subject = self.guesses.subject(email);
+        let attempt = LoginAttempt { subject, policy: self.guesses.policy, now: self.env.now() };
+        match self.store.reserve_attempt(attempt).await? {
+            Reservation::Reserved => Ok(subject),
+            Reservation::Blocked { retry_after } => Err(throttled("account", retry_after)),
+        }
+    }
+}
+
+impl Postern {
+    /// Makes a guess that was reserved. One that fails for want of time or room says nothing about the password, and does
+    /// not count: a machine that is busy must not lock anybody out.
+    pub(super) async fn guess(
+        &self,
+        subject: AttemptSubject,
+        password: Password,
+        stored: Option<PasswordHash>,
+        deadline: Deadline,
+    ) -> Result<Verification, Error> {
+        let verification = self.hasher.verify(password, stored, deadline).await;
+        if verification.is_err()
+            && let Err(error) = self.store.guess_was_not_made(subject).await
+        {
+            tracing::debug!(%error, "a guess that was not made counts all the same");
+        }
+        verification
+    }
+}
+
+fn throttled(limit: &'static str, retry_after: Duration) -> Error {
+    metrics::counter!("postern_logins_throttled_total", "limit" => limit).increment(1);
+    Error::Throttled { retry_after }
+}
 
 /// A token bucket for each client address; for IPv6, for each /64, which is what one customer gets (RFC 6177 §2).
 pub struct ClientLimit(Option<DefaultKeyedRateLimiter<IpAddr>>);

@@ -31,6 +31,8 @@ const REFRESH_AUDIENCE: &str = "postern:refresh";
 const CLIENT_ID: &str = "postern";
 /// What another machine's clock may be off when it judges `exp`.
 const LEEWAY: Duration = Duration::from_secs(5);
+/// How far the clocks of replicas may be apart without a revocation being forgotten too early.
+const CLOCK_SKEW: Duration = Duration::from_mins(1);
 /// Longer than any token that Postern mints; the rest is not even decoded.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
@@ -95,6 +97,10 @@ pub enum AccessTokenFault {
     Invalid,
     /// It was one.
     Expired,
+    /// It would be one, but its session was ended, or its user disabled or deleted.
+    Revoked,
+    /// It may be one: what is revoked has not been read for too long.
+    Undecided,
 }
 
 /// The JOSE header of a token of ours: these members and no other. `crit`, `b64`, `zip`, `enc`, and any key that a
@@ -149,6 +155,11 @@ impl Tokens {
             refresh_signing: EncodingKey::from_secret(refresh_key.as_slice()),
             refresh_verification: DecodingKey::from_secret(refresh_key.as_slice()),
         })
+    }
+
+    /// How long an access token may be presented after it was minted, by any replica's clock.
+    pub fn longest_access(&self) -> Duration {
+        self.config.access_ttl + LEEWAY + CLOCK_SKEW
     }
 
     /// An access token for the user as it is now.
@@ -253,9 +264,9 @@ impl Tokens {
 }
 
 impl Postern {
-    /// Who an access token stands for. Costs no I/O; whether its session still lives is not asked here.
+    /// Who an access token stands for, with the roles that they have by now. Costs no I/O.
     pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenFault> {
-        self.tokens.verify_access(access_token, self.env.now())
+        self.revocations.judge(self.tokens.verify_access(access_token, self.env.now())?)
     }
 
     /// `iss` of every token.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::{Postern, account::Email, password::Password},
+    domain::{Postern, SessionId, account::Email, password::Password, session::SessionSummary},
     proto::{self, account_service_server::AccountService},
 };
 
-use super::request::{Fields, caller, client, deadline, required, the_one};
+use super::request::{Fields, caller, client, deadline, id, required, the_one, timestamp};
 
 /// The service, over the domain.
 #[derive(Debug, Clone)]
@@ -29,8 +29,9 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::VerifyEmailRequest>,
     ) -> Result<Response<proto::VerifyEmailResponse>, Status> {
+        let client = client(&request);
         let token = the_one(required("token", request.into_inner().token))?;
-        let user = self.postern.verify_email(&token).await?;
+        let user = self.postern.verify_email(&token, &client).await?;
         Ok(Response::new(proto::VerifyEmailResponse { user: Some(user.into()) }))
     }
 
@@ -58,7 +59,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::ResetPasswordRequest>,
     ) -> Result<Response<proto::ResetPasswordResponse>, Status> {
-        let deadline = deadline(&request);
+        let (deadline, client) = (deadline(&request), client(&request));
         let proto::ResetPasswordRequest { token, new_password } = request.into_inner();
         let mut fields = Fields::default();
         let token = fields.take(required("token", token));
@@ -66,7 +67,7 @@ impl AccountService for AccountRpcs {
         let (Some(token), Some(new_password)) = (token, new_password) else {
             return Err(fields.refuse());
         };
-        self.postern.reset_password(&token, new_password, deadline).await?;
+        self.postern.reset_password(&token, new_password, &client, deadline).await?;
         Ok(Response::new(proto::ResetPasswordResponse {}))
     }
 
@@ -106,8 +107,52 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::ConfirmEmailChangeRequest>,
     ) -> Result<Response<proto::ConfirmEmailChangeResponse>, Status> {
+        let client = client(&request);
         let token = the_one(required("token", request.into_inner().token))?;
-        let user = self.postern.confirm_email_change(&token).await?;
+        let user = self.postern.confirm_email_change(&token, &client).await?;
         Ok(Response::new(proto::ConfirmEmailChangeResponse { user: Some(user.into()) }))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<proto::ListSessionsRequest>,
+    ) -> Result<Response<proto::ListSessionsResponse>, Status> {
+        let caller = caller(&request)?;
+        let sessions = self.postern.list_sessions(caller).await?;
+        let sessions = sessions.into_iter().map(|session| shown(session, caller.session_id)).collect();
+        Ok(Response::new(proto::ListSessionsResponse { sessions }))
+    }
+
+    async fn revoke_session(
+        &self,
+        request: Request<proto::RevokeSessionRequest>,
+    ) -> Result<Response<proto::RevokeSessionResponse>, Status> {
+        let (client, caller) = (client(&request), caller(&request)?.clone());
+        let session_id = the_one(id("session_id", &request.into_inner().session_id))?;
+        self.postern.revoke_session(&caller, session_id, &client).await?;
+        Ok(Response::new(proto::RevokeSessionResponse {}))
+    }
+
+    async fn delete_account(
+        &self,
+        request: Request<proto::DeleteAccountRequest>,
+    ) -> Result<Response<proto::DeleteAccountResponse>, Status> {
+        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let password = the_one(Password::parse("password", request.into_inner().password))?;
+        self.postern.delete_account(&caller, password, &client, deadline).await?;
+        Ok(Response::new(proto::DeleteAccountResponse {}))
+    }
+}
+
+/// A session, as one of its owner's sessions sees it.
+fn shown(session: SessionSummary, current: SessionId) -> proto::Session {
+    proto::Session {
+        id: session.id.to_string(),
+        create_time: Some(timestamp(session.create_time)),
+        last_refresh_time: Some(timestamp(session.last_refresh_time)),
+        expire_time: Some(timestamp(session.expire_time)),
+        client_ip: session.client_ip.unwrap_or_default(),
+        user_agent: session.user_agent.unwrap_or_default(),
+        current: session.id == current,
     }
 }

@@ -30,7 +30,7 @@ impl AuthRpcs {
 #[tonic::async_trait]
 impl AuthService for AuthRpcs {
     async fn sign_up(&self, request: Request<proto::SignUpRequest>) -> Result<Response<proto::SignUpResponse>, Status> {
-        let deadline = deadline(&request);
+        let (deadline, client) = (deadline(&request), client(&request));
         let proto::SignUpRequest { username, email, password } = request.into_inner();
         let mut fields = Fields::default();
         let account_words = [username.as_str(), email.as_str()];
@@ -43,7 +43,7 @@ impl AuthService for AuthRpcs {
         let (Some(username), Some(email), Some(password)) = (parsed_username, parsed_email, password) else {
             return Err(fields.refuse());
         };
-        let user = self.postern.sign_up(SignUp { username, email, password }, deadline).await?;
+        let user = self.postern.sign_up(SignUp { username, email, password }, &client, deadline).await?;
         Ok(Response::new(proto::SignUpResponse { user: Some(user.into()) }))
     }
 
@@ -65,15 +65,17 @@ impl AuthService for AuthRpcs {
         &self,
         request: Request<proto::RefreshRequest>,
     ) -> Result<Response<proto::RefreshResponse>, Status> {
+        let client = client(&request);
         let refresh_token = the_one(required("refresh_token", request.into_inner().refresh_token))?;
-        let tokens = self.postern.refresh(&refresh_token).await?;
+        let tokens = self.postern.refresh(&refresh_token, &client).await?;
         Ok(Response::new(proto::RefreshResponse { tokens: Some(tokens.into()) }))
     }
 
     async fn logout(&self, request: Request<proto::LogoutRequest>) -> Result<Response<proto::LogoutResponse>, Status> {
+        let client = client(&request);
         let proto::LogoutRequest { refresh_token, everywhere } = request.into_inner();
         let refresh_token = the_one(required("refresh_token", refresh_token))?;
-        self.postern.logout(&refresh_token, everywhere).await?;
+        self.postern.logout(&refresh_token, everywhere, &client).await?;
         Ok(Response::new(proto::LogoutResponse {}))
     }
 

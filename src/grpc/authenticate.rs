@@ -22,7 +22,7 @@ pub enum Identity {
     Anonymous,
     /// A bearer token that does not verify.
     Invalid(AccessTokenFault),
-    /// A bearer token that does. Its session may have ended meanwhile.
+    /// A bearer token that does.
     Known(Caller),
 }
 
@@ -31,6 +31,8 @@ impl From<AccessTokenFault> for Error {
         match fault {
             AccessTokenFault::Invalid => Self::TokenInvalid,
             AccessTokenFault::Expired => Self::TokenExpired,
+            AccessTokenFault::Revoked => Self::SessionRevoked,
+            AccessTokenFault::Undecided => Self::RevocationsUnknown,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod account;
+mod admin;
 mod auth;
 mod authenticate;
 mod context;
@@ -24,7 +25,10 @@ use tower::ServiceBuilder;
 use crate::{
     domain::{Postern, env::Env},
     error::Error,
-    proto::{self, account_service_server::AccountServiceServer, auth_service_server::AuthServiceServer},
+    proto::{
+        self, account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
+        auth_service_server::AuthServiceServer,
+    },
 };
 
 pub use access::{AccessRules, contract_rules, declared_access};
@@ -35,7 +39,8 @@ pub use status::{ERROR_DOMAIN, code_name, reason_name};
 /// The largest request message, in bytes. Nothing in the contract comes near.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The services whose health is reported; `""` stands for the server as a whole (grpc.health.v1).
-const HEALTH_OF: [&str; 3] = ["", "postern.auth.v1.AuthService", "postern.auth.v1.AccountService"];
+const HEALTH_OF: [&str; 4] =
+    ["", "postern.auth.v1.AuthService", "postern.auth.v1.AccountService", "postern.auth.v1.AdminService"];
 
 /// Whether the services can do their work, as `grpc.health.v1` tells it.
 #[derive(Debug, Clone)]
@@ -60,7 +65,10 @@ pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result
     let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&postern))).max_decoding_message_size(MAX_MESSAGE);
     let account = AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&postern)))
         .max_decoding_message_size(MAX_MESSAGE);
-    let mut routes = Routes::default().add_service(health_service).add_service(auth).add_service(account);
+    let admin =
+        AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&postern))).max_decoding_message_size(MAX_MESSAGE);
+    let mut routes =
+        Routes::default().add_service(health_service).add_service(auth).add_service(account).add_service(admin);
     if reflection {
         // Old and new clients ask different versions; grpcurl asks v1 and falls back.
         let configure = || {

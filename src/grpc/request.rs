@@ -1,6 +1,6 @@
 //! Between messages and the domain: what several RPCs take from a request, and the replies that several give.
 
-use std::time::Instant;
+use std::{str::FromStr, time::Instant};
 
 use http::header::USER_AGENT;
 use prost_types::Timestamp;
@@ -41,6 +41,14 @@ impl Fields {
 /// A field that must be there; what it is worth, the domain judges.
 pub fn required(field: &'static str, value: String) -> Result<String, FieldViolation> {
     if value.is_empty() { Err(FieldViolation::new(field, "is required")) } else { Ok(value) }
+}
+
+/// An id as it was given out.
+pub fn id<T: FromStr>(field: &'static str, text: &str) -> Result<T, FieldViolation> {
+    if text.is_empty() {
+        return Err(FieldViolation::new(field, "is required"));
+    }
+    text.parse().map_err(|_| FieldViolation::new(field, "must be a UUID"))
 }
 
 /// The only field that can be wrong.
@@ -94,6 +102,6 @@ impl From<TokenPair> for proto::TokenPair {
     }
 }
 
-fn timestamp(time: OffsetDateTime) -> Timestamp {
+pub fn timestamp(time: OffsetDateTime) -> Timestamp {
     Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() }
 }

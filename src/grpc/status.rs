@@ -37,6 +37,9 @@ impl From<Error> for Status {
                 tracing::debug!(%cause, "a call failed because the database is unavailable");
                 (Code::Unavailable, ErrorReason::StoreUnavailable, Some(STORE_RETRY))
             }
+            Error::RevocationsUnknown => (Code::Unavailable, ErrorReason::StoreUnavailable, Some(STORE_RETRY)),
+            Error::NotFound(_) => (Code::NotFound, ErrorReason::NotFound, None),
+            Error::LastAdmin => (Code::FailedPrecondition, ErrorReason::LastAdmin, None),
             Error::DeadlineExceeded => return Self::deadline_exceeded("the deadline has passed"),
             Error::Internal(cause) => {
                 tracing::error!(cause = %causes(cause.as_ref()), "a call failed for a reason that is ours");

@@ -63,7 +63,7 @@ impl Link {
     }
 
     /// The address with a token in it.
-    fn with_token(&self, token: &str) -> String {
+    pub fn with_token(&self, token: &str) -> String {
         let token: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
         if self.0.contains(PLACEHOLDER) {
             return self.0.replace(PLACEHOLDER, &token);

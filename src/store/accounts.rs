@@ -1,17 +1,17 @@
 //! Accounts, as they are created and changed.
 
 use async_trait::async_trait;
-use time::OffsetDateTime;
 
 use crate::domain::{
     MailId, SessionId, UserId,
     account::{Email, User, Username},
+    audit::Occasion,
     mail::NewMail,
     one_time::OneTimeGrant,
     password::PasswordHash,
 };
 
-use super::{AddressLimit, NewSession, SessionOpening, StoreError};
+use super::{AddressLimit, AttemptSubject, NewSession, SessionOpening, StoreError};
 
 /// The steps of an account's life. Where one causes a mail, that is queued in the same transaction.
 #[async_trait]
@@ -30,7 +30,7 @@ pub trait AccountStore {
     async fn user_of_session(&self, session: SessionId, user: UserId) -> Result<Option<User>, StoreError>;
 
     /// Uses up a verification token, if it is live and its address still the account's. `None` if not.
-    async fn verify_email(&self, token: OneTimeGrant, now: OffsetDateTime) -> Result<Option<User>, StoreError>;
+    async fn verify_email(&self, token: OneTimeGrant, occasion: Occasion) -> Result<Option<User>, StoreError>;
 
     /// Uses up a reset token and sets the password; the address counts as verified. Every session ends, and so do all
     /// one-time tokens and the mails that would bring more.
@@ -58,7 +58,7 @@ pub struct NewAccount {
     pub username: Username,
     pub email: Email,
     pub password_hash: PasswordHash,
-    pub create_time: OffsetDateTime,
+    pub occasion: Occasion,
     /// To the new address.
     pub verification: NewMail,
     /// Where it is not to be told that the address is taken: the mail to its owner instead.
@@ -90,7 +90,9 @@ pub struct PasswordReset {
     pub token: OneTimeGrant,
     pub password_hash: PasswordHash,
     pub notice: NewMail,
-    pub now: OffsetDateTime,
+    /// Guesses at the password before do not count any more.
+    pub attempts: AttemptSubject,
+    pub occasion: Occasion,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +123,7 @@ pub struct EmailChange {
     pub notice: NewMail,
     /// Where it is not to be told that the address is taken: the mail to its owner instead of the confirmation.
     pub concealed: Option<NewMail>,
+    pub occasion: Occasion,
     /// For all but the notice, which nobody may suppress by asking for mails.
     pub limit: AddressLimit,
 }
@@ -142,7 +145,7 @@ pub struct EmailConfirmation {
     pub token: OneTimeGrant,
     /// Of the mail that tells the address before.
     pub notice: MailId,
-    pub now: OffsetDateTime,
+    pub occasion: Occasion,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use crate::domain::{
     MailId,
     account::{Email, User, Username},
+    audit::Occasion,
     mail::{MailKind, NewMail},
     one_time::OneTimeGrant,
 };
@@ -119,6 +120,10 @@ pub trait MailStore {
 
     /// The token of that id, dead or alive, if there is one.
     async fn one_time_token(&self, token: MailId) -> Result<Option<OneTimeToken>, StoreError>;
+
+    /// Makes a token its account's one live token for its purpose, without a mail. `false` if there is no such enabled
+    /// account of that address.
+    async fn issue_token(&self, token: OneTimeGrant, occasion: Occasion) -> Result<bool, StoreError>;
 
     /// Deletes what no longer matters: tokens past their expiry, address limits that are idle, dead mails older than
     /// `dead_before`.

@@ -12,6 +12,7 @@
 //! races included, on each. Then see that each write ends even if its caller goes away ([`to_the_end`]).
 
 mod accounts;
+mod admin;
 mod mail;
 pub mod postgres;
 mod rows;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use crate::domain::keyring::SealedSigningKey;
 
 pub use accounts::*;
+pub use admin::*;
 pub use mail::*;
 pub use sessions::*;
 
@@ -50,7 +52,7 @@ impl StoreError {
 
 /// Everything that is kept. Its steps are in the traits that it is made of.
 #[async_trait]
-pub trait Store: AccountStore + SessionStore + MailStore + Send + Sync + 'static {
+pub trait Store: AccountStore + AdminStore + SessionStore + MailStore + Send + Sync + 'static {
     /// Whether the store can be reached now: asks it. Backends that can lose their database also let every other step fail at
     /// once from a failed ping until the next good one, so that callers do not queue up for a database that is away.
     async fn ping(&self) -> Result<(), StoreError>;
@@ -86,8 +88,9 @@ pub struct Connections {
 pub enum Location {
     /// A SQLite file, created where missing.
     Sqlite(PathBuf),
-    /// A `postgres://` URL, which may hold a password, and the most connections to open.
-    Postgres { url: secrecy::SecretString, max_connections: u32 },
+    /// A `postgres://` URL, which may hold a password; the most connections to open; whether to listen for what other
+    /// replicas write.
+    Postgres { url: secrecy::SecretString, max_connections: u32, notifications: bool },
 }
 
 /// Whether opening a store may change its schema.
@@ -116,8 +119,8 @@ pub enum OpenError {
 pub async fn connect(location: &Location, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
     match location {
         Location::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(path, migrate).await?)),
-        Location::Postgres { url, max_connections } => {
-            Ok(Arc::new(postgres::PostgresStore::open(url, *max_connections, migrate).await?))
+        Location::Postgres { url, max_connections, notifications } => {
+            Ok(Arc::new(postgres::PostgresStore::open(url, *max_connections, *notifications, migrate).await?))
         }
     }
 }

@@ -6,18 +6,20 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::{
-    MailId, UserId,
+    AuditEventId, MailId, SessionId, UserId,
     account::{Email, User, Username},
+    audit::AuditEvent,
     keyring::SealedSigningKey,
     mail::{MailKind, NewMail},
     one_time::{OneTimeGrant, Purpose},
     password::PasswordHash,
     role::Role,
+    session::SessionSummary,
 };
 
 use super::{
-    ClaimedMail, Credentials, LeavingSession, MailQueue, OneTimeToken, PresentedTo, RefreshHash, RevokeReason,
-    StoreError,
+    ClaimedMail, Credentials, LeavingSession, MailQueue, OneTimeToken, PresentedTo, RefreshHash, Revocation,
+    RevokeReason, Revoked, StoreError,
 };
 
 /// The columns of [`UserRow`], of a table `users u`. `string_agg` and its `ORDER BY` are the same in both dialects.
@@ -70,16 +72,25 @@ impl<T: StoredTime> UserRow<T> {
             username: Username::parse(&self.username).map_err(|_| bad_column("users.username"))?,
             email: Email::parse(&self.email).map_err(|_| bad_column("users.email"))?,
             email_verified: self.email_verified,
-            roles: self
-                .roles
-                .split_whitespace()
-                .map(|name| Role::parse(name).ok_or_else(|| bad_column("user_roles.role")))
-                .collect::<Result<_, _>>()?,
+            roles: read_roles(&self.roles)?,
             disabled: self.disabled,
             create_time: self.create_time.to_time()?,
             update_time: self.update_time.to_time()?,
         })
     }
+}
+
+/// Roles as one text, separated by spaces.
+pub(super) fn roles_text(roles: &[Role]) -> String {
+    roles.iter().map(Role::as_str).collect::<Vec<_>>().join(" ")
+}
+
+/// Sorted here: in what order a database has them depends on its collation.
+fn read_roles(text: &str) -> Result<Vec<Role>, StoreError> {
+    let roles = text.split_whitespace().map(|name| Role::parse(name).ok_or_else(|| bad_column("role")));
+    let mut roles: Vec<_> = roles.collect::<Result<_, _>>()?;
+    roles.sort();
+    Ok(roles)
 }
 
 #[derive(FromRow)]
@@ -273,5 +284,77 @@ pub(super) struct MailQueueRow {
 impl MailQueueRow {
     pub(super) fn into_queue(self) -> MailQueue {
         MailQueue { waiting: self.waiting.unsigned_abs(), dead: self.dead.unsigned_abs() }
+    }
+}
+
+/// A session, as its owner sees it.
+#[derive(FromRow)]
+pub(super) struct SessionRow<T> {
+    id: Uuid,
+    create_time: T,
+    last_refresh_time: T,
+    refresh_expire_time: T,
+    client_ip: Option<String>,
+    user_agent: Option<String>,
+}
+
+impl<T: StoredTime> SessionRow<T> {
+    pub(super) fn into_summary(self) -> Result<SessionSummary, StoreError> {
+        Ok(SessionSummary {
+            id: SessionId(self.id),
+            create_time: self.create_time.to_time()?,
+            last_refresh_time: self.last_refresh_time.to_time()?,
+            expire_time: self.refresh_expire_time.to_time()?,
+            client_ip: self.client_ip,
+            user_agent: self.user_agent,
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct AuditRow<T> {
+    id: Uuid,
+    create_time: T,
+    action: String,
+    actor_id: Option<Uuid>,
+    user_id: Option<Uuid>,
+    session_id: Option<Uuid>,
+    client_ip: Option<String>,
+    detail: Option<String>,
+}
+
+impl<T: StoredTime> AuditRow<T> {
+    pub(super) fn into_event(self) -> Result<AuditEvent, StoreError> {
+        Ok(AuditEvent {
+            id: AuditEventId(self.id),
+            create_time: self.create_time.to_time()?,
+            action: self.action,
+            actor: self.actor_id.map(UserId),
+            user: self.user_id.map(UserId),
+            session: self.session_id.map(SessionId),
+            client_ip: self.client_ip,
+            detail: self.detail,
+        })
+    }
+}
+
+/// A line of the log of revocations.
+#[derive(FromRow)]
+pub(super) struct RevocationRow<T> {
+    number: i64,
+    session_id: Option<Uuid>,
+    user_id: Option<Uuid>,
+    roles: Option<String>,
+    forget_time: T,
+}
+
+impl<T: StoredTime> RevocationRow<T> {
+    pub(super) fn into_revocation(self) -> Result<Revocation, StoreError> {
+        let what = match (self.session_id, self.user_id) {
+            (Some(session), None) => Revoked::Session(SessionId(session)),
+            (None, Some(user)) => Revoked::Roles(UserId(user), read_roles(&self.roles.unwrap_or_default())?),
+            (Some(_), Some(_)) | (None, None) => return Err(bad_column("revocations.session_id or user_id")),
+        };
+        Ok(Revocation { number: self.number, what, forget_time: self.forget_time.to_time()? })
     }
 }

@@ -1,11 +1,18 @@
 //! Sessions, and what a refresh token is to its session.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
 
-use crate::domain::{SessionId, UserId, account::User, password::PasswordHash, token::RefreshGrant};
+use crate::domain::{
+    SessionId, UserId,
+    account::User,
+    audit::{Action, Occasion},
+    password::PasswordHash,
+    role::Role,
+    token::RefreshGrant,
+};
 
 use super::StoreError;
 
@@ -22,6 +29,28 @@ pub trait SessionStore {
 
     /// Ends a session, or all of its user's.
     async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError>;
+
+    /// Reserves one guess at a password, before anything is hashed for it: of guesses that come at once, over whatever
+    /// replicas, no more than the policy allows get through.
+    async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError>;
+
+    /// A guess that was reserved was right: it and those before it do not count any more.
+    async fn guess_was_right(&self, subject: AttemptSubject) -> Result<(), StoreError>;
+
+    /// A guess that was reserved was not made, for want of time or room: it does not count.
+    async fn guess_was_not_made(&self, subject: AttemptSubject) -> Result<(), StoreError>;
+
+    /// A guess was wrong: writes it into the audit. It was counted when it was reserved.
+    async fn login_failed(&self, user: Option<UserId>, occasion: Occasion) -> Result<(), StoreError>;
+
+    /// The log of revocations: every line after that number, and those of these numbers, which the caller has missed.
+    async fn revocations(&self, after: i64, missed: &[i64]) -> Result<Vec<Revocation>, StoreError>;
+
+    /// Waits until there may be something new in the log; for ever where nobody would tell.
+    async fn revocation_written(&self);
+
+    /// Deletes revocations that no token can be affected by any more, and guesses that count no longer.
+    async fn forget_revocations(&self, now: OffsetDateTime) -> Result<(), StoreError>;
 
     /// Deletes the sessions whose absolute end is past, at most `limit` of them. Returns how many.
     async fn forget_ended_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError>;
@@ -46,13 +75,15 @@ pub struct NewSession {
     /// Of generation 0.
     pub grant: RefreshGrant,
     pub refresh_hash: RefreshHash,
-    pub create_time: OffsetDateTime,
     /// Of the password that was verified.
     pub password_version: i64,
     /// The hash that it was verified against and its replacement, where one is due.
     pub rehash: Option<Rehash>,
-    pub client_ip: Option<IpAddr>,
     pub user_agent: Option<String>,
+    /// The guess that was right: it and those before it do not count any more.
+    pub attempt: Option<AttemptSubject>,
+    /// Its client address is the session's.
+    pub occasion: Occasion,
 }
 
 /// The same password under the live parameters.
@@ -77,8 +108,8 @@ pub struct Rotation {
     /// Of the presented generation plus one.
     pub next: RefreshGrant,
     pub next_hash: RefreshHash,
-    /// For expiry. The retry window is measured by the database's own clock where it has one.
-    pub now: OffsetDateTime,
+    /// Its time is for expiry. The retry window is measured by the database's own clock where it has one.
+    pub occasion: Occasion,
     pub retry_window: Duration,
 }
 
@@ -113,7 +144,7 @@ pub struct Logout {
     pub user_id: UserId,
     pub presented_generation: i64,
     pub everywhere: bool,
-    pub now: OffsetDateTime,
+    pub occasion: Occasion,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +154,65 @@ pub enum LogoutOutcome {
     /// No such session; or a token that is used up was to end other sessions than its own, which it cannot. Its own
     /// session is over all the same.
     Refused,
+}
+
+/// Whose password is guessed at: a keyed hash of the address, so that what somebody typed is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttemptSubject(pub [u8; 32]);
+
+/// A guess to reserve.
+#[derive(Debug, Clone, Copy)]
+pub struct LoginAttempt {
+    pub subject: AttemptSubject,
+    pub policy: AttemptPolicy,
+    /// Where the database has no clock of its own.
+    pub now: OffsetDateTime,
+}
+
+/// How many wrong guesses in a row are let through, and how long the pauses are after that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttemptPolicy {
+    /// Without a pause.
+    pub max_failures: i64,
+    /// After the last of them; each further failure doubles it.
+    pub first_delay: Duration,
+    pub longest_delay: Duration,
+    /// Without a guess for so long, it is as if there had been none.
+    pub window: Duration,
+}
+
+impl AttemptPolicy {
+    /// The pause after that many failures in a row.
+    pub(crate) fn delay_after(&self, failures: i64) -> Duration {
+        let Ok(doublings) = u32::try_from(failures - self.max_failures) else {
+            return Duration::ZERO;
+        };
+        self.longest_delay.min(self.first_delay.saturating_mul(2_u32.saturating_pow(doublings)))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reservation {
+    Reserved,
+    Blocked { retry_after: Duration },
+}
+
+/// A line of the log of revocations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// In the order in which they were written, which is not always that in which they are seen.
+    pub number: i64,
+    pub what: Revoked,
+    /// When the last access token from before has expired.
+    pub forget_time: OffsetDateTime,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revoked {
+    /// The session ended.
+    Session(SessionId),
+    /// The account has these roles from now on.
+    Roles(UserId, Vec<Role>),
 }
 
 /// Why a session was ended before its time.
@@ -140,9 +230,32 @@ pub enum RevokeReason {
     PasswordChanged,
     /// The password was reset by mail.
     PasswordReset,
+    /// Its owner ended it from another session.
+    EndedByOwner,
+    /// An admin ended it.
+    EndedByAdmin,
+    /// Its user was disabled.
+    UserDisabled,
+    /// Its user was deleted, and it with it.
+    UserDeleted,
 }
 
 impl RevokeReason {
+    /// What the audit calls it when a client ends its session.
+    pub(crate) fn action(self) -> Action {
+        match self {
+            Self::Logout => Action::Logout,
+            Self::LogoutEverywhere | Self::EndedElsewhere => Action::LogoutEverywhere,
+            Self::TokenReused => Action::RefreshReused,
+            Self::PasswordChanged => Action::PasswordChanged,
+            Self::PasswordReset => Action::PasswordReset,
+            Self::EndedByOwner => Action::SessionRevoked,
+            Self::EndedByAdmin => Action::SessionsRevoked,
+            Self::UserDisabled => Action::UserDisabled,
+            Self::UserDeleted => Action::UserDeleted,
+        }
+    }
+
     /// The reason as the database keeps it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -152,6 +265,10 @@ impl RevokeReason {
             Self::TokenReused => "token_reused",
             Self::PasswordChanged => "password_changed",
             Self::PasswordReset => "password_reset",
+            Self::EndedByOwner => "ended_by_owner",
+            Self::EndedByAdmin => "ended_by_admin",
+            Self::UserDisabled => "user_disabled",
+            Self::UserDeleted => "user_deleted",
         }
     }
 }
@@ -184,7 +301,8 @@ pub(crate) enum Presented {
 
 impl PresentedTo {
     pub(crate) fn judge(&self, rotation: &Rotation) -> Presented {
-        let over = self.revoke_time.is_some() || self.user_disabled || self.refresh_expire_time <= rotation.now;
+        let over =
+            self.revoke_time.is_some() || self.user_disabled || self.refresh_expire_time <= rotation.occasion.now;
         // A generation that was never minted here is one from before the database was restored.
         if over || rotation.presented_generation > self.generation {
             return Presented::OfDeadSession;
@@ -221,6 +339,13 @@ pub(crate) struct Leaving {
     pub outcome: LogoutOutcome,
 }
 
+impl Leaving {
+    /// The circumstances that its audit row tells: a token that is used up speaks for nobody.
+    pub(crate) fn occasion(&self, logout: &Logout) -> Occasion {
+        if self.reason == RevokeReason::TokenReused { logout.occasion } else { logout.occasion.by(logout.user_id) }
+    }
+}
+
 impl LeavingSession {
     pub(crate) fn judge(&self, logout: &Logout) -> Leaving {
         let verdict = |reason, others_too, outcome| Leaving { reason, others_too, outcome };
@@ -233,7 +358,7 @@ impl LeavingSession {
         if self.revoked_by_logout_everywhere {
             // The same request again, whose answer was lost.
             verdict(RevokeReason::LogoutEverywhere, false, LogoutOutcome::LoggedOut)
-        } else if self.revoked || self.refresh_expire_time <= logout.now {
+        } else if self.revoked || self.refresh_expire_time <= logout.occasion.now {
             verdict(RevokeReason::Logout, false, LogoutOutcome::Refused)
         } else if newest {
             verdict(RevokeReason::LogoutEverywhere, true, LogoutOutcome::LoggedOut)

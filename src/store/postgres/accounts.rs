@@ -1,22 +1,22 @@
 //! Accounts.
 
 use async_trait::async_trait;
-use time::OffsetDateTime;
 
 use crate::domain::{
     SessionId, UserId,
     account::{Email, User},
+    audit::{Action, Occasion},
     mail::{MailKind, NewMail},
     one_time::{OneTimeGrant, Purpose},
 };
 
 use super::{
-    PostgresStore, Time, Tx,
+    PostgresStore, Time, Tx, audit,
     mail::{lock_user, queue, queue_within, use_up, void_tokens},
-    sessions::{insert_session, revoke_all},
+    sessions::{forgive, insert_session, revoke_all},
 };
 use crate::store::{
-    AccountCreation, AccountStore, Credentials, EmailChange, EmailChangeRequest, EmailConfirmation,
+    About, AccountCreation, AccountStore, Credentials, EmailChange, EmailChangeRequest, EmailConfirmation,
     EmailConfirmationOutcome, Enqueued, NewAccount, PasswordChange, PasswordReset, PasswordResetOutcome, RevokeReason,
     SessionOpening, StoreError,
     rows::{CredentialsRow, UserRow, user_columns},
@@ -38,7 +38,7 @@ impl AccountStore for PostgresStore {
             .bind(account.username.as_str())
             .bind(account.email.as_str())
             .bind(account.password_hash.as_str())
-            .bind(account.create_time)
+            .bind(account.occasion.now)
             .execute(&mut *tx)
             .await?
             .rows_affected();
@@ -52,6 +52,7 @@ impl AccountStore for PostgresStore {
                 .execute(&mut *tx)
                 .await?;
             queue_within(&mut tx, &account.verification, account.limit).await?;
+            audit::record(&mut tx, Action::SignUp, &account.occasion, About::user(account.id)).await?;
             let user = user_by_id(&mut tx, account.id).await?;
             tx.commit().await?;
             Ok(AccountCreation::Created(user))
@@ -106,7 +107,7 @@ impl AccountStore for PostgresStore {
         .transpose()
     }
 
-    async fn verify_email(&self, token: OneTimeGrant, now: OffsetDateTime) -> Result<Option<User>, StoreError> {
+    async fn verify_email(&self, token: OneTimeGrant, occasion: Occasion) -> Result<Option<User>, StoreError> {
         let pool = self.pool()?.clone();
         to_the_end(async move {
             let mut tx = pool.begin().await?;
@@ -114,14 +115,16 @@ impl AccountStore for PostgresStore {
                 sqlx::query("UPDATE users SET email_verified = true, update_time = $3 WHERE id = $1 AND email = $2")
                     .bind(token.user_id.0)
                     .bind(token.email.as_str())
-                    .bind(now)
+                    .bind(occasion.now)
                     .execute(&mut *tx)
                     .await?
                     .rows_affected();
-            if verified == 0 || !use_up(&mut tx, Purpose::VerifyEmail, &token, now).await? {
+            if verified == 0 || !use_up(&mut tx, Purpose::VerifyEmail, &token, occasion.now).await? {
                 return Ok(None);
             }
             void_tokens(&mut tx, token.user_id, &token.email, &[Purpose::VerifyEmail]).await?;
+            let occasion = occasion.by(token.user_id);
+            audit::record(&mut tx, Action::EmailVerified, &occasion, About::user(token.user_id)).await?;
             let user = user_by_id(&mut tx, token.user_id).await?;
             tx.commit().await?;
             Ok(Some(user))
@@ -141,15 +144,18 @@ impl AccountStore for PostgresStore {
             .bind(reset.token.user_id.0)
             .bind(reset.token.email.as_str())
             .bind(reset.password_hash.as_str())
-            .bind(reset.now)
+            .bind(reset.occasion.now)
             .execute(&mut *tx)
             .await?
             .rows_affected();
-            if changed == 0 || !use_up(&mut tx, Purpose::ResetPassword, &reset.token, reset.now).await? {
+            if changed == 0 || !use_up(&mut tx, Purpose::ResetPassword, &reset.token, reset.occasion.now).await? {
                 return Ok(PasswordResetOutcome::TokenDead);
             }
-            revoke_all(&mut tx, reset.token.user_id, reset.now, RevokeReason::PasswordReset).await?;
-            void_tokens(&mut tx, reset.token.user_id, &reset.token.email, &Purpose::ALL).await?;
+            let (id, occasion) = (reset.token.user_id, reset.occasion.by(reset.token.user_id));
+            revoke_all(&mut tx, id, RevokeReason::PasswordReset, &occasion).await?;
+            forgive(&mut tx, reset.attempts).await?;
+            audit::record(&mut tx, Action::PasswordReset, &occasion, About::user(id)).await?;
+            void_tokens(&mut tx, id, &reset.token.email, &Purpose::ALL).await?;
             queue(&mut tx, &reset.notice).await?;
             tx.commit().await?;
             Ok(PasswordResetOutcome::Reset)
@@ -160,7 +166,7 @@ impl AccountStore for PostgresStore {
     async fn change_password(&self, change: PasswordChange) -> Result<SessionOpening, StoreError> {
         let pool = self.pool()?.clone();
         to_the_end(async move {
-            let (id, now) = (change.session.grant.user_id, change.session.create_time);
+            let (id, occasion) = (change.session.grant.user_id, change.session.occasion);
             let mut tx = pool.begin().await?;
             let changed = sqlx::query(
                 "UPDATE users SET password_hash = $3, password_version = password_version + 1, update_time = $4 \
@@ -169,15 +175,17 @@ impl AccountStore for PostgresStore {
             .bind(id.0)
             .bind(change.session.password_version)
             .bind(change.password_hash.as_str())
-            .bind(now)
+            .bind(occasion.now)
             .execute(&mut *tx)
             .await?
             .rows_affected();
             if changed == 0 {
                 return Ok(SessionOpening::Refused);
             }
-            revoke_all(&mut tx, id, now, RevokeReason::PasswordChanged).await?;
+            revoke_all(&mut tx, id, RevokeReason::PasswordChanged, &occasion).await?;
+            let about = About::session(id, change.session.grant.session_id);
             insert_session(&mut tx, change.session).await?;
+            audit::record(&mut tx, Action::PasswordChanged, &occasion, about).await?;
             let user = user_by_id(&mut tx, id).await?;
             void_tokens(&mut tx, id, &user.email, &[Purpose::ResetPassword, Purpose::ChangeEmail]).await?;
             queue(&mut tx, &change.notice).await?;
@@ -212,6 +220,7 @@ impl AccountStore for PostgresStore {
                 return Ok(EmailChangeRequest::OverLimit);
             }
             queue(&mut tx, &change.notice).await?;
+            audit::record(&mut tx, Action::EmailChangeRequested, &change.occasion, About::user(change.user_id)).await?;
             tx.commit().await?;
             Ok(EmailChangeRequest::Requested)
         })
@@ -224,7 +233,8 @@ impl AccountStore for PostgresStore {
     ) -> Result<EmailConfirmationOutcome, StoreError> {
         let pool = self.pool()?.clone();
         to_the_end(async move {
-            let EmailConfirmation { token, notice, now } = confirmation;
+            let EmailConfirmation { token, notice, occasion } = confirmation;
+            let (now, occasion) = (occasion.now, occasion.by(token.user_id));
             let mut tx = pool.begin().await?;
             let Some(before) = lock_user(&mut tx, token.user_id).await?.filter(|user| !user.disabled) else {
                 return Ok(EmailConfirmationOutcome::TokenDead);
@@ -259,6 +269,7 @@ impl AccountStore for PostgresStore {
                 create_time: now,
             };
             queue(&mut tx, &notice).await?;
+            audit::record(&mut tx, Action::EmailChanged, &occasion, About::user(token.user_id)).await?;
             let user = user_by_id(&mut tx, token.user_id).await?;
             tx.commit().await?;
             Ok(EmailConfirmationOutcome::Changed(user))

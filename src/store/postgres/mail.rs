@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::domain::{
     MailId, UserId,
     account::{Email, User},
+    audit::{Action, Occasion},
     mail::NewMail,
     one_time::{OneTimeGrant, Purpose},
 };
 
-use super::{PostgresStore, Time, Tx};
+use super::{PostgresStore, Time, Tx, accounts::user_by_id, audit};
 use crate::store::{
-    AddressLimit, Enqueued, MailClaim, MailQueue, MailRetry, MailStore, OneTimeToken, StoreError, is_wanted,
-    rows::{LeasedMail, MailQueueRow, OneTimeTokenRow, OutboxRow, UserRow, user_columns},
+    About, AddressLimit, Enqueued, MailClaim, MailQueue, MailRetry, MailStore, OneTimeToken, StoreError, is_wanted,
+    rows::{LeasedMail, MailQueueRow, OneTimeTokenRow, OutboxRow, user_columns},
     to_the_end,
 };
 
@@ -123,6 +125,22 @@ impl MailStore for PostgresStore {
         .await?
         .map(OneTimeTokenRow::into_token)
         .transpose()
+    }
+
+    async fn issue_token(&self, token: OneTimeGrant, occasion: Occasion) -> Result<bool, StoreError> {
+        let pool = self.pool()?.clone();
+        to_the_end(async move {
+            let mut tx = pool.begin().await?;
+            let user = lock_user(&mut tx, token.user_id).await?;
+            if !user.is_some_and(|user| !user.disabled && user.email == token.email) {
+                return Ok(false);
+            }
+            issue(&mut tx, Some(&token), occasion.now, occasion.now).await?;
+            audit::record(&mut tx, Action::ResetLinkIssued, &occasion, About::user(token.user_id)).await?;
+            tx.commit().await?;
+            Ok(true)
+        })
+        .await
     }
 
     async fn forget_old_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
@@ -305,30 +323,27 @@ async fn issue(
     Ok(issued.rows_affected() == 1)
 }
 
-/// The user's row, locked against every other step that changes the account.
+/// The user, whose row is locked against every other step that changes the account. Read after the lock was had: what the
+/// waiting statement itself found of other tables, the roles, would be from before the wait.
 pub(super) async fn lock_user(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
-    sqlx::query_as::<_, UserRow<Time>>(concat!(
-        "SELECT ",
-        user_columns!(),
-        " FROM users u WHERE u.id = $1 FOR NO KEY UPDATE OF u"
-    ))
-    .bind(id.0)
-    .fetch_optional(&mut **tx)
-    .await?
-    .map(UserRow::into_user)
-    .transpose()
+    let locked: Option<Uuid> = sqlx::query_scalar("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE")
+        .bind(id.0)
+        .fetch_optional(&mut **tx)
+        .await?;
+    match locked {
+        Some(id) => user_by_id(tx, UserId(id)).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The same by the address.
 async fn lock_user_of(tx: &mut Tx, email: &Email) -> Result<Option<User>, StoreError> {
-    sqlx::query_as::<_, UserRow<Time>>(concat!(
-        "SELECT ",
-        user_columns!(),
-        " FROM users u WHERE u.email = $1 FOR NO KEY UPDATE OF u"
-    ))
-    .bind(email.as_str())
-    .fetch_optional(&mut **tx)
-    .await?
-    .map(UserRow::into_user)
-    .transpose()
+    let locked: Option<Uuid> = sqlx::query_scalar("SELECT id FROM users WHERE email = $1 FOR NO KEY UPDATE")
+        .bind(email.as_str())
+        .fetch_optional(&mut **tx)
+        .await?;
+    match locked {
+        Some(id) => user_by_id(tx, UserId(id)).await.map(Some),
+        None => Ok(None),
+    }
 }

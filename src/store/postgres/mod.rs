@@ -3,6 +3,8 @@
 //! advisory locks), so PgBouncer in transaction mode may stand between.
 
 mod accounts;
+mod admin;
+mod audit;
 mod mail;
 mod sessions;
 
@@ -19,10 +21,13 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction,
     migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, Notify},
+    task::JoinHandle,
+};
 
 use crate::domain::keyring::SealedSigningKey;
 
@@ -40,6 +45,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const RESET_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that lay idle longer than this is tested before it is used.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// The channel on which replicas tell each other that there is something new in the log of revocations.
+const REVOCATIONS: &str = "postern_revocations";
+/// How long after it was lost the connection for notifications is made anew.
+const LISTEN_RETRY: Duration = Duration::from_secs(2);
 
 type Tx = Transaction<'static, Postgres>;
 type Time = OffsetDateTime;
@@ -54,6 +63,10 @@ pub struct PostgresStore {
     probe: Arc<Mutex<Option<PgConnection>>>,
     /// What the last ping found. While it is false every step fails at once.
     reachable: Arc<AtomicBool>,
+    /// Woken by whatever replica writes a revocation, where the connection passes notifications on.
+    revocation_written: Arc<Notify>,
+    /// Ends with the store.
+    _listener: Option<Arc<AbortOnDrop>>,
 }
 
 /// Whether an SQLSTATE is the database's trouble of the moment.
@@ -66,7 +79,12 @@ pub(super) fn is_transient(sqlstate: &str) -> bool {
 
 impl PostgresStore {
     /// Connects, and brings the schema up to date or checks that it is.
-    pub async fn open(url: &SecretString, max_connections: u32, migrate: Migrate) -> Result<Self, OpenError> {
+    pub async fn open(
+        url: &SecretString,
+        max_connections: u32,
+        notifications: bool,
+        migrate: Migrate,
+    ) -> Result<Self, OpenError> {
         let options: PgConnectOptions =
             url.expose_secret().parse().map_err(|error: sqlx::Error| OpenError::Url(error.to_string()))?;
         let options = options.application_name("postern").log_statements(tracing::log::LevelFilter::Trace);
@@ -90,7 +108,17 @@ impl PostgresStore {
                 })
             })
             .connect_lazy_with(options.clone());
-        let store = Self { pool, options, probe: Arc::default(), reachable: Arc::new(AtomicBool::new(true)) };
+        let revocation_written = Arc::new(Notify::new());
+        let listening = listen(options.clone(), Arc::clone(&revocation_written));
+        let listener = notifications.then(|| Arc::new(AbortOnDrop(tokio::spawn(listening))));
+        let store = Self {
+            pool,
+            options,
+            probe: Arc::default(),
+            reachable: Arc::new(AtomicBool::new(true)),
+            revocation_written,
+            _listener: listener,
+        };
         match migrate {
             Migrate::Apply => {
                 // A replica of the release to come may have gone one step ahead.
@@ -134,6 +162,37 @@ impl PostgresStore {
         within(PING_TIMEOUT, connection.ping()).await?;
         *probe = Some(connection);
         Ok(())
+    }
+}
+
+/// A task that ends with what it works for.
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Listens on a connection of its own. It only shortens a wait: through PgBouncer in transaction mode nothing arrives,
+/// and polling does as well.
+async fn listen(options: PgConnectOptions, written: Arc<Notify>) {
+    loop {
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
+        let outcome: Result<(), sqlx::Error> = async {
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.listen(REVOCATIONS).await?;
+            loop {
+                listener.recv().await?;
+                written.notify_one();
+            }
+        }
+        .await;
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "notifications of the database are not heard; polling");
+        }
+        tokio::time::sleep(LISTEN_RETRY).await;
     }
 }
 

@@ -8,13 +8,14 @@ use time::OffsetDateTime;
 use crate::domain::{
     MailId, UserId,
     account::{Email, User},
+    audit::{Action, Occasion},
     mail::NewMail,
     one_time::{OneTimeGrant, Purpose},
 };
 
-use super::{SqliteStore, Time, Tx, microseconds, span};
+use super::{SqliteStore, Time, Tx, audit, microseconds, span};
 use crate::store::{
-    AddressLimit, Enqueued, MailClaim, MailQueue, MailRetry, MailStore, OneTimeToken, StoreError, is_wanted,
+    About, AddressLimit, Enqueued, MailClaim, MailQueue, MailRetry, MailStore, OneTimeToken, StoreError, is_wanted,
     rows::{LeasedMail, MailQueueRow, OneTimeTokenRow, OutboxRow, UserRow, user_columns},
     to_the_end,
 };
@@ -123,6 +124,22 @@ impl MailStore for SqliteStore {
         .await?
         .map(OneTimeTokenRow::into_token)
         .transpose()
+    }
+
+    async fn issue_token(&self, token: OneTimeGrant, occasion: Occasion) -> Result<bool, StoreError> {
+        let writer = self.writer.clone();
+        to_the_end(async move {
+            let mut tx = Self::begin(&writer).await?;
+            let user = find_user(&mut tx, token.user_id).await?;
+            if !user.is_some_and(|user| !user.disabled && user.email == token.email) {
+                return Ok(false);
+            }
+            issue(&mut tx, Some(&token), occasion.now, occasion.now).await?;
+            audit::record(&mut tx, Action::ResetLinkIssued, &occasion, About::user(token.user_id)).await?;
+            tx.commit().await?;
+            Ok(true)
+        })
+        .await
     }
 
     async fn forget_old_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {

@@ -3,6 +3,8 @@
 //! what was acknowledged survives a kill and a power cut.
 
 mod accounts;
+mod admin;
+mod audit;
 mod mail;
 mod sessions;
 

@@ -1,5 +1,7 @@
 //! The command line: what each command takes, and what it runs.
 
+mod user;
+
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
@@ -33,6 +35,9 @@ enum Command {
     Healthcheck(Healthcheck),
     /// Print the OpenAPI 3.1 description of the REST API
     Openapi,
+    /// Accounts, worked on in the database itself: how the first admin comes to be
+    #[command(subcommand)]
+    User(user::User),
     /// The keys that sign access tokens
     #[command(subcommand)]
     Keys(Keys),
@@ -85,6 +90,7 @@ async fn execute(cli: Cli) -> Result<ExitCode, Failure> {
             println!("{}", serde_json::to_string_pretty(&http::openapi::contract_document()?)?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::User(command) => user::run(command).await,
         Command::Keys(Keys::List { store, master_key }) => list_keys(&store, &master_key).await,
     }
 }

@@ -1,0 +1,199 @@
+//! `postern user`: what an operator does to accounts on the store itself. The same rules hold as over the network, the last
+//! admin among them; the audit names no actor. A running server takes notice within half a second.
+
+use std::{
+    io::{self, BufRead as _, IsTerminal as _},
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use zeroize::Zeroizing;
+
+use crate::{
+    app,
+    config::Config,
+    domain::{
+        Postern,
+        account::{Email, SignUp, User as Account, Username},
+        admin::{Administrator, reason, role_set},
+        env::Env,
+        password::{MAX_BYTES, Password},
+    },
+    error::{Error, FieldViolation},
+};
+
+use super::Failure;
+
+/// How many accounts are listed with one question to the database.
+const PAGE: u32 = 200;
+
+#[derive(Debug, Subcommand)]
+pub enum User {
+    /// Create an account; its password is read from a prompt, or from standard input
+    Create {
+        #[arg(long, value_name = "NAME")]
+        username: String,
+        #[arg(long, value_name = "ADDRESS")]
+        email: String,
+        /// A role beside `user`; may be given several times
+        #[arg(long = "role", value_name = "ROLE")]
+        roles: Vec<String>,
+        #[command(flatten)]
+        config: Box<Server>,
+    },
+    /// List accounts: id, username, email, roles, state
+    List {
+        /// Only those whose email or username begins so
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        query: String,
+        #[command(flatten)]
+        config: Box<Server>,
+    },
+    /// Give an account these roles, and `user`, in the place of those that it has
+    SetRoles {
+        #[command(flatten)]
+        whose: Whose,
+        /// May be given several times; none leaves `user` alone
+        #[arg(long = "role", value_name = "ROLE")]
+        roles: Vec<String>,
+        #[command(flatten)]
+        config: Box<Server>,
+    },
+    /// Keep an account from logging in, and end its sessions
+    Disable {
+        #[command(flatten)]
+        whose: Whose,
+        /// For the audit
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        reason: String,
+        #[command(flatten)]
+        config: Box<Server>,
+    },
+    /// Print a link by which an account's password can be reset, once, for 30 minutes
+    ResetPasswordLink {
+        #[command(flatten)]
+        whose: Whose,
+        #[command(flatten)]
+        config: Box<Server>,
+    },
+}
+
+/// Which account.
+#[derive(Debug, Args)]
+pub struct Whose {
+    /// The address of the account
+    #[arg(long, value_name = "ADDRESS")]
+    email: String,
+}
+
+/// The settings of the server, so that both have one environment.
+#[derive(Debug, Args)]
+pub struct Server {
+    #[command(flatten)]
+    config: Config,
+}
+
+pub async fn run(command: User) -> Result<ExitCode, Failure> {
+    match command {
+        User::Create { username, email, roles, config } => create(&username, &email, &roles, &config.config).await?,
+        User::List { query, config } => list(&query, &config.config).await?,
+        User::SetRoles { whose, roles, config } => {
+            let roles = role_set(&roles).map_err(said)?;
+            let (postern, account) = whose.find(&config.config).await?;
+            show(&postern.set_roles(account.id, roles, Administrator::COMMAND_LINE).await.map_err(explained)?);
+        }
+        User::Disable { whose, reason: text, config } => {
+            let reason = reason(text).map_err(said)?;
+            let (postern, account) = whose.find(&config.config).await?;
+            show(&postern.disable_user(account.id, reason, Administrator::COMMAND_LINE).await.map_err(explained)?);
+        }
+        User::ResetPasswordLink { whose, config } => {
+            let (postern, account) = whose.find(&config.config).await?;
+            let token = postern.issue_reset_token(&account.email).await.map_err(explained)?;
+            let wording = config.config.mail.wording(config.config.public_url())?;
+            println!("{}", wording.links.reset_password.with_token(&token));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(username: &str, email: &str, roles: &[String], config: &Config) -> Result<(), Failure> {
+    let words = [username, email];
+    let username = Username::parse(username).map_err(said)?;
+    let email = Email::parse(email).map_err(said)?;
+    let roles = role_set(roles).map_err(said)?;
+    let postern = app::domain(config, Env::system()).await?;
+    let password = Password::parse("password", read_password()?).map_err(said)?;
+    let password = postern.accept_password("password", password, &words).map_err(said)?;
+    let account = postern.create_account(SignUp { username, email, password }, roles).await.map_err(explained)?;
+    show(&account);
+    Ok(())
+}
+
+async fn list(query: &str, config: &Config) -> Result<(), Failure> {
+    let query = crate::domain::admin::search_text(query).map_err(said)?;
+    let postern = app::domain(config, Env::system()).await?;
+    let mut place = String::new();
+    loop {
+        let page = postern.list_users(PAGE, &place, &query).await.map_err(explained)?;
+        page.entries.iter().for_each(show);
+        match page.next {
+            Some(next) => place = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+impl Whose {
+    async fn find(&self, config: &Config) -> Result<(std::sync::Arc<Postern>, Account), Failure> {
+        let email = Email::parse(&self.email).map_err(said)?;
+        let postern = app::domain(config, Env::system()).await?;
+        let account = postern.user_of(&email).await.map_err(explained)?;
+        Ok((postern, account))
+    }
+}
+
+/// One line for each account, its fields between tabs.
+fn show(account: &Account) {
+    let roles: Vec<_> = account.roles.iter().map(crate::domain::role::Role::as_str).collect();
+    let state = match (account.disabled, account.email_verified) {
+        (true, _) => "disabled",
+        (false, true) => "verified",
+        (false, false) => "unverified",
+    };
+    let (id, username, email) = (account.id, account.username.as_str(), account.email.as_str());
+    println!("{id}\t{username}\t{email}\t{}\t{state}", roles.join(","));
+}
+
+/// From a prompt, twice; or the first line of standard input, where that is no terminal.
+fn read_password() -> io::Result<String> {
+    if !io::stdin().is_terminal() {
+        let mut line = Zeroizing::new(Vec::new());
+        // One byte more than a password may have, and the end of its line.
+        io::Read::take(io::stdin().lock(), MAX_BYTES as u64 + 3).read_until(b'\n', &mut line)?;
+        let line = std::str::from_utf8(&line).map_err(|_| io::Error::other("the password is not UTF-8"))?;
+        return Ok(line.trim_end_matches(['\n', '\r']).to_owned());
+    }
+    let password = Zeroizing::new(rpassword::prompt_password("Password: ")?);
+    let again = Zeroizing::new(rpassword::prompt_password("Again: ")?);
+    if *password != *again {
+        return Err(io::Error::other("the two passwords are not the same"));
+    }
+    Ok(password.to_string())
+}
+
+fn said(FieldViolation { field, description }: FieldViolation) -> Failure {
+    format!("{field} {description}").into()
+}
+
+/// What an operator may know, and a caller over the network may not.
+fn explained(error: Error) -> Failure {
+    match error {
+        Error::Internal(cause) => cause,
+        Error::StoreUnavailable(cause) => cause.into(),
+        Error::InvalidFields(violations) => {
+            violations.into_iter().map(|it| said(it).to_string()).collect::<Vec<_>>().join("; ").into()
+        }
+        other => other.into(),
+    }
+}
