@@ -150,7 +150,9 @@ fn every_field_that_bears_a_secret_is_declared_so() {
     let mut secrets = BTreeSet::new();
     for message in pool().all_messages().filter(|message| message.package_name() == PACKAGE) {
         for field in message.fields().filter(|field| field.kind() == Kind::String) {
-            let bears_secret = ["token", "password"].iter().any(|ending| field.name().ends_with(ending));
+            // A page token opens nothing: it is encrypted, and bound to its query.
+            let bears_secret = ["token", "password"].iter().any(|ending| field.name().ends_with(ending))
+                && !field.name().ends_with("page_token");
             let redacted = field.options().get_field_by_name("debug_redact").expect("an option").as_bool();
             assert_eq!(redacted, Some(bears_secret), "{}", field.full_name());
             if bears_secret {
@@ -162,6 +164,7 @@ fn every_field_that_bears_a_secret_is_declared_so() {
         "ChangePasswordRequest.current_password",
         "ChangePasswordRequest.new_password",
         "ConfirmEmailChangeRequest.token",
+        "DeleteAccountRequest.password",
         "LoginRequest.password",
         "LogoutRequest.refresh_token",
         "RefreshRequest.refresh_token",

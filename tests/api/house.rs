@@ -11,7 +11,7 @@ const MOST_LINES: usize = 600;
 
 /// What each room may name of the others. `app`, `cli` and `main` see everything.
 const RULES: [(&str, &[&str]); 11] = [
-    ("config", &["domain", "error", "mail", "store"]),
+    ("config", &["domain", "error", "listen", "mail", "store"]),
     ("domain", &["error", "store"]),
     ("error", &["store"]),
     ("grpc", &["domain", "error", "listen", "proto"]),

@@ -180,7 +180,8 @@ async fn a_path_that_is_not_exactly_an_rpcs_reaches_none() {
             "/x/../postern.auth.v1.AuthService/Login",
             "/postern.auth.v1.AuthService/Impersonate",
             "/postern.auth.v1.AuthService/",
-            "/postern.auth.v1.AdminService/ListUsers",
+            "/postern.auth.v1.AdminService/ListPasswords",
+            "/postern.auth.v1.AdminService/listUsers",
             "/postern.auth.v2.AuthService/Login",
         ] {
             let answer = wire.call(path, &[], login()).await;

@@ -11,14 +11,16 @@ use postern::{
         mail::MailKind,
         one_time::{OneTimeGrant, Purpose},
     },
-    store::{AccountCreation, ClaimedMail, MailRetry, Store, StoreError},
+    store::{AccountCreation, ClaimedMail, MailRetry, Store, StoreError, UserDeletion},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
+    attempts::attempt,
     fixtures::{
         ISSUED, LEASE, NO_LIMIT, NOW, Token, claimed, confirmation_by, email_change, log_in, mail, mail_with_token,
-        new_account, new_session, password_change, post, reset_by, sign_up, sign_up_quietly, token,
+        new_account, new_session, occasion, password_change, post, reset_by, roles, sign_up, sign_up_quietly, subject,
+        token,
     },
     support::{Database, on_each_engine, wait_until},
 };
@@ -28,6 +30,7 @@ on_each_engine![
     an_abandoned_write_is_made_all_the_same,
     abandoned_writes_of_mails_and_tokens_leave_no_transaction_open,
     an_abandoned_write_of_mails_or_tokens_is_made_all_the_same,
+    an_abandoned_write_of_administration_is_made_all_the_same,
 ];
 
 /// How many writes are abandoned: each kind at each of its first waits, many times over.
@@ -139,7 +142,7 @@ const MAIL_WRITES: usize = 10;
 async fn abandon_a_mail_write(store: &dyn Store, of: &Account, write: usize, waits: usize) -> bool {
     let Account { user, tokens, mail: claimed } = of;
     match write {
-        0 => abandon_after(waits, store.verify_email(tokens[0].clone(), NOW)).await,
+        0 => abandon_after(waits, store.verify_email(tokens[0].clone(), occasion())).await,
         1 => abandon_after(waits, store.reset_password(reset_by(tokens[1].clone()))).await,
         2 => abandon_after(waits, store.confirm_email_change(confirmation_by(tokens[2].clone()))).await,
         3 => abandon_after(waits, store.change_password(password_change(user))).await,
@@ -202,6 +205,41 @@ async fn an_abandoned_write_of_mails_or_tokens_is_made_all_the_same(database: &D
         let ended = abandon_a_mail_write(store.as_ref(), &account, write, 0).await;
         assert!(!ended, "write {write} takes longer than its first poll");
         wait_until("the abandoned write is there", async || (written().await != before).then_some(())).await;
+        database.assert_at_rest().await;
+    }
+}
+
+async fn abandon_an_administrative_write(store: &dyn Store, of: &Token, write: usize) -> bool {
+    let (user, attempt) = (of.grant.user_id, attempt(subject("ada@example.com")));
+    match write {
+        0 => abandon_after(0, store.reserve_attempt(attempt)).await,
+        1 => abandon_after(0, store.guess_was_right(attempt.subject)).await,
+        2 => abandon_after(0, store.login_failed(None, occasion())).await,
+        3 => abandon_after(0, store.set_roles(user, roles(&["support", "user"]), occasion())).await,
+        4 => abandon_after(0, store.revoke_session(of.grant.session_id, user, occasion())).await,
+        5 => abandon_after(0, store.revoke_user_sessions(user, occasion())).await,
+        6 => abandon_after(0, store.disable_user(user, None, occasion())).await,
+        7 => abandon_after(0, store.enable_user(user, occasion())).await,
+        8 => {
+            let deletion = UserDeletion { user, password_version: None, occasion: occasion(), notice: None };
+            abandon_after(0, store.delete_user(deletion)).await
+        }
+        9 => abandon_after(0, store.forget_revocations(NOW + 1.hours())).await,
+        10 => abandon_after(0, store.forget_audit_events(NOW + 1.hours(), 100)).await,
+        _ => panic!("no such write"),
+    }
+}
+
+async fn an_abandoned_write_of_administration_is_made_all_the_same(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let token = log_in(store.as_ref(), &user).await;
+    for write in 0..=10 {
+        let before = database.everything().await;
+        let ended = abandon_an_administrative_write(store.as_ref(), &token, write).await;
+        assert!(!ended, "write {write} takes longer than its first poll");
+        wait_until("the abandoned write is there", async || (database.everything().await != before).then_some(()))
+            .await;
         database.assert_at_rest().await;
     }
 }

@@ -16,8 +16,8 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        LIMIT, NOW, address, confirmation_by, deliver, email_change, log_in, mail, mail_with_token, new_id, post,
-        sign_up_quietly, token,
+        LIMIT, NOW, address, confirmation_by, deliver, email_change, log_in, mail, mail_with_token, new_id,
+        occasion_at, post, sign_up_quietly, token,
     },
     support::{Database, on_each_engine},
 };
@@ -176,7 +176,8 @@ async fn a_confirmation_changes_the_address_and_verifies_it(database: &Database)
     let session = log_in(store.as_ref(), &user).await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     let now = NOW + 1.minutes();
-    let outcome = confirm(store.as_ref(), EmailConfirmation { now, ..confirmation_by(token) }).await;
+    let outcome =
+        confirm(store.as_ref(), EmailConfirmation { occasion: occasion_at(now), ..confirmation_by(token) }).await;
     let email = address("new-ada@example.com");
     let expected = User { email: email.clone(), email_verified: true, update_time: now, ..user.clone() };
     assert_eq!(outcome, EmailConfirmationOutcome::Changed(expected.clone()));
@@ -193,14 +194,14 @@ async fn a_confirmation_tells_the_address_before(database: &Database) {
     let store = database.store().await;
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
-    let confirmation = EmailConfirmation { now: NOW - 1.minutes(), ..confirmation_by(token) };
+    let confirmation = EmailConfirmation { occasion: occasion_at(NOW - 1.minutes()), ..confirmation_by(token) };
     let outcome = confirm(store.as_ref(), confirmation.clone()).await;
     assert!(matches!(outcome, EmailConfirmationOutcome::Changed(_)), "{outcome:?}");
     let [notice] = deliver(store.as_ref()).await.try_into().expect("one mail");
     assert_eq!((notice.id, notice.kind), (confirmation.notice, MailKind::EmailChanged));
     assert_eq!((notice.recipient, notice.username), (user.email, user.username));
     assert_eq!((notice.new_email, notice.grant), (Some(address("new-ada@example.com")), None));
-    assert_eq!(notice.create_time, confirmation.now);
+    assert_eq!(notice.create_time, confirmation.occasion.now);
 }
 
 async fn a_confirmation_ends_every_token_of_its_user_and_the_mails_that_would_bring_more(database: &Database) {

@@ -5,24 +5,27 @@ use std::time::Duration;
 
 use postern::{
     domain::{
-        MailId, SessionId, UserId,
+        AuditEventId, MailId, SessionId, UserId,
         account::{Email, User, Username},
+        audit::{AuditEvent, Occasion},
         env::Env,
         mail::{MailKind, NewMail},
         one_time::{OneTimeGrant, Purpose},
         password::PasswordHash,
+        role::Role,
         token::RefreshGrant,
     },
     store::{
-        AccountCreation, AddressLimit, ClaimedMail, EmailChange, EmailConfirmation, EmailConfirmationOutcome, Enqueued,
-        Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange, PasswordReset, PasswordResetOutcome,
-        RefreshHash, Rotation, RotationOutcome, SessionOpening, Store,
+        AccountCreation, AddressLimit, AttemptSubject, AuditPage, ClaimedMail, EmailChange, EmailConfirmation,
+        EmailConfirmationOutcome, Enqueued, Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange,
+        PasswordReset, PasswordResetOutcome, RefreshHash, Rotation, RotationOutcome, SessionOpening, Store,
+        UserDeletion,
     },
 };
 use time::{OffsetDateTime, ext::NumericalDuration as _, macros::datetime};
 use uuid::Uuid;
 
-use crate::support::{Database, Engine};
+use crate::support::Database;
 
 /// The time of day, down to the microsecond: what every engine has to keep.
 pub const NOW: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
@@ -45,6 +48,21 @@ pub fn new_id() -> Uuid {
     Env::system().uuid().expect("randomness")
 }
 
+/// The circumstances of a step that nobody known makes now. Each is another.
+pub fn occasion() -> Occasion {
+    occasion_at(NOW)
+}
+
+/// The same at another time. Access tokens from before are dead a quarter of an hour later.
+pub fn occasion_at(now: OffsetDateTime) -> Occasion {
+    Occasion { event: AuditEventId(new_id()), now, actor: None, client_ip: None, forget_time: now + 15.minutes() }
+}
+
+/// What guesses at the password of an address are counted under.
+pub fn subject(address: &str) -> AttemptSubject {
+    AttemptSubject(RefreshHash::of(address).0)
+}
+
 /// What `name` signs up with.
 pub fn new_account(name: &str) -> NewAccount {
     let id = UserId(new_id());
@@ -53,7 +71,7 @@ pub fn new_account(name: &str) -> NewAccount {
         username: Username::parse(name).expect("a username"),
         email: address(&format!("{name}@example.com")),
         password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
-        create_time: NOW,
+        occasion: occasion(),
         verification: mail(MailKind::VerifyEmail, &format!("{name}@example.com"), Some(id)),
         concealed: None,
         limit: LIMIT,
@@ -90,11 +108,11 @@ pub fn new_session(user: UserId) -> NewSession {
             session_end_time: ISSUED + 90.days(),
         },
         refresh_hash: RefreshHash::of(&format!("{session_id} 0")),
-        create_time: NOW,
         password_version: 0,
         rehash: None,
-        client_ip: None,
         user_agent: None,
+        attempt: None,
+        occasion: occasion(),
     }
 }
 
@@ -136,7 +154,7 @@ impl Token {
             presented_hash: self.hash,
             next: next.grant.clone(),
             next_hash: next.hash,
-            now: NOW,
+            occasion: occasion(),
             retry_window: WINDOW,
         }
     }
@@ -152,7 +170,7 @@ impl Token {
             user_id: self.grant.user_id,
             presented_generation: self.grant.generation,
             everywhere: false,
-            now: NOW,
+            occasion: occasion(),
         }
     }
 
@@ -245,13 +263,13 @@ pub async fn token(store: &dyn Store, user: &User, purpose: Purpose) -> OneTimeG
 /// What a token was good for, done.
 pub async fn use_token(store: &dyn Store, token: OneTimeGrant, now: OffsetDateTime) -> bool {
     match token.purpose {
-        Purpose::VerifyEmail => store.verify_email(token, now).await.expect("the store").is_some(),
+        Purpose::VerifyEmail => store.verify_email(token, occasion_at(now)).await.expect("the store").is_some(),
         Purpose::ResetPassword => {
-            let reset = PasswordReset { now, ..reset_by(token) };
+            let reset = PasswordReset { occasion: occasion_at(now), ..reset_by(token) };
             store.reset_password(reset).await.expect("the store") == PasswordResetOutcome::Reset
         }
         Purpose::ChangeEmail => {
-            let confirmation = EmailConfirmation { now, ..confirmation_by(token) };
+            let confirmation = EmailConfirmation { occasion: occasion_at(now), ..confirmation_by(token) };
             let outcome = store.confirm_email_change(confirmation).await.expect("the store");
             matches!(outcome, EmailConfirmationOutcome::Changed(_))
         }
@@ -260,11 +278,13 @@ pub async fn use_token(store: &dyn Store, token: OneTimeGrant, now: OffsetDateTi
 
 pub fn reset_by(token: OneTimeGrant) -> PasswordReset {
     let notice = mail(MailKind::PasswordChanged, token.email.as_str(), Some(token.user_id));
-    PasswordReset { token, password_hash: PasswordHash::from_phc(NEW_HASH.to_owned()), notice, now: NOW }
+    let attempts = subject(token.email.as_str());
+    let password_hash = PasswordHash::from_phc(NEW_HASH.to_owned());
+    PasswordReset { token, password_hash, notice, attempts, occasion: occasion() }
 }
 
 pub fn confirmation_by(token: OneTimeGrant) -> EmailConfirmation {
-    EmailConfirmation { token, notice: MailId(new_id()), now: NOW }
+    EmailConfirmation { token, notice: MailId(new_id()), occasion: occasion() }
 }
 
 /// Another password in the place of the one of version 0.
@@ -285,112 +305,34 @@ pub fn email_change(user: &User, new: &str) -> EmailChange {
         confirmation: about(mail(MailKind::ConfirmEmailChange, new, Some(user.id))),
         notice: about(mail(MailKind::EmailChangeRequested, user.email.as_str(), Some(user.id))),
         concealed: None,
+        occasion: occasion(),
         limit: LIMIT,
     }
 }
 
-impl Database {
-    /// An id as it is written in a statement.
-    pub fn id(&self, id: Uuid) -> String {
-        match self.engine {
-            Engine::Sqlite => format!("x'{}'", id.simple()),
-            Engine::Postgres => format!("'{id}'::uuid"),
-        }
-    }
+/// A moment later than [`NOW`], somebody known, and from somewhere: a step of these circumstances tells all of them.
+pub fn occasion_of(actor: Option<UserId>) -> Occasion {
+    let client_ip = Some("2001:db8::7".parse().expect("an address"));
+    Occasion { actor, client_ip, ..occasion_at(NOW + 90.seconds() + 7.microseconds()) }
+}
 
-    /// Everything that is kept of a session, as one text.
-    pub async fn session_row(&self, token: &Token) -> String {
-        let columns = "id user_id create_time end_time revoke_time generation refresh_hash refresh_issue_time \
-                       refresh_expire_time last_refresh_time client_ip user_agent";
-        let columns: Vec<_> = columns
-            .split_whitespace()
-            .map(|column| match self.engine {
-                Engine::Sqlite => format!("quote({column})"),
-                Engine::Postgres => format!("quote_nullable({column}::text)"),
-            })
-            .collect();
-        let id = self.id(token.grant.session_id.0);
-        self.sql.text(&format!("SELECT {} FROM sessions WHERE id = {id}", columns.join(" || ', ' || "))).await
-    }
+pub fn roles(names: &[&str]) -> Vec<Role> {
+    names.iter().map(|name| Role::parse(name).expect("a role")).collect()
+}
 
-    /// How many sessions there are of which `condition` holds.
-    pub async fn sessions_where(&self, condition: &str) -> i64 {
-        self.sql.number(&format!("SELECT count(*) FROM sessions WHERE {condition}")).await
-    }
+/// Creates the account of `name` with the role `admin`.
+pub async fn sign_up_admin(database: &Database, store: &dyn Store, name: &str) -> User {
+    let user = sign_up_quietly(database, store, name).await;
+    database.add_role(user.id, "admin").await;
+    User { roles: roles(&["admin", "user"]), ..user }
+}
 
-    /// Whether a session was ended before its time.
-    pub async fn is_revoked(&self, token: &Token) -> bool {
-        let id = self.id(token.grant.session_id.0);
-        self.sessions_where(&format!("id = {id} AND revoke_time IS NOT NULL")).await == 1
-    }
+/// Every row of the audit, newest first.
+pub async fn audit(store: &dyn Store) -> Vec<AuditEvent> {
+    let page = AuditPage { user: None, action: None, before: None, limit: 100_000 };
+    store.list_audit_events(page).await.expect("the store")
+}
 
-    /// Changes a user's row.
-    pub async fn set_user(&self, user: UserId, assignment: &str) {
-        let id = self.id(user.0);
-        let changed = self.sql.execute(&format!("UPDATE users SET {assignment} WHERE id = {id}")).await;
-        assert_eq!(changed, 1, "{assignment}");
-    }
-
-    pub async fn add_role(&self, user: UserId, role: &str) {
-        let id = self.id(user.0);
-        self.sql.execute(&format!("INSERT INTO user_roles (user_id, role) VALUES ({id}, '{role}')")).await;
-    }
-
-    /// Makes a session's last rotation that much older, by the clock that its engine measures the retry window with.
-    pub async fn age_rotation(&self, token: &Token, by: Duration) {
-        let id = self.id(token.grant.session_id.0);
-        let earlier = match self.engine {
-            Engine::Sqlite => format!("last_refresh_time - {}", by.as_micros()),
-            Engine::Postgres => format!("last_refresh_time - interval '{} microseconds'", by.as_micros()),
-        };
-        self.sql.execute(&format!("UPDATE sessions SET last_refresh_time = {earlier} WHERE id = {id}")).await;
-    }
-
-    /// Everything that steps of accounts and mails write, as one text.
-    pub async fn everything(&self) -> String {
-        let mut everything = String::new();
-        for table in ["users", "user_roles", "sessions", "mail_outbox", "one_time_tokens", "mail_limits"] {
-            let row = match self.engine {
-                Engine::Sqlite => {
-                    let columns = "SELECT string_agg('quote(' || name || ')', ' || '' '' || ')";
-                    self.sql.text(&format!("{columns} FROM pragma_table_info('{table}')")).await
-                }
-                Engine::Postgres => format!("{table}::text"),
-            };
-            everything.push_str(&self.lines(&row, table).await.join("\n"));
-        }
-        everything
-    }
-
-    /// A text of each row, sorted.
-    async fn lines(&self, row: &str, table: &str) -> Vec<String> {
-        let joined = self.sql.text(&format!("SELECT coalesce(string_agg({row}, '\n'), '') FROM {table}")).await;
-        let mut lines: Vec<_> = joined.lines().map(str::to_owned).collect();
-        lines.sort();
-        lines
-    }
-
-    /// Every mail that waits or was given up, as `kind to recipient`.
-    pub async fn outbox(&self) -> Vec<String> {
-        self.lines("kind || ' to ' || recipient", "mail_outbox").await
-    }
-
-    /// Every one-time token, as `purpose of address`.
-    pub async fn tokens(&self) -> Vec<String> {
-        self.lines("purpose || ' of ' || email", "one_time_tokens").await
-    }
-
-    /// Lets time pass for every mail in the outbox, by the clock that its engine measures with.
-    pub async fn age_mails(&self, by: Duration) {
-        let earlier = match self.engine {
-            Engine::Sqlite => format!("next_attempt_time - {}", by.as_micros()),
-            Engine::Postgres => format!("next_attempt_time - interval '{} microseconds'", by.as_micros()),
-        };
-        self.sql.execute(&format!("UPDATE mail_outbox SET next_attempt_time = {earlier}")).await;
-    }
-
-    pub async fn delete_user(&self, user: UserId) {
-        let id = self.id(user.0);
-        assert_eq!(self.sql.execute(&format!("DELETE FROM users WHERE id = {id}")).await, 1);
-    }
+pub fn deletion(user: &User) -> UserDeletion {
+    UserDeletion { user: user.id, password_version: None, occasion: occasion(), notice: None }
 }

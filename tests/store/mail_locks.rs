@@ -17,7 +17,7 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        NOW, claim, claimed, confirmation_by, email_change, log_in, mail, mail_with_token, new_session,
+        NOW, claim, claimed, confirmation_by, email_change, log_in, mail, mail_with_token, new_session, occasion,
         password_change, post, reset_by, sign_up, sign_up_quietly, token, use_token,
     },
     parallel::{assert_waits, begin},
@@ -126,7 +126,7 @@ enum Step {
 async fn is_refused(store: Arc<dyn Store>, step: Step, user: User, tokens: [OneTimeGrant; 3]) -> bool {
     let [verify, reset, change] = tokens;
     match step {
-        Step::Verify => store.verify_email(verify, NOW).await.expect("the store").is_none(),
+        Step::Verify => store.verify_email(verify, occasion()).await.expect("the store").is_none(),
         Step::Reset => {
             let outcome = store.reset_password(reset_by(reset)).await.expect("the store");
             outcome == PasswordResetOutcome::TokenDead

@@ -114,7 +114,7 @@ async fn of_a_confirmation_and_a_sign_up_with_one_address_one_gets_it(database: 
 }
 
 /// Logs in again and again by a password, and refreshes each session, until it is refused. Every token that it had.
-async fn log_in_until_refused(store: Arc<dyn Store>, user: User) -> Vec<Token> {
+pub async fn log_in_until_refused(store: Arc<dyn Store>, user: User) -> Vec<Token> {
     let mut tokens = Vec::new();
     for _ in 0..1_000 {
         let session = new_session(user.id);

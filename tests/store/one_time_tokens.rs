@@ -14,8 +14,8 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        LEASE, NOW, address, claimed, confirmation_by, deliver, log_in, mail_with_token, new_id, post, reset_by,
-        sign_up, sign_up_quietly, token, use_token,
+        LEASE, NOW, address, claimed, confirmation_by, deliver, log_in, mail_with_token, new_id, occasion, occasion_at,
+        post, reset_by, sign_up, sign_up_quietly, token, use_token,
     },
     support::{Database, on_each_engine},
 };
@@ -242,7 +242,7 @@ async fn no_token_does_for_another_purpose(database: &Database) {
     let before = database.everything().await;
     let said_to_be = |purpose, token: &OneTimeGrant| OneTimeGrant { purpose, ..token.clone() };
     for wrong in [&reset, &change, &said_to_be(Purpose::ChangeEmail, &verify)] {
-        assert_eq!(store.verify_email(wrong.clone(), NOW).await.expect("the store"), None);
+        assert_eq!(store.verify_email(wrong.clone(), occasion()).await.expect("the store"), None);
     }
     for wrong in [&verify, &change, &said_to_be(Purpose::VerifyEmail, &reset)] {
         let outcome = store.reset_password(reset_by(wrong.clone())).await.expect("the store");
@@ -290,7 +290,7 @@ async fn a_verification_verifies_and_ends_what_else_would_and_nothing_more(datab
     let session = log_in(store.as_ref(), &user).await;
 
     let now = NOW + 1.minutes();
-    let verified = store.verify_email(tokens[0].clone(), now).await.expect("the store");
+    let verified = store.verify_email(tokens[0].clone(), occasion_at(now)).await.expect("the store");
     assert_eq!(verified, Some(User { email_verified: true, update_time: now, ..user.clone() }));
     let found = store.credentials(&user.email).await.expect("the store").expect("an account");
     assert_eq!(Some(found.user), verified, "as it reads back");

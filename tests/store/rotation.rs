@@ -9,7 +9,7 @@ use postern::{
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{ISSUED, NOW, Token, WINDOW, is_alive, log_in, log_out, new_id, refresh, sign_up},
+    fixtures::{ISSUED, Token, WINDOW, is_alive, log_in, log_out, new_id, occasion, occasion_at, refresh, sign_up},
     support::{Database, Engine, on_each_engine},
 };
 
@@ -219,10 +219,10 @@ async fn an_expired_token_is_dead_and_unchanged(database: &Database) {
     let expiry = second.grant.expire_time;
     assert_eq!(expiry, ISSUED + 7.days() + 1.hours());
     for token in [&first, &second] {
-        let rotation = Rotation { now: expiry, retry_window: 2 * WINDOW, ..token.rotation() };
+        let rotation = Rotation { occasion: occasion_at(expiry), retry_window: 2 * WINDOW, ..token.rotation() };
         assert_dead(database, store.as_ref(), &second, rotation).await;
     }
-    let rotation = Rotation { now: expiry - 1.microseconds(), ..second.rotation() };
+    let rotation = Rotation { occasion: occasion_at(expiry - 1.microseconds()), ..second.rotation() };
     let outcome = rotate(store.as_ref(), rotation).await;
     assert!(matches!(outcome, RotationOutcome::Rotated(_)), "a moment before: {outcome:?}");
 }
@@ -232,7 +232,7 @@ async fn the_session_of_a_disabled_user_is_dead_and_unchanged(database: &Databas
     let (first, second) = refreshed_once(store.as_ref()).await;
     let user = second.grant.user_id;
     database.set_user(user, "disabled = true").await;
-    let unknown = Rotation { presented_hash: RefreshHash([7; 32]), now: NOW, ..second.rotation() };
+    let unknown = Rotation { presented_hash: RefreshHash([7; 32]), occasion: occasion(), ..second.rotation() };
     for rotation in [first.rotation(), second.rotation(), unknown] {
         assert_dead(database, store.as_ref(), &second, rotation).await;
     }

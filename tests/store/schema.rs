@@ -141,8 +141,11 @@ async fn heap_only_updates(database: &Database, updates: i64) -> i64 {
 /// A database that cannot be spoken to is named for what it is, and its password is not.
 #[tokio::test]
 async fn a_url_that_is_none_is_refused_without_its_password() {
-    let location =
-        Location::Postgres { url: SecretString::from("postgres://u:hunter2@[::1/postern"), max_connections: 1 };
+    let location = Location::Postgres {
+        url: SecretString::from("postgres://u:hunter2@[::1/postern"),
+        max_connections: 1,
+        notifications: false,
+    };
     let refusal = store::connect(&location, Migrate::Check).await.expect_err("no URL");
     assert!(matches!(refusal, OpenError::Url(_)), "{refusal:?}");
     assert!(!format!("{refusal:?} {refusal} {location:?}").contains("hunter2"));

@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use postern::{
-    domain::{UserId, account::User, password::PasswordHash},
+    domain::{UserId, account::User, audit::Occasion, password::PasswordHash},
     store::{NewSession, Rehash, SessionOpening, Store},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{ISSUED, OLD_HASH, is_alive, log_in, log_out, new_id, new_session, refresh, sign_up},
+    fixtures::{ISSUED, OLD_HASH, is_alive, log_in, log_out, new_id, new_session, occasion, refresh, sign_up},
     support::{Database, Engine, on_each_engine},
 };
 
@@ -40,8 +40,8 @@ async fn a_session_opens_with_everything_that_is_known_of_it(database: &Database
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let address: IpAddr = "2001:db8::1".parse().expect("an address");
-    let session =
-        NewSession { client_ip: Some(address), user_agent: Some("curl/8 'x'".to_owned()), ..new_session(user.id) };
+    let occasion = Occasion { client_ip: Some(address), ..occasion() };
+    let session = NewSession { occasion, user_agent: Some("curl/8 'x'".to_owned()), ..new_session(user.id) };
     let id = session.grant.session_id;
 
     let opening = store.open_session(session).await.expect("the store");

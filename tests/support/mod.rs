@@ -110,7 +110,10 @@ impl Database {
     pub fn location(&self) -> Location {
         match self.engine {
             Engine::Sqlite => Location::Sqlite(sqlite_file(&self.directory)),
-            Engine::Postgres => Location::Postgres { url: SecretString::from(self.url.as_str()), max_connections: 16 },
+            Engine::Postgres => {
+                let url = SecretString::from(self.url.as_str());
+                Location::Postgres { url, max_connections: 16, notifications: true }
+            }
         }
     }
 

@@ -1,0 +1,249 @@
+//! Guesses at passwords: how many are let through, the pauses after that, and what makes them count no longer.
+
+use std::{sync::Arc, time::Duration};
+
+use postern::store::{
+    AttemptPolicy, AttemptSubject, LoginAttempt, NewSession, PasswordReset, PasswordResetOutcome, Reservation,
+    SessionOpening, Store,
+};
+use time::ext::NumericalDuration as _;
+
+use crate::{
+    fixtures::{NOW, new_session, reset_by, sign_up_quietly, subject, token},
+    parallel::all_at_once,
+    support::{Database, Engine, on_each_engine, with_database},
+};
+
+on_each_engine![
+    of_five_hundred_guesses_at_once_so_many_get_through,
+    each_pause_is_twice_as_long_up_to_the_longest,
+    a_policy_of_one_pauses_after_the_first,
+    guesses_that_were_blocked_do_not_count,
+    a_guess_that_was_not_made_makes_room_for_one_that_is,
+    a_right_guess_clears_those_before_it,
+    a_login_clears_and_a_refused_one_does_not,
+    a_reset_clears_and_a_dead_token_does_not,
+    subjects_are_counted_apart,
+    after_a_window_without_a_guess_it_is_as_if_there_had_been_none,
+    guesses_are_forgotten_when_they_count_no_longer,
+];
+
+pub const POLICY: AttemptPolicy = AttemptPolicy {
+    max_failures: 10,
+    first_delay: Duration::from_secs(30),
+    longest_delay: Duration::from_mins(15),
+    window: Duration::from_hours(1),
+};
+/// Time goes on while a test on PostgreSQL runs, whose clock counts.
+const TOLERANCE: Duration = Duration::from_secs(20);
+
+pub fn attempt(subject: AttemptSubject) -> LoginAttempt {
+    LoginAttempt { subject, policy: POLICY, now: NOW }
+}
+
+async fn reserve(store: &dyn Store, attempt: LoginAttempt) -> Reservation {
+    store.reserve_attempt(attempt).await.expect("the store")
+}
+
+async fn is_reserved(store: &dyn Store, attempt: LoginAttempt) -> bool {
+    reserve(store, attempt).await == Reservation::Reserved
+}
+
+/// Guesses until there is a pause; how many were let through.
+async fn guess_until_blocked(store: &dyn Store, attempt: LoginAttempt) -> i64 {
+    for count in 0..1_000 {
+        if !is_reserved(store, attempt).await {
+            return count;
+        }
+    }
+    panic!("there is no pause");
+}
+
+/// The pause that there is now. On PostgreSQL some of it has passed already.
+async fn assert_pause(store: &dyn Store, attempt: LoginAttempt, expected: Duration) {
+    let Reservation::Blocked { retry_after } = reserve(store, attempt).await else {
+        panic!("no pause of {expected:?}");
+    };
+    assert!(retry_after <= expected && retry_after + TOLERANCE > expected, "{retry_after:?} for {expected:?}");
+}
+
+async fn of_five_hundred_guesses_at_once_so_many_get_through(database: &Database) {
+    let first = database.store().await;
+    let stores = match database.engine {
+        Engine::Sqlite => [Arc::clone(&first), Arc::clone(&first), first],
+        Engine::Postgres => [first, database.store().await, database.store().await],
+    };
+    for max_failures in [10, 1] {
+        let subject = subject(&format!("{max_failures}@example.com"));
+        let policy = AttemptPolicy { max_failures, ..POLICY };
+        let guesses = (0..500).map(|number| {
+            let store = Arc::clone(&stores[number % 3]);
+            let attempt = LoginAttempt { policy, ..attempt(subject) };
+            async move { reserve(store.as_ref(), attempt).await }
+        });
+        let mut reserved = 0;
+        for reservation in all_at_once(guesses).await {
+            match reservation {
+                Reservation::Reserved => reserved += 1,
+                Reservation::Blocked { retry_after } => {
+                    assert!(retry_after > Duration::ZERO && retry_after <= POLICY.first_delay, "{retry_after:?}");
+                }
+            }
+        }
+        assert_eq!(reserved, max_failures);
+    }
+}
+
+async fn each_pause_is_twice_as_long_up_to_the_longest(database: &Database) {
+    let store = database.store().await;
+    let attempt = attempt(subject("ada@example.com"));
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    for seconds in [30, 60, 120, 240, 480, 900, 900, 900] {
+        let pause = Duration::from_secs(seconds);
+        assert_pause(store.as_ref(), attempt, pause).await;
+        database.age_attempts(pause.saturating_sub(TOLERANCE)).await;
+        assert!(!is_reserved(store.as_ref(), attempt).await, "{pause:?} are not over");
+        database.age_attempts(TOLERANCE).await;
+        assert!(is_reserved(store.as_ref(), attempt).await, "{pause:?} are over");
+    }
+}
+
+async fn a_policy_of_one_pauses_after_the_first(database: &Database) {
+    let store = database.store().await;
+    let policy = AttemptPolicy { max_failures: 1, ..POLICY };
+    let attempt = LoginAttempt { policy, ..attempt(subject("ada@example.com")) };
+    for round in ["the first", "the first after a window"] {
+        assert!(is_reserved(store.as_ref(), attempt).await, "{round}");
+        assert_pause(store.as_ref(), attempt, POLICY.first_delay).await;
+        database.age_attempts(POLICY.first_delay).await;
+        assert!(is_reserved(store.as_ref(), attempt).await, "{round}");
+        assert_pause(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
+        database.age_attempts(POLICY.window).await;
+    }
+}
+
+async fn guesses_that_were_blocked_do_not_count(database: &Database) {
+    let store = database.store().await;
+    let attempt = attempt(subject("ada@example.com"));
+    guess_until_blocked(store.as_ref(), attempt).await;
+    for _ in 0..20 {
+        assert!(!is_reserved(store.as_ref(), attempt).await);
+    }
+    database.age_attempts(POLICY.first_delay).await;
+    assert!(is_reserved(store.as_ref(), attempt).await);
+    assert_pause(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
+}
+
+async fn a_guess_that_was_not_made_makes_room_for_one_that_is(database: &Database) {
+    let store = database.store().await;
+    let (attempt, other) = (attempt(subject("ada@example.com")), attempt(subject("grace@example.com")));
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, 10);
+    for _ in 0..3 {
+        store.guess_was_not_made(attempt.subject).await.expect("the store");
+        assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, 1, "the pause that it brought is over with it");
+    }
+    assert_pause(store.as_ref(), attempt, POLICY.first_delay).await;
+
+    store.guess_was_not_made(other.subject).await.expect("the store");
+    assert_eq!(guess_until_blocked(store.as_ref(), other).await, 10, "none below none");
+}
+
+async fn a_right_guess_clears_those_before_it(database: &Database) {
+    let store = database.store().await;
+    let attempt = attempt(subject("ada@example.com"));
+    for _ in 0..9 {
+        assert!(is_reserved(store.as_ref(), attempt).await);
+    }
+    store.guess_was_right(attempt.subject).await.expect("the store");
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    store.guess_was_right(attempt.subject).await.expect("the store");
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+}
+
+async fn a_login_clears_and_a_refused_one_does_not(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let attempt = attempt(subject("ada@example.com"));
+    guess_until_blocked(store.as_ref(), attempt).await;
+    let login = |attempt, password_version| NewSession { attempt, password_version, ..new_session(user.id) };
+    for refused in [login(Some(attempt.subject), 7), login(None, 0)] {
+        store.open_session(refused).await.expect("the store");
+        assert!(!is_reserved(store.as_ref(), attempt).await);
+    }
+    let opening = store.open_session(login(Some(attempt.subject), 0)).await.expect("the store");
+    assert_eq!(opening, SessionOpening::Opened(user));
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+}
+
+async fn a_reset_clears_and_a_dead_token_does_not(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let attempt = attempt(subject("ada@example.com"));
+    guess_until_blocked(store.as_ref(), attempt).await;
+    let reset = reset_by(token(store.as_ref(), &user, postern::domain::one_time::Purpose::ResetPassword).await);
+    assert_eq!(reset.attempts, attempt.subject);
+    let expired = PasswordReset { occasion: crate::fixtures::occasion_at(NOW + 1.hours()), ..reset.clone() };
+    let outcome = store.reset_password(expired).await.expect("the store");
+    assert_eq!(outcome, PasswordResetOutcome::TokenDead);
+    assert!(!is_reserved(store.as_ref(), attempt).await);
+    assert_eq!(store.reset_password(reset).await.expect("the store"), PasswordResetOutcome::Reset);
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+}
+
+async fn subjects_are_counted_apart(database: &Database) {
+    let store = database.store().await;
+    let [one, another] = [attempt(subject("ada@example.com")), attempt(subject("grace@example.com"))];
+    guess_until_blocked(store.as_ref(), one).await;
+    for _ in 0..5 {
+        assert!(is_reserved(store.as_ref(), another).await);
+    }
+    store.guess_was_right(another.subject).await.expect("the store");
+    assert!(!is_reserved(store.as_ref(), one).await);
+    assert_eq!(guess_until_blocked(store.as_ref(), another).await, POLICY.max_failures);
+}
+
+async fn after_a_window_without_a_guess_it_is_as_if_there_had_been_none(database: &Database) {
+    let store = database.store().await;
+    let attempt = attempt(subject("ada@example.com"));
+    for _ in 0..5 {
+        assert!(is_reserved(store.as_ref(), attempt).await);
+        // Each guess begins the window anew.
+        database.age_attempts(POLICY.window.saturating_sub(TOLERANCE)).await;
+    }
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures - 5, "they still count");
+    database.age_attempts(POLICY.window).await;
+    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    assert_pause(store.as_ref(), attempt, POLICY.first_delay).await;
+}
+
+async fn guesses_are_forgotten_when_they_count_no_longer(database: &Database) {
+    let store = database.store().await;
+    for name in ["ada@example.com", "grace@example.com"] {
+        assert!(is_reserved(store.as_ref(), attempt(subject(name))).await);
+        database.age_attempts(POLICY.window / 2).await;
+    }
+    let counted = async || database.sql.number("SELECT count(*) FROM login_attempts").await;
+    store.forget_revocations(NOW).await.expect("the store");
+    database.age_attempts(TOLERANCE).await;
+    assert_eq!(counted().await, 1 + i64::from(database.engine == Engine::Sqlite), "at its very end it is kept");
+    store.forget_revocations(NOW).await.expect("the store");
+    assert_eq!(counted().await, 1);
+    database.age_attempts(POLICY.window).await;
+    store.forget_revocations(NOW).await.expect("the store");
+    assert_eq!(counted().await, 0);
+}
+
+/// Whose clock is ahead must not let guesses through by forgetting those before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_guesses_are_forgotten_by_the_databases_clock() {
+    with_database(Engine::Postgres, async |database| {
+        let store = database.store().await;
+        let attempt = attempt(subject("ada@example.com"));
+        guess_until_blocked(store.as_ref(), attempt).await;
+        store.forget_revocations(NOW + 10_000.days()).await.expect("the store");
+        assert!(!is_reserved(store.as_ref(), attempt).await);
+        let guess = LoginAttempt { now: NOW + 10_000.days(), ..attempt };
+        assert!(!is_reserved(store.as_ref(), guess).await, "nor does such a clock end a pause");
+    })
+    .await;
+}

@@ -1,0 +1,151 @@
+//! A person's own sessions: seen, and ended one by one.
+
+use std::net::IpAddr;
+
+use postern::{
+    domain::{SessionId, audit::Occasion, session::SessionSummary},
+    store::{NewSession, RotationOutcome, Store},
+};
+use time::ext::NumericalDuration as _;
+
+use crate::{
+    fixtures::{
+        NOW, Token, is_alive, log_in, log_out, new_id, new_session, occasion, occasion_at, refresh, sign_up_quietly,
+    },
+    support::{Database, Engine, on_each_engine},
+};
+
+on_each_engine![
+    a_session_is_listed_with_what_is_known_of_it,
+    only_open_sessions_of_that_account_are_listed_newest_first,
+    somebodys_own_session_ends_at_once_and_the_others_go_on,
+    only_an_open_session_of_ones_own_can_be_ended,
+    all_sessions_of_an_account_end_and_are_counted,
+];
+
+async fn listed(store: &dyn Store, token: &Token) -> Vec<SessionId> {
+    let sessions = store.list_sessions(token.grant.user_id, NOW).await.expect("the store");
+    sessions.into_iter().map(|session| session.id).collect()
+}
+
+async fn a_session_is_listed_with_what_is_known_of_it(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let address: IpAddr = "2001:db8::1".parse().expect("an address");
+    let occasion = Occasion { client_ip: Some(address), ..occasion() };
+    let session = NewSession { occasion, user_agent: Some("curl/8 'x'".to_owned()), ..new_session(user.id) };
+    let token = Token { grant: session.grant.clone(), hash: session.refresh_hash };
+    store.open_session(session).await.expect("the store");
+    let mut next = refresh(store.as_ref(), &token).await;
+    if database.engine == Engine::Sqlite {
+        // Where the database has no clock, the last refresh is when its step was made.
+        let later = postern::store::Rotation { occasion: occasion_at(NOW + 5.minutes()), ..next.rotation() };
+        assert!(matches!(store.rotate_refresh(later).await.expect("the store"), RotationOutcome::Rotated(_)));
+        next = next.successor("");
+    }
+    let sessions = store.list_sessions(user.id, NOW).await.expect("the store");
+    assert_eq!(sessions.len(), 1);
+    let last_refresh_time = sessions[0].last_refresh_time;
+    match database.engine {
+        Engine::Sqlite => assert_eq!(last_refresh_time, NOW + 5.minutes()),
+        Engine::Postgres => {
+            let age = "SELECT extract(epoch FROM clock_timestamp() - last_refresh_time)::bigint FROM sessions";
+            assert!((0..60).contains(&database.sql.number(age).await));
+        }
+    }
+    let expected = SessionSummary {
+        id: token.grant.session_id,
+        create_time: NOW,
+        last_refresh_time,
+        expire_time: next.grant.expire_time,
+        client_ip: Some("2001:db8::1".to_owned()),
+        user_agent: Some("curl/8 'x'".to_owned()),
+    };
+    assert_eq!(sessions, [expected]);
+}
+
+async fn only_open_sessions_of_that_account_are_listed_newest_first(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_quietly(database, store, "ada").await;
+    let other = sign_up_quietly(database, store, "grace").await;
+    assert_eq!(store.list_sessions(user.id, NOW).await.expect("the store"), []);
+    let mut open = Vec::new();
+    for number in 0..6 {
+        log_in(store, &other).await;
+        log_out(store, &log_in(store, &user).await).await;
+        // Inserted in another order than that of their ids.
+        let mut session = new_session(user.id);
+        session.grant.session_id = SessionId(uuid::Uuid::from_u128(u128::MAX / 8 * [3, 1, 5, 2, 4, 6][number]));
+        open.push(session.grant.session_id);
+        store.open_session(session).await.expect("the store");
+    }
+    open.sort_unstable();
+    open.reverse();
+    let token = log_in(store, &user).await;
+    open.push(token.grant.session_id);
+    open.sort_unstable_by(|one, another| another.cmp(one));
+    assert_eq!(listed(store, &token).await, open);
+
+    let expiry = token.grant.expire_time;
+    let at_expiry = store.list_sessions(user.id, expiry).await.expect("the store");
+    assert_eq!(at_expiry, [], "all expire at once");
+    let before = store.list_sessions(user.id, expiry - 1.microseconds()).await.expect("the store");
+    assert_eq!(before.len(), 7);
+}
+
+async fn somebodys_own_session_ends_at_once_and_the_others_go_on(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_quietly(database, store, "ada").await;
+    let [stays, ends] = [log_in(store, &user).await, log_in(store, &user).await];
+    assert!(store.revoke_session(ends.grant.session_id, user.id, occasion()).await.expect("the store"));
+    assert!(!is_alive(store, &ends).await);
+    assert_eq!(store.rotate_refresh(ends.rotation()).await.expect("the store"), RotationOutcome::Dead);
+    assert_eq!(database.revoke_reason(&ends).await, "ended_by_owner");
+    assert_eq!(listed(store, &stays).await, [stays.grant.session_id]);
+    refresh(store, &stays).await;
+}
+
+async fn only_an_open_session_of_ones_own_can_be_ended(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_quietly(database, store, "ada").await;
+    let other = sign_up_quietly(database, store, "grace").await;
+    let token = log_in(store, &user).await;
+    let (id, foreign) = (token.grant.session_id, log_in(store, &other).await.grant.session_id);
+    let before = database.everything().await;
+    for (session, by) in [(foreign, user.id), (id, other.id), (SessionId(new_id()), user.id)] {
+        assert!(!store.revoke_session(session, by, occasion()).await.expect("the store"));
+    }
+    let late = occasion_at(token.grant.expire_time);
+    assert!(!store.revoke_session(id, user.id, late).await.expect("the store"), "it has expired");
+    assert_eq!(database.everything().await, before);
+
+    let just = occasion_at(token.grant.expire_time - 1.microseconds());
+    assert!(store.revoke_session(id, user.id, just).await.expect("the store"));
+    let before = database.everything().await;
+    assert!(!store.revoke_session(id, user.id, occasion()).await.expect("the store"), "not twice");
+    assert_eq!(database.everything().await, before);
+}
+
+async fn all_sessions_of_an_account_end_and_are_counted(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_quietly(database, store, "ada").await;
+    let other = sign_up_quietly(database, store, "grace").await;
+    let elsewhere = log_in(store, &other).await;
+    let before = log_in(store, &user).await;
+    log_out(store, &before).await;
+    let open = [log_in(store, &user).await, log_in(store, &user).await, log_in(store, &user).await];
+    assert_eq!(store.revoke_user_sessions(user.id, occasion()).await.expect("the store"), Some(3));
+    for token in &open {
+        assert!(!is_alive(store, token).await);
+        assert_eq!(store.rotate_refresh(token.rotation()).await.expect("the store"), RotationOutcome::Dead);
+        assert_eq!(database.revoke_reason(token).await, "ended_by_admin");
+    }
+    assert_eq!(database.revoke_reason(&before).await, "logout");
+    assert!(is_alive(store, &elsewhere).await);
+    assert_eq!(store.revoke_user_sessions(user.id, occasion()).await.expect("the store"), Some(0));
+    log_in(store, &user).await;
+}
