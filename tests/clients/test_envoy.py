@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import pytest
 
 from support import contract, jose
+from support.admin import give_role
 from support.client import Person
 from support.envoy import Envoy, ThroughEnvoy
 from support.http import Rest
@@ -48,6 +49,20 @@ class Somebody:
         if kind == CHANGE:
             client.request_email_change(self.tokens.access_token, self.stranger.email, self.person.password)
         return self.mailbox.token(self.stranger.email if kind == CHANGE else self.person.email, kind)
+
+    @property
+    def id(self) -> str:
+        return jose.claims_of(self.tokens.access_token)["sub"]
+
+    @property
+    def session_id(self) -> str:
+        return jose.claims_of(self.tokens.access_token)["sid"]
+
+    def as_admin(self) -> str:
+        """The access token of an admin."""
+        admin = Somebody(self.server, self.mailbox)
+        give_role(self.server.engine, admin.id, "admin")
+        return self.server.client.login(admin.person).access_token
 
     def known_strings(self) -> dict[str, str]:
         people = {"person": self.person, "stranger": self.stranger}
@@ -108,8 +123,24 @@ VERIFY_EMAIL, RESEND, FORGOT, RESET_PASSWORD, CHANGE_PASSWORD, NEW_EMAIL, CONFIR
         "ConfirmEmailChange",
     )
 )
+LIST_SESSIONS, REVOKE_SESSION, DELETE_ACCOUNT = (
+    f"AccountService.{name}" for name in ("ListSessions", "RevokeSession", "DeleteAccount")
+)
+LIST_USERS, GET_USER, SET_ROLES, DISABLE, ENABLE, REVOKE_SESSIONS, DELETE_USER, AUDIT = (
+    f"AdminService.{name}"
+    for name in (
+        "ListUsers",
+        "GetUser",
+        "SetUserRoles",
+        "DisableUser",
+        "EnableUser",
+        "RevokeUserSessions",
+        "DeleteUser",
+        "ListAuditEvents",
+    )
+)
 # Who calls these shows an access token.
-AUTHENTICATED = {CHANGE_PASSWORD, NEW_EMAIL}
+AUTHENTICATED = {CHANGE_PASSWORD, NEW_EMAIL, DELETE_ACCOUNT}
 
 # A call of each RPC with a body that succeeds; the malformed rows below are made from it.
 GOOD: dict[str, Callable[[Somebody], dict]] = {
@@ -124,6 +155,7 @@ GOOD: dict[str, Callable[[Somebody], dict]] = {
     CHANGE_PASSWORD: lambda s: {"currentPassword": s.person.password, "newPassword": s.stranger.password},
     NEW_EMAIL: lambda s: {"newEmail": s.stranger.email, "password": s.person.password},
     CONFIRM: lambda s: {"token": s.mailed(CHANGE)},
+    DELETE_ACCOUNT: lambda s: {"password": s.person.password},
 }
 
 
@@ -203,6 +235,26 @@ def used(somebody: Somebody, rpc: str) -> dict:
     return call
 
 
+NOBODY = "01890000-0000-7000-8000-000000000000"
+# What admins do to one account, with the body of a good call.
+ON_A_USER = {
+    GET_USER: None,
+    SET_ROLES: {"roles": ["billing"]},
+    DISABLE: {},
+    ENABLE: {},
+    REVOKE_SESSIONS: {},
+    DELETE_USER: None,
+}
+
+
+def on_user(somebody: Somebody, user_id: str, body: object) -> Call:
+    return Call(body, somebody.as_admin(), {"user_id": user_id})
+
+
+def own_session(somebody: Somebody, session_id: str) -> Call:
+    return Call(token=somebody.tokens.access_token, path={"session_id": session_id})
+
+
 ROWS = [
     *(
         Row(rpc, name, status, lambda s, rpc=rpc, call=call: made_by(s, rpc, call(GOOD[rpc](s))))
@@ -244,6 +296,36 @@ ROWS = [
     Row(NEW_EMAIL, "no email", 400, good(NEW_EMAIL, newEmail="nobody")),
     Row(NEW_EMAIL, "a taken email", 409, lambda s: good(NEW_EMAIL, newEmail=s.server.client.newcomer()[0].email)(s)),
     Row(NEW_EMAIL, "one's own email", 400, lambda s: good(NEW_EMAIL, newEmail=s.person.email)(s)),
+    Row(DELETE_ACCOUNT, "a wrong password", 401, good(DELETE_ACCOUNT, password="Quiet-918273645-otter")),
+    Row(LIST_SESSIONS, "a good call", 200, lambda s: Call(token=s.tokens.access_token)),
+    Row(LIST_SESSIONS, "no token", 401, lambda s: Call()),
+    Row(REVOKE_SESSION, "a good call", 200, lambda s: own_session(s, s.session_id)),
+    Row(REVOKE_SESSION, "somebody else's", 404, lambda s: own_session(s, Somebody(s.server, s.mailbox).session_id)),
+    Row(REVOKE_SESSION, "no id", 400, lambda s: own_session(s, "nonsense")),
+    Row(LIST_USERS, "a good call", 200, lambda s: Call(token=s.as_admin(), query=f"?query={s.person.email}")),
+    Row(LIST_USERS, "both spellings", 200, lambda s: Call(token=s.as_admin(), query=f"?page_size=1&query={s.id}")),
+    Row(LIST_USERS, "a page size below 0", 400, lambda s: Call(token=s.as_admin(), query="?pageSize=-1")),
+    Row(LIST_USERS, "a page size that is none", 400, lambda s: Call(token=s.as_admin(), query="?pageSize=many")),
+    Row(LIST_USERS, "a page token that is none", 400, lambda s: Call(token=s.as_admin(), query="?pageToken=x")),
+    Row(LIST_USERS, "no admin", 403, lambda s: Call(token=s.tokens.access_token)),
+    Row(AUDIT, "a good call", 200, lambda s: Call(token=s.as_admin(), query=f"?userId={s.id}&action=sign_up")),
+    Row(AUDIT, "an unknown action", 400, lambda s: Call(token=s.as_admin(), query="?action=nothing")),
+    Row(AUDIT, "no admin", 403, lambda s: Call(token=s.tokens.access_token)),
+    *(
+        row
+        for rpc, body in ON_A_USER.items()
+        for row in (
+            Row(rpc, "a good call", 200, lambda s, body=body: on_user(s, s.id, body)),
+            Row(rpc, "an unknown id", 404, lambda s, body=body: on_user(s, NOBODY, body)),
+            Row(rpc, "no id", 400, lambda s, body=body: on_user(s, "nonsense", body)),
+            Row(rpc, "an id with a slash", 404, lambda s, body=body: on_user(s, "a/b", body)),
+            Row(rpc, "no admin", 403, lambda s, body=body: Call(body, s.tokens.access_token, {"user_id": s.id})),
+            Row(rpc, "no token", 401, lambda s, body=body: Call(body, None, {"user_id": s.id})),
+        )
+    ),
+    Row(SET_ROLES, "no role", 400, lambda s: on_user(s, s.id, {"roles": ["No Role"]})),
+    Row(SET_ROLES, "a text for a list", 400, lambda s: on_user(s, s.id, {"roles": "admin"})),
+    Row(DISABLE, "a reason", 200, lambda s: on_user(s, s.id, {"reason": "left"})),
     Row(ME, "a good call", 200, lambda s: Call(token=s.tokens.access_token)),
     Row(ME, "the scheme in capitals", 200, lambda s: Call(headers=authorized(f"BEARER {s.tokens.access_token}"))),
     Row(ME, "an empty query", 200, lambda s: Call(token=s.tokens.access_token, query="?")),

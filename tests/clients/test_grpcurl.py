@@ -14,11 +14,11 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from support import pb
-from support.client import ACCOUNT_SERVICE, SERVICE, TIMEOUT, Person
+from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, TIMEOUT, Person
 from support.expect import failure_of
 from support.mail import RESET
 
-SERVICES = {SERVICE, ACCOUNT_SERVICE, "grpc.health.v1.Health"}
+SERVICES = {SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, "grpc.health.v1.Health"}
 RPCS = {
     SERVICE: {"SignUp", "Login", "Refresh", "Logout", "GetMe"},
     ACCOUNT_SERVICE: {
@@ -29,6 +29,19 @@ RPCS = {
         "ChangePassword",
         "RequestEmailChange",
         "ConfirmEmailChange",
+        "ListSessions",
+        "RevokeSession",
+        "DeleteAccount",
+    },
+    ADMIN_SERVICE: {
+        "ListUsers",
+        "GetUser",
+        "SetUserRoles",
+        "DisableUser",
+        "EnableUser",
+        "RevokeUserSessions",
+        "DeleteUser",
+        "ListAuditEvents",
     },
 }
 # grpcurl exits with 64 + the gRPC code.
@@ -108,7 +121,7 @@ def test_reflection_can_be_switched_off(embedded, start_server):
     assert server.client.health() == "SERVING"
 
 
-@pytest.mark.parametrize("service", ["", SERVICE, ACCOUNT_SERVICE])
+@pytest.mark.parametrize("service", ["", SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE])
 def test_health_is_serving(grpcurl, service):
     answer = json.loads(grpcurl("grpc.health.v1.Health/Check", data={"service": service}))
     assert answer == {"status": "SERVING"}

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from support import pb
-from support.client import ACCOUNT_SERVICE, SERVICE, Person
+from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, Person
 from support.expect import expect_error, expect_unauthenticated, failure_of, reason_of
 from support.wait import wait_until
 
@@ -253,11 +253,12 @@ def test_an_unknown_method_is_unimplemented(client):
 
 def test_every_rpc_declares_who_may_call_it():
     declared = {}
-    for method in (*pb.service("AuthService").methods, *pb.service("AccountService").methods):
+    services = [pb.service(name) for name in ("AuthService", "AccountService", "AdminService")]
+    for method in (method for service in services for method in service.methods):
         options = {option.name: value for option, value in method.GetOptions().ListFields()}
         declared[method.name] = options.get("access")
 
-    public, authenticated = 1, 2
+    public, authenticated, admin = 1, 2, 3
     assert declared == {
         "SignUp": public,
         "Login": public,
@@ -271,11 +272,22 @@ def test_every_rpc_declares_who_may_call_it():
         "ChangePassword": authenticated,
         "RequestEmailChange": authenticated,
         "ConfirmEmailChange": public,
+        "ListSessions": authenticated,
+        "RevokeSession": authenticated,
+        "DeleteAccount": authenticated,
+        "ListUsers": admin,
+        "GetUser": admin,
+        "SetUserRoles": admin,
+        "DisableUser": admin,
+        "EnableUser": admin,
+        "RevokeUserSessions": admin,
+        "DeleteUser": admin,
+        "ListAuditEvents": admin,
     }
 
 
 def test_health_is_serving_for_the_server_and_each_service(client):
     assert client.health("") == "SERVING"
-    for service in (SERVICE, ACCOUNT_SERVICE):
+    for service in (SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE):
         assert client.health(service) == "SERVING"
     assert failure_of(lambda: client.health("no.such.Service")).code() is grpc.StatusCode.NOT_FOUND

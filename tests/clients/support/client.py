@@ -15,6 +15,7 @@ from support import pb
 
 SERVICE = f"{pb.PACKAGE}.AuthService"
 ACCOUNT_SERVICE = f"{pb.PACKAGE}.AccountService"
+ADMIN_SERVICE = f"{pb.PACKAGE}.AdminService"
 # Above the server's own ten seconds, so that its answer is seen and not ours.
 TIMEOUT = 15
 
@@ -36,7 +37,7 @@ class Person:
 
 def service_of(method: str) -> str:
     """The full name of the service that has this method."""
-    for service in (ACCOUNT_SERVICE, SERVICE):
+    for service in (ADMIN_SERVICE, ACCOUNT_SERVICE, SERVICE):
         if method in pb.service(service.rpartition(".")[2]).methods_by_name:
             return service
     return SERVICE
@@ -48,7 +49,7 @@ class Client:
     def __init__(self, address: str, remembered: set[str] | None = None):
         self.address = address
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stubs = [pb.stub(name, self.channel) for name in ("AuthService", "AccountService")]
+        self._stubs = [pb.stub(name, self.channel) for name in ("AuthService", "AccountService", "AdminService")]
         self._health = health_pb2_grpc.HealthStub(self.channel)
         self._remembered = remembered if remembered is not None else set()
 

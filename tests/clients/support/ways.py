@@ -43,7 +43,7 @@ class Way:
         raise NotImplementedError
 
     def refused(
-        self, rpc: str, code: str, reason: str, naming=frozenset(), credential: str | None = None, **fields
+        self, rpc: str, code: str, reason: str, /, naming=frozenset(), credential: str | None = None, **fields
     ) -> Refused:
         """Makes a call that has to be refused with this code and reason, naming exactly these fields."""
         raise NotImplementedError
@@ -84,7 +84,7 @@ class ByGrpc(Way):
         return json_format.MessageToDict(self._call(rpc, credential, fields))
 
     def refused(
-        self, rpc: str, code: str, reason: str, naming=frozenset(), credential: str | None = None, **fields
+        self, rpc: str, code: str, reason: str, /, naming=frozenset(), credential: str | None = None, **fields
     ) -> Refused:
         wanted = grpc.StatusCode[code]
         refusal = expect_error(lambda: self._call(rpc, credential, fields), wanted, reason, fields=set(naming))
@@ -102,7 +102,7 @@ class ByRest(Way):
         return self._call(rpc, credential, fields).ok()
 
     def refused(
-        self, rpc: str, code: str, reason: str, naming=frozenset(), credential: str | None = None, **fields
+        self, rpc: str, code: str, reason: str, /, naming=frozenset(), credential: str | None = None, **fields
     ) -> Refused:
         answer = self._call(rpc, credential, fields)
         error = expect_refusal(answer, HTTP_STATUS[code], reason, fields=naming)

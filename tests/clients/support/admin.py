@@ -1,0 +1,116 @@
+"""Any RPC of the contract by either way, and how a test comes by an admin, by plain SQL.
+
+It knows the routes' templates and two tables (`users`, `user_roles`). What an RPC is for, the tests know.
+"""
+
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from support import contract, jose
+from support.client import Person
+from support.http import Rest
+from support.server import CHEAP_HASHES, own_environment
+from support.ways import ByGrpc, ByRest, Way
+
+WAYS = ("gRPC", "REST")
+PARAMETER = re.compile(r"\{(\w+)\}")
+
+
+class AnyByRest(ByRest):
+    """REST, also where fields stand in the path or in the query."""
+
+    def _call(self, rpc: str, credential: str | None, fields: dict):
+        [route] = [route for route in contract.routes() if route.rpc.endswith(f".{rpc}")]
+        path, body = bind(route, fields)
+        return self._rest.call(route.method, path, body, token=credential)
+
+
+def bind(route: contract.Route, fields: dict) -> tuple[str, dict | None]:
+    """The path with its query, and the body, of a call of a route. Where an id is not given, there stands none."""
+    named = {name: quote(str(fields.get(name, "-")), safe="") for name in PARAMETER.findall(route.template)}
+    path, rest = route.template.format(**named), {name: value for name, value in fields.items() if name not in named}
+    if route.method in ("PUT", "POST", "PATCH"):
+        return path, rest
+    return f"{path}?{urlencode(rest, doseq=True)}" if rest else path, None
+
+
+@contextmanager
+def any_way(name: str, server) -> Iterator[Way]:
+    """Calls to a server by gRPC or by REST, of every service."""
+    if name == "REST":
+        yield AnyByRest(Rest(server))
+        return
+    client = server.new_client()
+    try:
+        yield ByGrpc(client)
+    finally:
+        client.close()
+
+
+class Somebody:
+    """An account with these roles beside `user`, and a session of it."""
+
+    def __init__(self, way: Way, engine=None, *roles: str):
+        self.person = Person()
+        self.user = way.sign_up(self.person)
+        for role in roles:
+            give_role(engine, self.id, role)
+        self.tokens = way.login(self.person)
+
+    @property
+    def id(self) -> str:
+        return self.user["id"]
+
+    @property
+    def email(self) -> str:
+        return self.person.email
+
+    @property
+    def credential(self) -> str:
+        return self.tokens["accessToken"]
+
+
+def give_role(engine, user_id: str, role: str) -> None:
+    """Around Postern: no running server hears of it, but the next login does."""
+    statement = "INSERT INTO user_roles (user_id, role) VALUES (?, ?)"
+    assert engine.execute(statement, engine.as_id(uuid.UUID(user_id)), role) == 1
+
+
+def only_admin(engine, user_id: str) -> None:
+    """Takes the role from every other admin, for what concerns the last one."""
+    engine.execute("DELETE FROM user_roles WHERE role = 'admin' AND user_id <> ?", engine.as_id(uuid.UUID(user_id)))
+
+
+def enabled_admins(engine) -> int:
+    statement = (
+        "SELECT count(*) FROM user_roles r JOIN users u ON u.id = r.user_id WHERE r.role = 'admin' AND NOT u.disabled"
+    )
+    return engine.query(statement)[0][0]
+
+
+def session_id(tokens: dict) -> str:
+    return jose.claims_of(tokens["accessToken"])["sid"]
+
+
+def everything(way: Way, rpc: str, credential: str, of: str, **fields) -> list[dict]:
+    """What all the pages of a list hold together."""
+    found, page_token = [], ""
+    while True:
+        page = way.ok(rpc, credential=credential, page_token=page_token, **fields)
+        found += page.get(of, [])
+        page_token = page.get("nextPageToken", "")
+        if not page_token:
+            return found
+
+
+def command(binary: Path, engine, *arguments: str, stdin: str = "", **settings) -> subprocess.CompletedProcess:
+    """Runs a command of the binary on a database, with this text as its standard input."""
+    configured = {"log_format": "json", **CHEAP_HASHES, **engine.settings(), **settings}
+    return subprocess.run(
+        [binary, *arguments], env=own_environment(**configured), input=stdin, capture_output=True, text=True, timeout=60
+    )
