@@ -90,6 +90,7 @@ fn describe() {
     describe_gauge!("postern_database_up", "Whether the database answered the last ping");
     describe_counter!("postern_sessions_opened_total", "Sessions opened by login or by a change of password");
     describe_counter!("postern_refreshes_total", "Refresh tokens presented, by outcome");
+    describe_counter!("postern_logins_throttled_total", "Guesses at passwords that were not let through, by limit");
     describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
     describe_counter!(
         "postern_mails_withheld_total",

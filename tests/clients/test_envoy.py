@@ -351,6 +351,7 @@ DIFFERENT: dict[str, tuple[int, str]] = {
     "single quotes": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §7)"),
     "another content type": (200, "Envoy reads any body as JSON: another origin's form needs no preflight to call"),
     "a boolean as text": (200, 'Envoy reads "true"; in proto3 JSON a bool is true or false'),
+    "a text for a list": (200, "Envoy takes one value for a list of one; in proto3 JSON a list is an array"),
     "the fields in the query": (
         200,
         'Envoy binds them; `body: "*"` leaves none to the query (google/api/http.proto), and no password',

@@ -276,9 +276,18 @@ def test_an_address_gets_ten_mails_an_hour_and_the_answer_stays_the_same(server,
     kinds = [mail.kind for mail in mailbox.mails(person.email)]
     # The sign-up's is one of the ten.
     assert (kinds.count(VERIFY), kinds.count(RESET)) == (1, 9), kinds
-    token = mailbox.mails(person.email)[-1].token
-    server.client.reset_password(token, Person().password)
+    # Several are sent at once, so the newest need not arrive last; it alone is good.
+    tokens = [mail.token for mail in mailbox.mails(person.email) if mail.kind == RESET]
+    assert [resets(server.client, token) for token in tokens].count(True) == 1
     assert mailbox.notice(person.email), "what nobody else can cause is not limited"
+
+
+def resets(client: Client, token: str) -> bool:
+    try:
+        client.reset_password(token, Person().password)
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def test_the_limit_of_an_address_holds_over_all_replicas_and_restarts(engine, start_server, start_mailbox):
