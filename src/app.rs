@@ -13,24 +13,27 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{self, Config, ConfigError},
+    database_url::DatabaseUrl,
     domain::{
-        Postern,
         env::Env,
         hasher::Hasher,
-        keyring::{Keyring, MasterKey},
+        keyring::Keyring,
         mail::MailPolicy,
+        master_key::MasterKey,
         one_time::OneTimeTokens,
-        page::PageTokens,
+        page_token::PageTokens,
+        ports::Store,
         revocation::Revocations,
-        throttle::{ClientLimit, Guesses},
+        service::Service,
+        throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
     },
-    error::Error,
+    error::{Error, StoreError},
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
     listen::{self, Protocol, TrustedProxies},
     mail::{self, Mailer, outbox::Outbox},
-    store::{self, Location, Migrate, OpenError, Store, StoreError},
+    store::{self, Migrate, OpenError},
     telemetry::Metrics,
 };
 
@@ -40,8 +43,6 @@ const STORE_PATIENCE: Duration = Duration::from_secs(30);
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
 const PING_INTERVAL: Duration = Duration::from_millis(500);
-/// How long the server goes on answering after it said NOT_SERVING, so that balancers can look elsewhere first.
-const LAME_DUCK: Duration = Duration::from_secs(1);
 /// How long mails that are being sent when the last call is over may still take.
 const LAST_MAILS: Duration = Duration::from_secs(5);
 
@@ -78,8 +79,10 @@ pub struct App {
     health: Health,
     readiness: Arc<Readiness>,
     store: Arc<dyn Store>,
-    postern: Arc<Postern>,
+    service: Arc<Service>,
     outbox: Outbox,
+    /// How long to go on answering after saying NOT_SERVING.
+    lame_duck: Duration,
 }
 
 /// Where the service listens.
@@ -107,17 +110,16 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
 
 /// The same with mail that goes elsewhere than the configuration says: for tests, into their memory.
 pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App, BuildError> {
-    config.listen.validate()?;
-    let wording = config.mail.wording(config.public_url())?;
-    if mailer.is_log_only() && matches!(config.store.location()?, Location::Postgres { .. }) {
+    let templates = config.mail.templates(config.public_url())?;
+    if mailer.is_log_only() && matches!(config.store.database()?, DatabaseUrl::Postgres { .. }) {
         tracing::warn!("mail is only written to the log: set POSTERN_MAIL_URL to have it sent");
     }
-    let postern = domain(config, env.clone()).await?;
-    postern.catch_up_on_revocations().await?;
-    postern.passwords.warm_up();
+    let service = domain(config, env.clone()).await?;
+    service.load_revocations().await?;
+    service.passwords.warm_up();
     let metrics = Metrics::of_process();
     let readiness = Arc::new(Readiness::default());
-    let (grpc_router, health) = grpc::router(Arc::clone(&postern), env.clone(), config.listen.reflection).await?;
+    let (grpc_router, health) = grpc::router(Arc::clone(&service), env.clone(), config.listen.reflection).await?;
     let http_options = HttpOptions {
         public_url: config.public_url().to_owned(),
         cors_origins: config.listen.cors_origins.clone(),
@@ -127,31 +129,41 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
         },
         env: env.clone(),
     };
-    let http_router = http::router(&grpc_router, Arc::clone(&postern), &http_options)?;
+    let http_router = http::router(&grpc_router, Arc::clone(&service), &http_options)?;
     let ops_router = http::ops::router(Arc::clone(&readiness), metrics);
 
     let (grpc, grpc_address) = listen_on(config.listen.grpc_addr, Protocol::Http2, grpc_router).await?;
     let (http, http_address) = listen_on(config.listen.http_addr, Protocol::Http1AndHttp2, http_router).await?;
     let (ops, ops_address) = listen_on(config.listen.ops_addr, Protocol::Http1AndHttp2, ops_router).await?;
     let addresses = Addresses { grpc: grpc_address, http: http_address, ops: ops_address };
-    let store = Arc::clone(&postern.store);
-    let outbox = Outbox { store: Arc::clone(&store), tokens: Arc::clone(&postern.one_time), mailer, wording, env };
+    let store = Arc::clone(&service.store);
+    let outbox = Outbox { store: Arc::clone(&store), tokens: Arc::clone(&service.one_time), mailer, templates, env };
     let proxies = config.limits.trusted_proxies();
-    Ok(App { surfaces: vec![grpc, http, ops], addresses, proxies, health, readiness, store, postern, outbox })
+    Ok(App {
+        surfaces: vec![grpc, http, ops],
+        addresses,
+        proxies,
+        health,
+        readiness,
+        store,
+        service,
+        outbox,
+        lame_duck: config.listen.lame_duck,
+    })
 }
 
 /// The service without its surfaces, on the store that the configuration names: what `serve` serves, and what the commands
 /// work with that need no server.
-pub async fn domain(config: &Config, env: Env) -> Result<Arc<Postern>, BuildError> {
-    config.tokens.validate()?;
-    let location = config.store.location()?;
-    location.prepare()?;
+pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildError> {
+    config.validate()?;
+    let database = config.store.database()?;
+    create_directory(&database)?;
     // Asked for before the database is waited for.
-    let given = config.master_key.given(&location)?;
-    let store = open_store(&location).await?;
-    let master = master_key(given, &location, store.as_ref(), &env).await?;
+    let given = config.master_key.given(&database)?;
+    let store = open_store(&database).await?;
+    let master = master_key(given, &database, store.as_ref(), &env).await?;
     let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
-    Ok(Arc::new(Postern {
+    Ok(Arc::new(Service {
         store,
         tokens: Tokens::new(config.tokens.token_config(), keyring, &master)?,
         hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
@@ -161,11 +173,11 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Postern>, BuildErro
         one_time: Arc::new(OneTimeTokens::new(&master)?),
         mails: MailPolicy {
             per_address: config.mail.address_limit(),
-            per_client: ClientLimit::per_minute(config.mail.client_limit()),
+            limiter: RateLimiter::per_minute(config.mail.client_limit()),
             conceal_existing_accounts: config.mail.conceal_existing_accounts,
         },
-        guesses: Guesses::new(config.limits.attempt_policy(), &master)?,
-        clients: ClientLimit::per_minute(config.limits.client_limit()),
+        login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &master)?,
+        login_limiter: RateLimiter::per_minute(config.limits.client_limit()),
         revocations: Revocations::default(),
         pages: PageTokens::new(&master)?,
         audit_retention: config.limits.audit_retention,
@@ -184,11 +196,24 @@ async fn listen_on(
     Ok((Surface { listener, protocol, router }, bound))
 }
 
+/// How `serve` treats the schema. A SQLite file belongs to one process and is migrated when it is opened. A PostgreSQL
+/// database is shared and is migrated by `postern migrate`.
+fn migrate_on_serve(database: &DatabaseUrl) -> Migrate {
+    match database {
+        DatabaseUrl::Sqlite(_) => Migrate::Apply,
+        DatabaseUrl::Postgres { .. } => Migrate::Check,
+    }
+}
+
+fn create_directory(database: &DatabaseUrl) -> Result<(), ConfigError> {
+    database.create_directory().map_err(|(path, source)| ConfigError::Unwritable { path, source })
+}
+
 /// Opens the store, waiting a while for a database that is not there yet: they are often started together.
-async fn open_store(location: &Location) -> Result<Arc<dyn Store>, OpenError> {
+async fn open_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, OpenError> {
     let started = Instant::now();
     loop {
-        match store::connect(location, location.migrate_on_serve()).await {
+        match store::connect(database, migrate_on_serve(database)).await {
             Err(OpenError::Store(StoreError::Unavailable(cause))) if started.elapsed() < STORE_PATIENCE => {
                 tracing::warn!(%cause, "waiting for the database");
                 tokio::time::sleep(STORE_RETRY).await;
@@ -201,25 +226,25 @@ async fn open_store(location: &Location) -> Result<Arc<dyn Store>, OpenError> {
 /// The master key that was given, or the one beside the database.
 pub async fn master_key(
     given: Option<MasterKey>,
-    location: &Location,
+    database: &DatabaseUrl,
     store: &dyn Store,
     env: &Env,
 ) -> Result<MasterKey, BuildError> {
-    match (given, location) {
+    match (given, database) {
         (Some(key), _) => Ok(key),
-        (None, Location::Sqlite(database)) => {
+        (None, DatabaseUrl::Sqlite(database)) => {
             let something_is_sealed = !store.signing_keys().await.map_err(Error::from)?.is_empty();
             Ok(config::master_key_beside(database, something_is_sealed, env)?)
         }
-        (None, Location::Postgres { .. }) => Err(ConfigError::MasterKeyMissing.into()),
+        (None, DatabaseUrl::Postgres { .. }) => Err(ConfigError::MasterKeyMissing.into()),
     }
 }
 
 /// Brings a database's schema up to date.
-pub async fn migrate(config: &crate::config::StoreConfig) -> Result<(), BuildError> {
-    let location = config.location()?;
-    location.prepare()?;
-    store::connect(&location, Migrate::Apply).await?;
+pub async fn migrate(config: &crate::config::StoreSettings) -> Result<(), BuildError> {
+    let database = config.database()?;
+    create_directory(&database)?;
+    store::connect(&database, Migrate::Apply).await?;
     Ok(())
 }
 
@@ -231,7 +256,7 @@ impl App {
 
     /// Serves until `stop`, then says NOT_SERVING, goes on for a moment, sends GOAWAY, lets calls finish and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { surfaces, addresses: _, proxies, health, readiness, store, postern, outbox } = self;
+        let Self { surfaces, addresses: _, proxies, health, readiness, store, service, outbox, lame_duck } = self;
         let close = CancellationToken::new();
         // Known to the callers before the first of them can ask.
         let reachable = store.ping().await.is_ok();
@@ -243,10 +268,10 @@ impl App {
         servers.close();
         let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable));
         let follower = tokio::spawn({
-            let postern = Arc::clone(&postern);
-            async move { postern.follow_revocations().await }
+            let service = Arc::clone(&service);
+            async move { service.run_revocation_sync().await }
         });
-        let forgetter = tokio::spawn(async move { postern.forget_what_is_over().await });
+        let purge = tokio::spawn(async move { service.run_purge().await });
         let stop_sending = CancellationToken::new();
         let sending = tokio::spawn(outbox.run(stop_sending.clone()));
 
@@ -254,10 +279,10 @@ impl App {
         tracing::info!("stopping");
         readiness.set_stopping();
         monitor.abort();
-        forgetter.abort();
+        purge.abort();
         stop_sending.cancel();
         health.set(false).await;
-        tokio::time::sleep(LAME_DUCK).await;
+        tokio::time::sleep(lame_duck).await;
         close.cancel();
         servers.wait().await;
         follower.abort();

@@ -4,8 +4,6 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::store::StoreError;
-
 /// One refused field of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldViolation {
@@ -24,6 +22,23 @@ impl FieldViolation {
     #[must_use]
     pub fn of(self, field: &'static str) -> Self {
         Self { field: field.into(), ..self }
+    }
+}
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It is away, full or too busy. Nothing is known to have been written; trying again is safe and may help.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It is there and does not hold what this version expects: a missing table, a row that makes no sense.
+    #[error("the database is broken: {0}")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl StoreError {
+    pub(crate) fn broken(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Broken(cause.into())
     }
 }
 

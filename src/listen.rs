@@ -37,7 +37,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that sends nothing for this long is closed. A living HTTP/2 client answers pings, so this ends those
 /// that never begin, stop in the middle of a header, or are gone.
-const SILENCE: Duration = Duration::from_secs(45);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long the headers of an HTTP/1.1 request may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most connections at once; further ones wait in the kernel's queue.
@@ -45,11 +45,11 @@ const MAX_CONNECTIONS: usize = 10_000;
 /// How long connections may take to finish what they began once the server stops.
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long to wait before accepting again when the machine has no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Where a call comes from: the other end of its connection, or whom a trusted proxy there speaks for.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+pub struct ClientAddr(pub SocketAddr);
 
 /// The networks of proxies that are believed when they say for whom they call.
 #[derive(Debug, Clone, Default)]
@@ -132,12 +132,12 @@ pub async fn serve(
         let (router, proxies) = (router.clone(), proxies.clone());
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             let caller = proxies.caller(peer, request.headers());
-            request.extensions_mut().insert(Peer(caller));
+            request.extensions_mut().insert(ClientAddr(caller));
             let call = router.clone().oneshot(request.map(axum::body::Body::new));
             async move { Ok::<_, Infallible>(call.await.unwrap_or_else(|never| match never {})) }
         });
         let connection = connections
-            .serve_connection(TokioIo::new(bounded_silence(stream)), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(with_idle_timeout(stream)), TowerToHyperService::new(service))
             .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
@@ -171,7 +171,7 @@ async fn accept(
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }
@@ -183,10 +183,10 @@ async fn accept(
     }
 }
 
-fn bounded_silence(stream: TcpStream) -> std::pin::Pin<Box<TimeoutStream<TcpStream>>> {
+fn with_idle_timeout(stream: TcpStream) -> std::pin::Pin<Box<TimeoutStream<TcpStream>>> {
     let mut stream = TimeoutStream::new(stream);
-    stream.set_read_timeout(Some(SILENCE));
-    stream.set_write_timeout(Some(SILENCE));
+    stream.set_read_timeout(Some(IDLE_TIMEOUT));
+    stream.set_write_timeout(Some(IDLE_TIMEOUT));
     Box::pin(stream)
 }
 

@@ -1,4 +1,4 @@
-//! The `postern` binary: everything is in the library; see its layout there.
+//! The `service` binary: everything is in the library; see its layout there.
 
 use std::process::ExitCode;
 

@@ -8,7 +8,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{LogFormat, LogSettings};
 
 /// Why logging cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum TelemetryError {
 }
 
 /// Begins to log.
-pub fn start(config: &LogConfig) -> Result<(), TelemetryError> {
+pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
     let terminal = std::io::stderr().is_terminal();
     let format = config.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let builder = tracing_subscriber::fmt()

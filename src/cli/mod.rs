@@ -1,5 +1,6 @@
 //! The command line: what each command takes, and what it runs.
 
+mod error;
 mod user;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
@@ -10,10 +11,12 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use crate::{
     app,
-    config::{Config, LogConfig, MasterKeyConfig, StoreConfig, check_variables},
+    config::{Config, LogSettings, MasterKeySettings, StoreSettings, check_variables},
     domain::{env::Env, keyring::Keyring},
     http, store, telemetry,
 };
+
+use self::error::CliError;
 
 /// Accounts, passwords and JWT sessions behind gRPC
 #[derive(Debug, Parser)]
@@ -22,7 +25,7 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    log: LogConfig,
+    log: LogSettings,
 }
 
 #[derive(Debug, Subcommand)]
@@ -30,7 +33,7 @@ enum Command {
     /// Serve until SIGINT or SIGTERM
     Serve(Box<Config>),
     /// Bring the database's schema up to date; `serve` does so itself on SQLite
-    Migrate(StoreConfig),
+    Migrate(StoreSettings),
     /// Ask a running server whether it serves; exits 0 if it does
     Healthcheck(Healthcheck),
     /// Print the OpenAPI 3.1 description of the REST API
@@ -55,13 +58,11 @@ enum Keys {
     /// Print the public keys as a JWK Set (RFC 7517), for whoever verifies access tokens
     List {
         #[command(flatten)]
-        store: StoreConfig,
+        store: StoreSettings,
         #[command(flatten)]
-        master_key: MasterKeyConfig,
+        master_key: MasterKeySettings,
     },
 }
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs the command of this process; what failed is said on standard error.
 pub async fn run() -> ExitCode {
@@ -74,7 +75,7 @@ pub async fn run() -> ExitCode {
     }
 }
 
-async fn execute(cli: Cli) -> Result<ExitCode, Failure> {
+async fn execute(cli: Cli) -> Result<ExitCode, CliError> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     check_variables::<Cli>(names)?;
     telemetry::start(&cli.log)?;
@@ -95,7 +96,7 @@ async fn execute(cli: Cli) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn serve(config: &Config) -> Result<ExitCode, Failure> {
+async fn serve(config: &Config) -> Result<ExitCode, CliError> {
     let app = app::build(config, Env::system()).await?;
     let stop = CancellationToken::new();
     tokio::spawn(stop_on_signal(stop.clone())?);
@@ -133,7 +134,7 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output
     })
 }
 
-async fn healthcheck(address: SocketAddr) -> Result<ExitCode, Failure> {
+async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
     // A server that listens everywhere is asked on loopback.
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
@@ -148,12 +149,12 @@ async fn healthcheck(address: SocketAddr) -> Result<ExitCode, Failure> {
     Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn list_keys(store: &StoreConfig, master_key: &MasterKeyConfig) -> Result<ExitCode, Failure> {
-    let location = store.location()?;
+async fn list_keys(store: &StoreSettings, master_key: &MasterKeySettings) -> Result<ExitCode, CliError> {
+    let database = store.database()?;
     let env = Env::system();
-    let given = master_key.given(&location)?;
-    let store = store::connect(&location, store::Migrate::Check).await?;
-    let master = app::master_key(given, &location, store.as_ref(), &env).await?;
+    let given = master_key.given(&database)?;
+    let store = store::connect(&database, store::Migrate::Check).await?;
+    let master = app::master_key(given, &database, store.as_ref(), &env).await?;
     let keyring = Keyring::read(store.as_ref(), &master).await?;
     println!("{}", serde_json::to_string_pretty(&keyring.jwks())?);
     Ok(ExitCode::SUCCESS)

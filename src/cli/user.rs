@@ -13,16 +13,16 @@ use crate::{
     app,
     config::Config,
     domain::{
-        Postern,
         account::{Email, SignUp, User as Account, Username},
         admin::{Administrator, reason, role_set},
         env::Env,
         password::{MAX_BYTES, Password},
+        service::Service,
     },
     error::{Error, FieldViolation},
 };
 
-use super::Failure;
+use super::error::CliError;
 
 /// How many accounts are listed with one question to the database.
 const PAGE: u32 = 200;
@@ -52,7 +52,7 @@ pub enum User {
     /// Give an account these roles, and `user`, in the place of those that it has
     SetRoles {
         #[command(flatten)]
-        whose: Whose,
+        selector: AccountSelector,
         /// May be given several times; none leaves `user` alone
         #[arg(long = "role", value_name = "ROLE")]
         roles: Vec<String>,
@@ -62,7 +62,7 @@ pub enum User {
     /// Keep an account from logging in, and end its sessions
     Disable {
         #[command(flatten)]
-        whose: Whose,
+        selector: AccountSelector,
         /// For the audit
         #[arg(long, default_value = "", value_name = "TEXT")]
         reason: String,
@@ -72,7 +72,7 @@ pub enum User {
     /// Print a link by which an account's password can be reset, once, for 30 minutes
     ResetPasswordLink {
         #[command(flatten)]
-        whose: Whose,
+        selector: AccountSelector,
         #[command(flatten)]
         config: Box<Server>,
     },
@@ -80,7 +80,7 @@ pub enum User {
 
 /// Which account.
 #[derive(Debug, Args)]
-pub struct Whose {
+pub struct AccountSelector {
     /// The address of the account
     #[arg(long, value_name = "ADDRESS")]
     email: String,
@@ -93,49 +93,49 @@ pub struct Server {
     config: Config,
 }
 
-pub async fn run(command: User) -> Result<ExitCode, Failure> {
+pub async fn run(command: User) -> Result<ExitCode, CliError> {
     match command {
         User::Create { username, email, roles, config } => create(&username, &email, &roles, &config.config).await?,
         User::List { query, config } => list(&query, &config.config).await?,
-        User::SetRoles { whose, roles, config } => {
-            let roles = role_set(&roles).map_err(said)?;
-            let (postern, account) = whose.find(&config.config).await?;
-            show(&postern.set_roles(account.id, roles, Administrator::COMMAND_LINE).await.map_err(explained)?);
+        User::SetRoles { selector, roles, config } => {
+            let roles = role_set(&roles).map_err(violation_message)?;
+            let (service, account) = selector.find(&config.config).await?;
+            show(&service.set_roles(account.id, roles, Administrator::COMMAND_LINE).await.map_err(operator_error)?);
         }
-        User::Disable { whose, reason: text, config } => {
-            let reason = reason(text).map_err(said)?;
-            let (postern, account) = whose.find(&config.config).await?;
-            show(&postern.disable_user(account.id, reason, Administrator::COMMAND_LINE).await.map_err(explained)?);
+        User::Disable { selector, reason: text, config } => {
+            let reason = reason(text).map_err(violation_message)?;
+            let (service, account) = selector.find(&config.config).await?;
+            show(&service.disable_user(account.id, reason, Administrator::COMMAND_LINE).await.map_err(operator_error)?);
         }
-        User::ResetPasswordLink { whose, config } => {
-            let (postern, account) = whose.find(&config.config).await?;
-            let token = postern.issue_reset_token(&account.email).await.map_err(explained)?;
-            let wording = config.config.mail.wording(config.config.public_url())?;
-            println!("{}", wording.links.reset_password.with_token(&token));
+        User::ResetPasswordLink { selector, config } => {
+            let (service, account) = selector.find(&config.config).await?;
+            let token = service.issue_reset_token(&account.email).await.map_err(operator_error)?;
+            let templates = config.config.mail.templates(config.config.public_url())?;
+            println!("{}", templates.links.reset_password.with_token(&token));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(username: &str, email: &str, roles: &[String], config: &Config) -> Result<(), Failure> {
+async fn create(username: &str, email: &str, roles: &[String], config: &Config) -> Result<(), CliError> {
     let words = [username, email];
-    let username = Username::parse(username).map_err(said)?;
-    let email = Email::parse(email).map_err(said)?;
-    let roles = role_set(roles).map_err(said)?;
-    let postern = app::domain(config, Env::system()).await?;
-    let password = Password::parse("password", read_password()?).map_err(said)?;
-    let password = postern.accept_password("password", password, &words).map_err(said)?;
-    let account = postern.create_account(SignUp { username, email, password }, roles).await.map_err(explained)?;
+    let username = Username::parse(username).map_err(violation_message)?;
+    let email = Email::parse(email).map_err(violation_message)?;
+    let roles = role_set(roles).map_err(violation_message)?;
+    let service = app::domain(config, Env::system()).await?;
+    let password = Password::parse("password", read_password()?).map_err(violation_message)?;
+    let password = service.accept_password("password", password, &words).map_err(violation_message)?;
+    let account = service.create_account(SignUp { username, email, password }, roles).await.map_err(operator_error)?;
     show(&account);
     Ok(())
 }
 
-async fn list(query: &str, config: &Config) -> Result<(), Failure> {
-    let query = crate::domain::admin::search_text(query).map_err(said)?;
-    let postern = app::domain(config, Env::system()).await?;
+async fn list(query: &str, config: &Config) -> Result<(), CliError> {
+    let query = crate::domain::admin::search_text(query).map_err(violation_message)?;
+    let service = app::domain(config, Env::system()).await?;
     let mut place = String::new();
     loop {
-        let page = postern.list_users(PAGE, &place, &query).await.map_err(explained)?;
+        let page = service.list_users(PAGE, &place, &query).await.map_err(operator_error)?;
         page.entries.iter().for_each(show);
         match page.next {
             Some(next) => place = next,
@@ -144,12 +144,12 @@ async fn list(query: &str, config: &Config) -> Result<(), Failure> {
     }
 }
 
-impl Whose {
-    async fn find(&self, config: &Config) -> Result<(std::sync::Arc<Postern>, Account), Failure> {
-        let email = Email::parse(&self.email).map_err(said)?;
-        let postern = app::domain(config, Env::system()).await?;
-        let account = postern.user_of(&email).await.map_err(explained)?;
-        Ok((postern, account))
+impl AccountSelector {
+    async fn find(&self, config: &Config) -> Result<(std::sync::Arc<Service>, Account), CliError> {
+        let email = Email::parse(&self.email).map_err(violation_message)?;
+        let service = app::domain(config, Env::system()).await?;
+        let account = service.user_of(&email).await.map_err(operator_error)?;
+        Ok((service, account))
     }
 }
 
@@ -182,17 +182,17 @@ fn read_password() -> io::Result<String> {
     Ok(password.to_string())
 }
 
-fn said(FieldViolation { field, description }: FieldViolation) -> Failure {
+fn violation_message(FieldViolation { field, description }: FieldViolation) -> CliError {
     format!("{field} {description}").into()
 }
 
 /// What an operator may know, and a caller over the network may not.
-fn explained(error: Error) -> Failure {
+fn operator_error(error: Error) -> CliError {
     match error {
         Error::Internal(cause) => cause,
         Error::StoreUnavailable(cause) => cause.into(),
         Error::InvalidFields(violations) => {
-            violations.into_iter().map(|it| said(it).to_string()).collect::<Vec<_>>().join("; ").into()
+            violations.into_iter().map(|it| violation_message(it).to_string()).collect::<Vec<_>>().join("; ").into()
         }
         other => other.into(),
     }

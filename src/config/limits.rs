@@ -5,9 +5,9 @@ use std::{num::NonZeroU32, time::Duration};
 use clap::Args;
 use ipnet::IpNet;
 
-use crate::{listen::TrustedProxies, store::AttemptPolicy};
+use crate::{domain::throttle::AttemptPolicy, listen::TrustedProxies};
 
-use super::duration;
+use super::value::duration;
 
 /// After the last guess that is let through without a pause. Each further failure doubles it.
 const FIRST_DELAY: Duration = Duration::from_secs(30);

@@ -8,14 +8,14 @@ use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::{
+    domain::throttle::AddressLimit,
     mail::{
         Sender, TransportSettings,
-        messages::{Link, Links, Wording},
+        messages::{Link, Links, MailTemplates},
     },
-    store::AddressLimit,
 };
 
-use super::{ConfigError, mail_url, read_secret};
+use super::{error::ConfigError, mail_url, value::read_secret};
 
 /// Mails, and what they call the service.
 ///
@@ -23,7 +23,7 @@ use super::{ConfigError, mail_url, read_secret};
 /// or SSL_CERT_DIR, which are then trusted *instead* of the system's (rustls-native-certs). Read once, at the start.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Mail")]
-pub struct MailConfig {
+pub struct MailSettings {
     /// `log:` (nothing is sent), `file:DIR`, `smtps://[USER[:PASSWORD]@]HOST[:PORT]` or the same with `smtp://`, which is
     /// STARTTLS, except on loopback or with `?tls=none`
     #[arg(long, env = "POSTERN_MAIL_URL", hide_env_values = true, default_value = "log:", value_name = "URL")]
@@ -73,7 +73,7 @@ fn service_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-impl MailConfig {
+impl MailSettings {
     /// Where mails go.
     pub fn transport(&self) -> Result<TransportSettings, ConfigError> {
         let (url, variable) = match &self.mail_url_file {
@@ -107,7 +107,7 @@ impl MailConfig {
     }
 
     /// What mails say that is the deployment's own: its name, and where their links lead.
-    pub fn wording(&self, public_url: &str) -> Result<Wording, ConfigError> {
+    pub fn templates(&self, public_url: &str) -> Result<MailTemplates, ConfigError> {
         let link = |variable, given: &Option<String>, path| {
             let Some(given) = given else {
                 return default_link(public_url, path);
@@ -123,7 +123,7 @@ impl MailConfig {
                 "/confirm-email-change",
             )?,
         };
-        Ok(Wording { service_name: self.service_name.clone(), links })
+        Ok(MailTemplates { service_name: self.service_name.clone(), links })
     }
 
     /// How many mails one address gets: all of an hour's at once, and then evenly over the hour.
@@ -164,17 +164,17 @@ mod tests {
     #[derive(Debug, clap::Parser)]
     struct CommandLine {
         #[command(flatten)]
-        mail: MailConfig,
+        mail: MailSettings,
     }
 
     const PUBLIC_URL: &str = "https://auth.example.com/base/";
 
-    fn parse(arguments: &[&str]) -> Result<MailConfig, clap::Error> {
+    fn parse(arguments: &[&str]) -> Result<MailSettings, clap::Error> {
         let command_line = std::iter::once("postern").chain(arguments.iter().copied());
         CommandLine::try_parse_from(command_line).map(|parsed| parsed.mail)
     }
 
-    fn config(arguments: &[&str]) -> MailConfig {
+    fn config(arguments: &[&str]) -> MailSettings {
         parse(arguments).expect("a configuration")
     }
 
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn links_lead_to_the_public_url_unless_they_lead_elsewhere() {
         let link = |text| Link::parse(text).expect("a link");
-        let links = config(&["--reset-password-url=https://app.example.com/#/r/{token}"]).wording(PUBLIC_URL);
+        let links = config(&["--reset-password-url=https://app.example.com/#/r/{token}"]).templates(PUBLIC_URL);
         let expected = Links {
             verify_email: link("https://auth.example.com/base/verify-email"),
             reset_password: link("https://app.example.com/#/r/{token}"),
@@ -256,10 +256,10 @@ mod tests {
             "--reset-password-url=https://a.example/2",
             "--confirm-email-change-url=https://a.example/3",
         ];
-        config(&elsewhere).wording("urn:x").expect("nothing is derived from the public URL");
+        config(&elsewhere).templates("urn:x").expect("nothing is derived from the public URL");
         for public_url in ["urn:x", "ftp://a.example", "https://a.example?b", "https://a.example#b", "https://{token}"]
         {
-            let refusal = config(&elsewhere[1..]).wording(public_url).expect_err(public_url);
+            let refusal = config(&elsewhere[1..]).templates(public_url).expect_err(public_url);
             assert!(refusal.to_string().starts_with("POSTERN_PUBLIC_URL must be "), "{refusal}");
         }
         for (argument, variable) in [
@@ -267,7 +267,7 @@ mod tests {
             ("--reset-password-url=javascript:alert(1)", "POSTERN_RESET_PASSWORD_URL"),
             ("--confirm-email-change-url=", "POSTERN_CONFIRM_EMAIL_CHANGE_URL"),
         ] {
-            let refusal = config(&[argument]).wording(PUBLIC_URL).expect_err(argument);
+            let refusal = config(&[argument]).templates(PUBLIC_URL).expect_err(argument);
             assert!(refusal.to_string().starts_with(&format!("{variable} must be ")), "{refusal}");
         }
     }
@@ -277,7 +277,7 @@ mod tests {
         let longest = "ß".repeat(64);
         for name in ["P", "<script>&\"", longest.as_str()] {
             let config = config(&[&format!("--service-name={name}")]);
-            assert_eq!(config.wording(PUBLIC_URL).expect("wording").service_name, name);
+            assert_eq!(config.templates(PUBLIC_URL).expect("wording").service_name, name);
         }
         let too_long = "a".repeat(65);
         for name in ["", " ", " a", "a\r\nBcc: b", "a\u{2028}b", "a\u{7f}", too_long.as_str()] {

@@ -1,27 +1,14 @@
-//! Accounts: what a username and an email address are, and signing up.
-//! Syntax lives in the types' `parse`, uniqueness in the store's schema.
+//! Accounts: what a username and an email address are. Syntax is checked in the types' `parse`; the store's schema keeps
+//! them unique.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use time::OffsetDateTime;
 use unicode_normalization::UnicodeNormalization;
 
-use crate::{
-    error::{Error, FieldViolation},
-    store::{AccountCreation, NewAccount},
-};
+use crate::error::FieldViolation;
 
-use super::{
-    Deadline, Postern, UserId,
-    admin::Administrator,
-    mail::{MailKind, NewMail},
-    password::{NewPassword, Password},
-    role::{Caller, Role},
-    session::Client,
-};
-
-/// How long a command waits for a hash.
-const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
+use super::{ids::UserId, password::NewPassword, role::Role};
 
 /// An account, without anything secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +24,9 @@ pub struct User {
     pub update_time: OffsetDateTime,
 }
 
-/// 1 to 64 characters of `A-Z a-z 0-9 . _ -`, first and last a letter or digit. Kept as it was typed; two that differ
-/// only in case are one (the store's unique index is on the lower case). ASCII alone, so that no look-alike passes.
+/// A username: 1 to 64 characters of `A-Z a-z 0-9 . _ -`; the first and the last are a letter or a digit. It is stored as
+/// it was typed. Two that differ only in case count as one: the store's unique index is on the lower case. Only ASCII is
+/// allowed, so that no character can be confused with another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Username(String);
 
@@ -69,11 +57,11 @@ impl Username {
     }
 }
 
-/// An email address in its one canonical form: an unquoted local part in lower case, and the domain in ASCII
-/// (IDNA A-labels, lower case). Two spellings of one address are equal; look-alikes are not.
+/// An email address in its canonical form: an unquoted local part in lower case, and the domain in ASCII (IDNA A-labels,
+/// lower case). Two spellings of one address are equal; addresses that merely look alike are not.
 ///
-/// Stricter than RFC 5321 where leniency helps nobody: no quoted local parts, no address literals, no comments, no
-/// non-ASCII local part, and a domain has a dot.
+/// Stricter than RFC 5321: no quoted local parts, no address literals, no comments, no non-ASCII local part, and a domain
+/// has a dot.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Email(String);
 
@@ -123,9 +111,9 @@ impl fmt::Debug for Email {
     }
 }
 
-/// The A-labels of a domain, in lower case. IDNA maps full-width letters, ligatures, invisible characters and the like
-/// to what they look like; those are refused, because look-alikes must not meet in one account. Only case may differ, and
-/// how accents are composed.
+/// The A-labels of a domain, in lower case. IDNA maps full-width letters, ligatures, invisible characters and so on to
+/// the plain characters that they resemble. Such input is refused: an address may differ from its canonical form only in
+/// case and in how accents are composed.
 fn domain_in_ascii(domain: &str) -> Option<String> {
     let ascii = idna::domain_to_ascii_cow(domain.as_bytes(), idna::AsciiDenyList::STD3).ok()?.into_owned();
     let lower: String = domain.to_lowercase().nfc().collect();
@@ -148,99 +136,12 @@ fn is_host_label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
-/// What signing up takes, parsed.
+/// The parsed fields of a sign-up.
 #[derive(Debug)]
 pub struct SignUp {
     pub username: Username,
     pub email: Email,
     pub password: NewPassword,
-}
-
-impl Postern {
-    /// Accepts or refuses a new password by the deployment's policy, given what is known of its account.
-    pub fn accept_password(
-        &self,
-        field: &'static str,
-        password: Password,
-        account_words: &[&str],
-    ) -> Result<NewPassword, FieldViolation> {
-        self.passwords.accept(field, password, account_words)
-    }
-
-    /// Creates an account with the role `user`, and mails its address a token to verify it by.
-    ///
-    /// The password is hashed even if the address turns out to be taken: whoever asks for a thousand addresses pays for
-    /// a thousand hashes. Where the deployment conceals which accounts exist, a taken address is answered like a free
-    /// one, and its owner is mailed instead.
-    pub async fn sign_up(&self, request: SignUp, client: &Client, deadline: Deadline) -> Result<User, Error> {
-        let concealed = self.concealed(&request.email)?;
-        self.register(request, concealed, Some(client), deadline).await
-    }
-
-    /// By the owner, or on the command line, where there is no client.
-    async fn register(
-        &self,
-        request: SignUp,
-        concealed: Option<NewMail>,
-        client: Option<&Client>,
-        deadline: Deadline,
-    ) -> Result<User, Error> {
-        // Nobody hashes for a database that is away.
-        self.store.known_reachable()?;
-        let SignUp { username, email, password } = request;
-        let password_hash = self.hasher.hash(password.into_password(), deadline).await?;
-        let id = UserId(self.env.uuid()?);
-        let verification = self.mail_to(MailKind::VerifyEmail, email.clone(), Some(id))?;
-        let occasion = self.occasion(client.map(|_| id), client.and_then(|client| client.ip))?;
-        // What it will be if nothing is in the way, and what it is said to be where that is concealed.
-        let user = User {
-            id,
-            username: username.clone(),
-            email: email.clone(),
-            email_verified: false,
-            roles: vec![Role::user()],
-            disabled: false,
-            create_time: occasion.now,
-            update_time: occasion.now,
-        };
-        let account = NewAccount {
-            id,
-            username,
-            email,
-            password_hash,
-            occasion,
-            concealed,
-            verification,
-            limit: self.mails.per_address,
-        };
-        let conceal = account.concealed.is_some();
-        match self.store.create_account(account).await? {
-            AccountCreation::Created(user) => Ok(user),
-            AccountCreation::EmailTaken if conceal => Ok(user),
-            AccountCreation::EmailTaken => Err(Error::EmailTaken),
-            AccountCreation::UsernameTaken => Err(Error::UsernameTaken),
-        }
-    }
-
-    /// Creates an account with these roles, for an operator. Its owner is mailed as after any sign-up.
-    pub async fn create_account(&self, request: SignUp, roles: Vec<Role>) -> Result<User, Error> {
-        // A command has no caller who would wait less.
-        let deadline = Deadline(std::time::Instant::now() + COMMAND_PATIENCE);
-        let user = self.register(request, None, None, deadline).await?;
-        self.set_roles(user.id, roles, Administrator::COMMAND_LINE).await
-    }
-
-    /// The account of an address.
-    pub async fn user_of(&self, email: &Email) -> Result<User, Error> {
-        Ok(self.store.credentials(email).await?.ok_or(Error::NotFound("user"))?.user)
-    }
-
-    /// The caller's account as it is now.
-    ///
-    /// The session is looked up with it, so that an ended session is refused here from the moment it ended.
-    pub async fn me(&self, caller: &Caller) -> Result<User, Error> {
-        self.store.user_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
-    }
 }
 
 #[cfg(test)]
@@ -268,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plain_address_is_refused() {
+    fn anything_but_a_plain_address_is_refused() {
         let long_local = format!("{}@example.com", "a".repeat(65));
         let long = format!("a@{}.com", "a.".repeat(130));
         for bad in [

@@ -1,13 +1,11 @@
-//! What goes into the audit: which events there are, and the circumstances of a step that the store writes into its row.
-//! The rows are written by the store, in the transaction of what they tell.
+//! The audit log: which events there are, and the context that the store writes into each row. The store writes the row
+//! in the transaction of the step that it describes.
 
 use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use crate::error::Error;
-
-use super::{AuditEventId, Postern, SessionId, UserId};
+use super::ids::{AuditEventId, SessionId, UserId};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,12 +13,12 @@ pub enum Action {
     SignUp,
     Login,
     LoginFailed,
-    /// A used refresh token came back: its session was ended.
+    /// A consumed refresh token was presented: its session was ended.
     RefreshReused,
     Logout,
     LogoutEverywhere,
     EmailVerified,
-    /// A link to reset the password was made on the command line.
+    /// A link that resets the password was issued on the command line.
     ResetLinkIssued,
     PasswordReset,
     PasswordChanged,
@@ -58,7 +56,7 @@ impl Action {
         Self::UserDeleted,
     ];
 
-    /// The action as the database and the contract have it.
+    /// The name of the action in the database and in the contract.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SignUp => "sign_up",
@@ -82,52 +80,65 @@ impl Action {
         }
     }
 
-    /// The action of that name, if it is one.
+    /// The action with this name, if there is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.as_str() == name)
     }
 }
 
-/// When, by whom and from where a step is made: what its audit row and its revocations say beside what was done.
+/// Who runs a step, when and from where: what its audit row and its revocations record besides the action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Occasion {
-    /// The id that the audit row gets.
+pub struct AuditContext {
+    /// The id of the audit row.
     pub event: AuditEventId,
     pub now: OffsetDateTime,
-    /// `None` where nobody is known by the time of the step, and for the command line.
+    /// `None` for anonymous callers and for the command line.
     pub actor: Option<UserId>,
     pub client_ip: Option<IpAddr>,
-    /// Until when access tokens from before the step may be presented.
-    pub forget_time: OffsetDateTime,
+    /// When the last access token from before the step has expired.
+    pub retain_until: OffsetDateTime,
 }
 
-impl Occasion {
-    /// The same, by whoever turned out to do it.
+impl AuditContext {
+    /// The same context with the actor that the step has identified.
     #[must_use]
     pub fn by(self, actor: UserId) -> Self {
         Self { actor: Some(actor), ..self }
     }
 }
 
-/// A row of the audit.
+/// What an audit row is about.
+#[derive(Debug, Default)]
+pub(crate) struct AuditTarget {
+    pub user: Option<UserId>,
+    pub session: Option<SessionId>,
+    pub detail: Option<String>,
+}
+
+impl AuditTarget {
+    pub(crate) fn user(user: UserId) -> Self {
+        Self { user: Some(user), ..Self::default() }
+    }
+
+    pub(crate) fn session(user: UserId, session: SessionId) -> Self {
+        Self { user: Some(user), session: Some(session), detail: None }
+    }
+
+    pub(crate) fn detail(self, detail: String) -> Self {
+        Self { detail: Some(detail), ..self }
+    }
+}
+
+/// A row of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditEvent {
     pub id: AuditEventId,
     pub create_time: OffsetDateTime,
-    /// Also one that another release wrote and this one does not know.
+    /// Text, because another release may have written an action that this one does not know.
     pub action: String,
     pub actor: Option<UserId>,
     pub user: Option<UserId>,
     pub session: Option<SessionId>,
     pub client_ip: Option<String>,
     pub detail: Option<String>,
-}
-
-impl Postern {
-    /// The circumstances of a step that is made now.
-    pub(super) fn occasion(&self, actor: Option<UserId>, client_ip: Option<IpAddr>) -> Result<Occasion, Error> {
-        let now = self.env.now();
-        let event = AuditEventId(self.env.uuid()?);
-        Ok(Occasion { event, now, actor, client_ip, forget_time: now + self.tokens.longest_access() })
-    }
 }

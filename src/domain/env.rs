@@ -1,14 +1,16 @@
-//! Time and randomness, passed in so that tests can move the one and nothing in the domain reaches for the other.
-//! `clippy.toml` bans the rest.
+//! Time and randomness. Both are passed in, so that tests can move the clock. `clippy.toml` bans every other source.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::error::Error;
 
-/// Where the current time comes from.
+/// A source of the current time.
 pub trait Clock: Send + Sync + 'static {
     /// The current time in UTC.
     fn now(&self) -> OffsetDateTime;
@@ -19,13 +21,13 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the clock that everything else asks")]
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that all other code asks")]
     fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
     }
 }
 
-/// A clock that stands still until it is moved, for tests.
+/// A clock for tests. It stands still until it is moved.
 #[derive(Debug)]
 pub struct ManualClock(Mutex<OffsetDateTime>);
 
@@ -45,6 +47,10 @@ impl Clock for ManualClock {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// When the caller stops waiting. Work that cannot finish by then is dropped, not done late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub Instant);
 
 /// The clock and the source of randomness that the domain works with.
 #[derive(Clone)]
@@ -69,7 +75,7 @@ impl Env {
         Self { clock }
     }
 
-    /// The current time, in whole microseconds: what PostgreSQL keeps, so that a time reads back as it was written.
+    /// The current time in whole microseconds. PostgreSQL stores no finer unit, so a time reads back as it was written.
     pub fn now(&self) -> OffsetDateTime {
         let now = self.clock.now();
         now.replace_nanosecond(now.nanosecond() / 1_000 * 1_000).unwrap_or(now)
@@ -78,7 +84,8 @@ impl Env {
     /// Unpredictable bytes, fit for keys and salts.
     pub fn random<const N: usize>(&self) -> Result<[u8; N], Error> {
         let mut bytes = [0; N];
-        aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::internal("the system gave no randomness"))?;
+        aws_lc_rs::rand::fill(&mut bytes)
+            .map_err(|_| Error::internal("the operating system provided no randomness"))?;
         Ok(bytes)
     }
 

@@ -1,9 +1,9 @@
-//! The bounded Argon2id pool: how many hashes run, wait and are turned away.
+//! The bounded Argon2id pool: it decides how many hashes run, how many wait, and which are refused.
 //!
-//! A fixed number of threads, each with its own arena allocated once, so memory stays at base + threads × arena
-//! whatever arrives. They run at a lower operating-system priority than the threads that serve RPCs: logins may
-//! saturate the machine and a token check stays fast. The queue is bounded and knows deadlines; work whose caller has
-//! gone, or whose deadline has passed, is dropped unhashed.
+//! The pool has a fixed number of threads, and each allocates its memory ("arena") once. The memory of the process
+//! therefore stays at base + threads × arena under any load. The threads have a lower operating-system priority than
+//! those that serve RPCs: logins may saturate the machine, and a token check stays fast. The queue is bounded and knows
+//! deadlines. Work whose caller has gone, or whose deadline has passed, is dropped without hashing.
 
 use std::{
     sync::{
@@ -20,8 +20,7 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 
 use super::{
-    Deadline,
-    env::Env,
+    env::{Deadline, Env},
     password::{Password, PasswordHash},
 };
 
@@ -29,30 +28,30 @@ use super::{
 const SALT_BYTES: usize = 16;
 /// Length of a hash in bytes.
 const HASH_BYTES: usize = 32;
-/// A stored hash may ask for this much memory even if the configuration asks for less now, in KiB; one that asks for
-/// more is refused instead of allocated.
+/// The most memory that a stored hash may need if the configuration asks for less, in KiB. A hash that needs more is
+/// refused.
 const STORED_MEMORY_CEILING_KIB: u32 = 64 * 1024;
-/// Likewise for its iterations.
+/// The most iterations that a stored hash may need if the configuration asks for fewer.
 const STORED_ITERATIONS_CEILING: u32 = 16;
-/// How far below the RPC threads the hashing threads run: as far as nice(2) goes. On two cores that logins saturate the p99
-/// of GetMe is 3.5 ms at 10 and 1.0 ms at 19, with no fewer logins (`cargo bench --bench cheap_calls`).
+/// The nice(2) value of the hashing threads: the lowest priority. On two cores that logins saturate, the p99 of GetMe is
+/// 3.5 ms at nice 10 and 1.0 ms at nice 19, with as many logins (`cargo bench --bench cheap_calls`).
 const NICENESS: i32 = 19;
 
-/// How passwords are hashed, and how much of it may go on.
+/// The Argon2id parameters, and how many hashes may run and wait.
 #[derive(Debug, Clone)]
 pub struct HasherConfig {
     pub memory_kib: u32,
     pub iterations: u32,
-    /// Hashes that run at once.
+    /// The number of hashes that run at the same time.
     pub threads: usize,
-    /// Hashes that may wait, over all threads.
+    /// The number of hashes that may wait, over all threads.
     pub queue: usize,
 }
 
-/// What came of checking a password.
+/// The result of verifying a password.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verification {
-    /// It is the password. `rehash` is its hash under the live parameters if the stored one has others.
+    /// The password is right. `rehash` is its hash with the current parameters, if the stored hash has others.
     Match {
         rehash: Option<PasswordHash>,
     },
@@ -64,10 +63,10 @@ pub enum Verification {
 pub struct Hasher {
     queue: flume::Sender<Job>,
     threads: usize,
-    /// A running mean of how long one hash takes, in microseconds: what `RetryInfo` is computed from.
+    /// A running mean of the time of one hash, in microseconds. `RetryInfo` is computed from it.
     hash_time: Arc<AtomicU64>,
     env: Env,
-    /// Verified in place of the hash of an unknown account. It has the live parameters and nobody's password.
+    /// Verified in place of the hash of an unknown account. It has the current parameters and matches no password.
     dummy: PasswordHash,
 }
 
@@ -99,8 +98,8 @@ impl Hasher {
     /// Starts the pool. Fails if the parameters are outside what Argon2 allows or a thread cannot be started.
     pub fn start(config: &HasherConfig, env: Env) -> Result<Self, Error> {
         let params = Params::new(config.memory_kib, config.iterations, 1, Some(HASH_BYTES)).map_err(Error::internal)?;
-        // What the dummy hash holds need not be anybody's password, only the size of one.
-        let dummy = phc_string(&params, &env.random::<SALT_BYTES>()?, &env.random::<HASH_BYTES>()?)?;
+        // Random bytes of the right size; they are not the hash of any password.
+        let dummy = encode_phc(&params, &env.random::<SALT_BYTES>()?, &env.random::<HASH_BYTES>()?)?;
         let (queue, jobs) = flume::bounded(config.queue);
         let hash_time = Arc::new(AtomicU64::new(50_000));
         for number in 0..config.threads {
@@ -126,8 +125,8 @@ impl Hasher {
         }
     }
 
-    /// Checks a password against the stored hash of its account, or against the dummy where there is no account: both
-    /// walk the same way and cost the same. Without an account the answer is always a mismatch.
+    /// Verifies a password against the stored hash of its account, or against the dummy if there is no account. Both take
+    /// the same path and cost the same. Without an account the result is always a mismatch.
     pub async fn verify(
         &self,
         password: Password,
@@ -156,7 +155,7 @@ impl Hasher {
         }
     }
 
-    /// How long the pool needs for what is queued now: when it is worth trying again.
+    /// How long the pool needs for the work that is queued now, after which a retry can succeed.
     fn time_to_drain(&self) -> Duration {
         let hashes_per_thread = self.queue.len() / self.threads.max(1) + 1;
         let hash_time = Duration::from_micros(self.hash_time.load(Ordering::Relaxed));
@@ -169,7 +168,7 @@ fn report_depth(waiting: usize) {
     metrics::gauge!("postern_hash_queue_depth").set(waiting as f64);
 }
 
-/// One thread of the pool, with the arena that it keeps.
+/// One thread of the pool, with its arena.
 struct Worker {
     params: Params,
     arena: Vec<Block>,
@@ -195,7 +194,7 @@ impl Worker {
                 metrics::histogram!("postern_hash_duration_seconds").record(started.elapsed());
                 outcome
             };
-            // The caller may have gone meanwhile; then nobody wants the answer.
+            // Fails if the caller has gone meanwhile, and then nobody needs the answer.
             let _ = job.reply.send(outcome);
         }
     }
@@ -212,7 +211,7 @@ impl Worker {
         let params = self.params.clone();
         let output = self.argon2id(&params, password, salt)?;
         self.record(started.elapsed());
-        phc_string(&params, salt, &output)
+        encode_phc(&params, salt, &output)
     }
 
     fn verify(
@@ -230,14 +229,14 @@ impl Worker {
         if matches {
             return Ok(Verification::Match { rehash: Some(self.hash(password, rehash_salt)?) });
         }
-        self.make_up_for(&stored.params, password, rehash_salt)?;
+        self.pad_to_current_cost(&stored.params, password, rehash_salt)?;
         Ok(Verification::Mismatch)
     }
 
-    /// Spends what the live parameters cost beyond the given ones, so that a wrong password takes as long against an
-    /// old, cheaper hash as it does against the dummy: the time must not tell that the account exists. Argon2's time
-    /// goes with memory × iterations.
-    fn make_up_for(&mut self, spent: &Params, password: &Password, salt: &[u8]) -> Result<(), Error> {
+    /// Spends the difference between the cost of the current parameters and the cost that was spent. A wrong password
+    /// then takes as long against an old, cheaper hash as against the dummy, so the time does not reveal that the account
+    /// exists. Argon2's time is proportional to memory × iterations.
+    fn pad_to_current_cost(&mut self, spent: &Params, password: &Password, salt: &[u8]) -> Result<(), Error> {
         let cost = |params: &Params| u64::from(params.m_cost()) * u64::from(params.t_cost());
         let missing = cost(&self.params).saturating_sub(cost(spent));
         let memory = u32::try_from(missing / u64::from(self.params.t_cost())).map_err(Error::internal)?;
@@ -252,7 +251,7 @@ impl Worker {
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone());
         let mut output = [0; HASH_BYTES];
         let blocks = params.block_count();
-        // A hash from before the memory was lowered needs more than the arena, up to the ceiling, for once.
+        // A hash from before the memory setting was lowered needs more than the arena, up to the ceiling.
         let mut larger;
         let arena = if let Some(arena) = self.arena.get_mut(..blocks) {
             arena
@@ -266,7 +265,7 @@ impl Worker {
         Ok(output)
     }
 
-    /// Folds one measurement into the running mean. Threads may overwrite each other; it is an estimate.
+    /// Adds one measurement to the running mean. Threads may overwrite each other: it is an estimate.
     fn record(&self, elapsed: Duration) {
         let mean = self.hash_time.load(Ordering::Relaxed);
         let sample = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
@@ -274,7 +273,7 @@ impl Worker {
     }
 }
 
-/// A stored PHC string, taken apart and found affordable.
+/// A parsed PHC string whose cost is within the ceilings.
 struct StoredHash {
     params: Params,
     salt: Vec<u8>,
@@ -284,7 +283,7 @@ struct StoredHash {
 impl StoredHash {
     fn parse(stored: &PasswordHash, live: &Params) -> Result<Self, Error> {
         let broken = |what: &str| Error::internal(format!("a stored password hash {what}"));
-        let phc = phc::PasswordHash::new(stored.as_str()).map_err(|_| broken("is no PHC string"))?;
+        let phc = phc::PasswordHash::new(stored.as_str()).map_err(|_| broken("is not a PHC string"))?;
         if phc.algorithm != Algorithm::Argon2id.ident() {
             return Err(broken("is not Argon2id"));
         }
@@ -311,7 +310,7 @@ impl StoredHash {
     }
 }
 
-fn phc_string(params: &Params, salt: &[u8], output: &[u8]) -> Result<PasswordHash, Error> {
+fn encode_phc(params: &Params, salt: &[u8], output: &[u8]) -> Result<PasswordHash, Error> {
     let phc = phc::PasswordHash {
         algorithm: Algorithm::Argon2id.ident(),
         version: Some(Version::V0x13.into()),

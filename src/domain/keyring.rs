@@ -1,87 +1,28 @@
-//! The master key, what is derived from it, and the signing keys that are kept encrypted under it.
-//! A dump of the store without the master key opens nothing.
+//! The signing keys of access tokens. They are stored encrypted with a key derived from the master key, so a dump of the
+//! database is useless without it.
 
 use std::{collections::HashMap, fmt};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
-    hkdf,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
 use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey,
     jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash},
 };
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use crate::{error::Error, store::Store};
+use crate::error::Error;
 
-use super::env::Env;
+use super::{
+    env::Env,
+    master_key::MasterKey,
+    ports::{SealedSigningKey, Store},
+};
 
-const KEY_BYTES: usize = 32;
+/// The length of an AES-GCM nonce, in bytes.
 const NONCE_BYTES: usize = 12;
-
-/// The one secret that an operator keeps: 32 bytes, base64 on the outside. Everything else is derived from it
-/// (HKDF-SHA-256, RFC 5869) or encrypted under something derived from it.
-pub struct MasterKey(Zeroizing<[u8; KEY_BYTES]>);
-
-/// Why a text is no master key.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum MasterKeyError {
-    #[error("is not 32 bytes in base64; make one with: openssl rand -base64 32")]
-    Malformed,
-    #[error("is a placeholder: its bytes are all alike; make one with: openssl rand -base64 32")]
-    Placeholder,
-}
-
-impl MasterKey {
-    /// Reads the base64 form; white space around it is ignored, since files end in a newline.
-    pub fn parse(text: &str) -> Result<Self, MasterKeyError> {
-        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text.trim()).map_err(|_| MasterKeyError::Malformed)?);
-        let key: [u8; KEY_BYTES] = bytes.as_slice().try_into().map_err(|_| MasterKeyError::Malformed)?;
-        if key.iter().all(|byte| byte == &key[0]) {
-            return Err(MasterKeyError::Placeholder);
-        }
-        Ok(Self(Zeroizing::new(key)))
-    }
-
-    /// A new key, in its base64 form.
-    pub fn generate(env: &Env) -> Result<Zeroizing<String>, Error> {
-        let bytes = Zeroizing::new(env.random::<KEY_BYTES>()?);
-        Ok(Zeroizing::new(BASE64_STANDARD.encode(bytes.as_slice())))
-    }
-
-    /// A key for one purpose. The label is part of the key: change it and everything made with it is void.
-    pub fn derive(&self, label: &'static str) -> Result<Zeroizing<[u8; KEY_BYTES]>, Error> {
-        let mut derived = Zeroizing::new([0; KEY_BYTES]);
-        hkdf::Salt::new(hkdf::HKDF_SHA256, b"postern/v1")
-            .extract(self.0.as_slice())
-            .expand(&[label.as_bytes()], hkdf::HKDF_SHA256)
-            .and_then(|output| output.fill(derived.as_mut_slice()))
-            .map_err(|_| Error::internal("a key could not be derived"))?;
-        Ok(derived)
-    }
-}
-
-impl fmt::Debug for MasterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MasterKey([redacted])")
-    }
-}
-
-/// A signing key as the store keeps it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedSigningKey {
-    /// The RFC 7638 SHA-256 thumbprint of the public key.
-    pub kid: String,
-    /// The JWS algorithm that the key is bound to, such as `ES256`.
-    pub algorithm: String,
-    /// The PKCS#8 private key: nonce, then AES-256-GCM ciphertext and tag.
-    pub sealed_private_key: Vec<u8>,
-    pub create_time: OffsetDateTime,
-}
 
 /// A key that signs access tokens. Does not print.
 #[expect(missing_debug_implementations, reason = "it is a private key")]
@@ -224,28 +165,7 @@ mod tests {
     use super::*;
 
     fn master(byte: u8) -> MasterKey {
-        let mut bytes = [byte; KEY_BYTES];
-        bytes[0] = !byte;
-        MasterKey::parse(&BASE64_STANDARD.encode(bytes)).expect("a master key")
-    }
-
-    #[test]
-    fn only_32_bytes_of_base64_that_differ_are_a_master_key() {
-        let parse = |text: &str| MasterKey::parse(text).err();
-        assert_eq!(parse(""), Some(MasterKeyError::Malformed));
-        assert_eq!(parse("changeme"), Some(MasterKeyError::Malformed));
-        assert_eq!(parse(&BASE64_STANDARD.encode([7; 31])), Some(MasterKeyError::Malformed));
-        assert_eq!(parse(&BASE64_STANDARD.encode([0; 32])), Some(MasterKeyError::Placeholder));
-        let generated = MasterKey::generate(&Env::system()).expect("randomness");
-        assert_eq!(parse(&format!("{}\n", generated.as_str())), None);
-    }
-
-    #[test]
-    fn derived_keys_differ_by_purpose_and_by_master_key() {
-        let derive = |byte, label| master(byte).derive(label).expect("a key").to_vec();
-        assert_eq!(derive(1, "a"), derive(1, "a"));
-        assert_ne!(derive(1, "a"), derive(1, "b"));
-        assert_ne!(derive(1, "a"), derive(2, "a"));
+        MasterKey::from_bytes([byte; 32])
     }
 
     #[test]

@@ -1,33 +1,31 @@
-//! What is mailed, to whom and why. How it is worded and sent is the `mail` room's; what the token in it is worth is
-//! `one_time.rs`.
-
-use std::net::IpAddr;
+//! The mails that the service sends: which kinds there are, to whom, and how many. What a mail says and how it is sent is
+//! the business of `crate::mail`; the token in it is described in `one_time.rs`.
 
 use time::OffsetDateTime;
 
-use crate::{
-    error::Error,
-    store::{AddressLimit, Enqueued},
+use super::{
+    account::{Email, User},
+    ids::{MailId, UserId},
+    one_time::Purpose,
+    throttle::{AddressLimit, RateLimiter},
 };
 
-use super::{MailId, Postern, UserId, account::Email, one_time::Purpose, throttle::ClientLimit};
-
-/// What a mail says.
+/// The kind of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MailKind {
-    /// Prove that you read mail at this address.
+    /// Asks the reader to prove that the address is theirs.
     VerifyEmail,
-    /// Choose a new password.
+    /// Lets the reader choose a new password.
     ResetPassword,
-    /// Make this address that of your account: to the new address.
+    /// Asks for confirmation of a change of address; sent to the new address.
     ConfirmEmailChange,
-    /// A change of address was asked for: to the address as it is.
+    /// Tells the current address that a change of address was requested.
     EmailChangeRequested,
-    /// The address was changed: to the one before.
+    /// Tells the old address that the address was changed.
     EmailChanged,
-    /// The password was changed or reset.
+    /// Tells the owner that the password was changed or reset.
     PasswordChanged,
-    /// Somebody wanted to sign up, or to change to, an address that has an account: to its owner.
+    /// Tells the owner of an address that somebody tried to sign up with it, or to change to it.
     AccountExists,
 }
 
@@ -42,7 +40,7 @@ impl MailKind {
         Self::AccountExists,
     ];
 
-    /// The kind as the database and the metrics have it.
+    /// The name of the kind in the database and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::VerifyEmail => "verify_email",
@@ -55,12 +53,12 @@ impl MailKind {
         }
     }
 
-    /// The kind of that name, if it is one.
+    /// The kind with this name, if there is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 
-    /// What the token in such a mail is good for; `None` where there is none.
+    /// The purpose of the token in such a mail; `None` if it carries none.
     pub fn purpose(self) -> Option<Purpose> {
         match self {
             Self::VerifyEmail => Some(Purpose::VerifyEmail),
@@ -69,69 +67,48 @@ impl MailKind {
             Self::EmailChangeRequested | Self::EmailChanged | Self::PasswordChanged | Self::AccountExists => None,
         }
     }
+
+    /// The kind of mail that carries a token for this purpose.
+    pub fn carrying(purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::VerifyEmail => Self::VerifyEmail,
+            Purpose::ResetPassword => Self::ResetPassword,
+            Purpose::ChangeEmail => Self::ConfirmEmailChange,
+        }
+    }
+
+    /// Whether a mail to `recipient` is still wanted when it is about to be sent, given the account as it is then.
+    pub(crate) fn is_wanted(self, recipient: &Email, user: &User) -> bool {
+        match self {
+            Self::VerifyEmail => !user.email_verified && user.email == *recipient,
+            Self::ResetPassword => !user.disabled && user.email == *recipient,
+            Self::ConfirmEmailChange => !user.disabled && user.email != *recipient,
+            Self::EmailChangeRequested | Self::EmailChanged | Self::PasswordChanged | Self::AccountExists => true,
+        }
+    }
 }
 
-/// A mail to put into the outbox. It holds no token: that is made when the mail is sent.
+/// A mail to put into the outbox. It holds no token: the token is made when the mail is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMail {
     pub id: MailId,
     pub kind: MailKind,
     pub recipient: Email,
-    /// Whose mail it is. `None` where somebody unknown asked for it by the address alone: whether an account has that
-    /// address is then found out when it is sent, so that the asking tells nothing.
+    /// The account that the mail is for. `None` for mail that an anonymous caller requested for an address: the account
+    /// is then looked up when the mail is sent, so that the request reveals nothing.
     pub user_id: Option<UserId>,
-    /// The address that is changed to, where the mail is about that.
+    /// The address to change to, where the mail is about a change of address.
     pub new_email: Option<Email>,
     pub create_time: OffsetDateTime,
 }
 
-/// How mail is caused, and how much of it.
+/// How much mail may be caused, and whether it hides which accounts exist.
 #[derive(Debug)]
 pub struct MailPolicy {
-    /// To one address, of what somebody else can cause. Over all replicas.
+    /// For each address, over all replicas.
     pub per_address: AddressLimit,
-    /// By one client. Of this replica.
-    pub per_client: ClientLimit,
-    /// Whether sign-up and change of address keep to themselves that an address is taken.
+    /// For each client, at this replica.
+    pub limiter: RateLimiter,
+    /// Whether sign-up and change of address hide that an address is taken.
     pub conceal_existing_accounts: bool,
-}
-
-impl Postern {
-    /// A mail of now.
-    pub(super) fn mail_to(&self, kind: MailKind, recipient: Email, user_id: Option<UserId>) -> Result<NewMail, Error> {
-        let id = MailId(self.env.uuid()?);
-        Ok(NewMail { id, kind, recipient, user_id, new_email: None, create_time: self.env.now() })
-    }
-
-    /// The mail to an address's owner, where it is not to be told that there is one.
-    pub(super) fn concealed(&self, email: &Email) -> Result<Option<NewMail>, Error> {
-        let conceal = self.mails.conceal_existing_accounts;
-        conceal.then(|| self.mail_to(MailKind::AccountExists, email.clone(), None)).transpose()
-    }
-
-    /// Queues a mail that was asked for by the address alone. Nothing is found out about the address here, so neither
-    /// the answer nor its time tells anything; who asks too often gets the same answer and no mail.
-    pub(super) async fn request_mail(
-        &self,
-        kind: MailKind,
-        recipient: Email,
-        client_ip: Option<IpAddr>,
-    ) -> Result<(), Error> {
-        self.store.known_reachable()?;
-        if self.mails.per_client.take(client_ip).is_err() {
-            withheld("client");
-            return Ok(());
-        }
-        let mail = self.mail_to(kind, recipient, None)?;
-        match self.store.request_mail(mail, self.mails.per_address).await? {
-            Enqueued::Queued => {}
-            Enqueued::OverLimit => withheld("address"),
-        }
-        Ok(())
-    }
-}
-
-fn withheld(limit: &'static str) {
-    metrics::counter!("postern_mails_withheld_total", "limit" => limit).increment(1);
-    tracing::debug!(limit, "a mail was asked for too often and not queued");
 }

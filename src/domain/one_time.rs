@@ -1,5 +1,5 @@
-//! One-time tokens: what a mail carries so that its reader can prove having read it. A token is its id and an HMAC over
-//! everything that it is bound to, so the database need not hold it; whether it is still good is a row there.
+//! One-time tokens: a mail carries one, and who presents it proves to have read the mail. A token is its id and an HMAC
+//! over everything that it is bound to, so the database does not hold it. A row there says whether it is still live.
 
 use std::time::Duration;
 
@@ -9,13 +9,17 @@ use uuid::Uuid;
 
 use crate::error::Error;
 
-use super::{MailId, UserId, account::Email, keyring::MasterKey, mail::MailKind};
+use super::{
+    account::Email,
+    ids::{MailId, UserId},
+    master_key::MasterKey,
+};
 
 const ID_BYTES: usize = 16;
-/// Of HMAC-SHA-256, untruncated.
+/// The length of an HMAC-SHA-256, in bytes.
 const MAC_BYTES: usize = 32;
 
-/// What a token is good for. One account has at most one live token for each.
+/// What a token may be used for. An account has at most one live token for each purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     VerifyEmail,
@@ -26,7 +30,7 @@ pub enum Purpose {
 impl Purpose {
     pub const ALL: [Self; 3] = [Self::VerifyEmail, Self::ResetPassword, Self::ChangeEmail];
 
-    /// The purpose as the database has it, and as it goes into the HMAC.
+    /// The name of the purpose in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::VerifyEmail => "verify_email",
@@ -35,21 +39,12 @@ impl Purpose {
         }
     }
 
-    /// The purpose of that name, if it is one.
+    /// The purpose with this name, if there is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|purpose| purpose.as_str() == name)
     }
 
-    /// The mail that carries such a token.
-    pub fn carrier(self) -> MailKind {
-        match self {
-            Self::VerifyEmail => MailKind::VerifyEmail,
-            Self::ResetPassword => MailKind::ResetPassword,
-            Self::ChangeEmail => MailKind::ConfirmEmailChange,
-        }
-    }
-
-    /// How long such a token lives, counted from when its mail was asked for.
+    /// How long such a token lives, counted from when its mail was requested.
     pub fn lifetime(self) -> Duration {
         match self {
             Self::VerifyEmail | Self::ChangeEmail => Duration::from_hours(24),
@@ -68,7 +63,7 @@ pub struct OneTimeGrant {
     pub email: Email,
 }
 
-/// A token as somebody presented it: nothing is known of it yet but its form.
+/// A presented token. Only its form has been checked.
 #[derive(Debug)]
 pub struct PresentedToken {
     pub id: MailId,
@@ -76,7 +71,7 @@ pub struct PresentedToken {
 }
 
 impl PresentedToken {
-    /// Reads the one form that a token has: 64 characters of base64url.
+    /// Reads 64 characters of base64url, the only form of a token.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; ID_BYTES + MAC_BYTES] = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
         let (id, mac) = bytes.split_first_chunk::<ID_BYTES>()?;
@@ -84,7 +79,7 @@ impl PresentedToken {
     }
 }
 
-/// Makes and recognises tokens, under a key of their own.
+/// Mints and verifies one-time tokens, with a key of their own.
 pub struct OneTimeTokens(hmac::Key);
 
 impl std::fmt::Debug for OneTimeTokens {
@@ -99,20 +94,20 @@ impl OneTimeTokens {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, key.as_slice())))
     }
 
-    /// The token of a grant: always the same, so that a mail that is sent again says the same.
+    /// The token for a grant. Equal grants give equal tokens, so a mail that is sent twice carries the same token.
     pub fn mint(&self, grant: &OneTimeGrant) -> String {
-        let mac = hmac::sign(&self.0, &bound(grant));
+        let mac = hmac::sign(&self.0, &signed_bytes(grant));
         BASE64_URL_SAFE_NO_PAD.encode([grant.id.0.as_bytes().as_slice(), mac.as_ref()].concat())
     }
 
-    /// Whether a presented token is the one of a grant; takes the same time whatever is wrong with it.
-    pub fn is_of(&self, presented: &PresentedToken, grant: &OneTimeGrant) -> bool {
-        presented.id == grant.id && hmac::verify(&self.0, &bound(grant), &presented.mac).is_ok()
+    /// Whether a presented token is the token for a grant. Runs in constant time, whatever is wrong with the token.
+    pub fn matches(&self, presented: &PresentedToken, grant: &OneTimeGrant) -> bool {
+        presented.id == grant.id && hmac::verify(&self.0, &signed_bytes(grant), &presented.mac).is_ok()
     }
 }
 
-/// What the HMAC covers: every part either of fixed length or last.
-fn bound(grant: &OneTimeGrant) -> Vec<u8> {
+/// The bytes that the HMAC covers. Every part has a fixed length, except the last.
+fn signed_bytes(grant: &OneTimeGrant) -> Vec<u8> {
     let purpose = match grant.purpose {
         Purpose::VerifyEmail => 1,
         Purpose::ResetPassword => 2,
@@ -127,10 +122,7 @@ mod tests {
     use super::*;
 
     fn tokens(byte: u8) -> OneTimeTokens {
-        let mut bytes = [byte; 32];
-        bytes[0] = !byte;
-        let text = base64::prelude::BASE64_STANDARD.encode(bytes);
-        OneTimeTokens::new(&MasterKey::parse(&text).expect("a master key")).expect("tokens")
+        OneTimeTokens::new(&MasterKey::from_bytes([byte; 32])).expect("tokens")
     }
 
     fn grant() -> OneTimeGrant {
@@ -142,16 +134,16 @@ mod tests {
         }
     }
 
-    fn is_of(text: &str, grant: &OneTimeGrant) -> bool {
-        PresentedToken::parse(text).is_some_and(|presented| tokens(1).is_of(&presented, grant))
+    fn matches(text: &str, grant: &OneTimeGrant) -> bool {
+        PresentedToken::parse(text).is_some_and(|presented| tokens(1).matches(&presented, grant))
     }
 
     #[test]
-    fn a_token_is_bound_to_all_that_it_was_made_for() {
+    fn a_token_is_bound_to_every_part_of_its_grant() {
         let token = tokens(1).mint(&grant());
         assert_eq!(token.len(), 64);
-        assert_eq!(token, tokens(1).mint(&grant()), "a mail that is sent again says the same");
-        assert!(is_of(&token, &grant()));
+        assert_eq!(token, tokens(1).mint(&grant()), "a mail that is sent twice carries the same token");
+        assert!(matches(&token, &grant()));
         let of_another = [
             OneTimeGrant { id: MailId(Uuid::from_u128(3)), ..grant() },
             OneTimeGrant { purpose: Purpose::ChangeEmail, ..grant() },
@@ -159,18 +151,18 @@ mod tests {
             OneTimeGrant { email: Email::parse("eve@example.com").expect("an address"), ..grant() },
         ];
         for other in of_another {
-            assert!(!is_of(&token, &other), "{other:?}");
+            assert!(!matches(&token, &other), "{other:?}");
         }
-        assert!(!is_of(&tokens(2).mint(&grant()), &grant()), "made under another master key");
+        assert!(!matches(&tokens(2).mint(&grant()), &grant()), "made under another master key");
     }
 
     #[test]
-    fn a_token_has_one_form() {
+    fn a_token_has_only_one_spelling() {
         let token = tokens(1).mint(&grant());
         for position in 0..token.len() {
             let mut bent = token.clone().into_bytes();
             bent[position] = if bent[position] == b'A' { b'B' } else { b'A' };
-            assert!(!is_of(std::str::from_utf8(&bent).expect("ASCII"), &grant()), "{position}");
+            assert!(!matches(std::str::from_utf8(&bent).expect("ASCII"), &grant()), "{position}");
         }
         let padded = format!("{token}=");
         let longer = format!("{token}AAAA");

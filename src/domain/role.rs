@@ -1,25 +1,25 @@
-//! What a caller may be: roles, and the caller that a verified access token stands for.
+//! Roles, and the caller that a verified access token identifies.
 
 use std::fmt;
 
-use super::{SessionId, UserId};
+use super::ids::{SessionId, UserId};
 
 /// A role's name: `[a-z][a-z0-9_-]{0,63}`. `user` and `admin` are built in; a platform may add its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Role(String);
 
 impl Role {
-    /// The name of what every account has.
+    /// The role of every account.
     pub const USER: &'static str = "user";
-    /// What the administrative RPCs ask for.
+    /// The role that administrative RPCs require.
     pub const ADMIN: &'static str = "admin";
 
-    /// What every account has.
+    /// The role of every account.
     pub fn user() -> Self {
         Self(Self::USER.to_owned())
     }
 
-    /// The role of that name, if it is one.
+    /// Parses the name of a role.
     pub fn parse(name: &str) -> Option<Self> {
         let mut bytes = name.bytes();
         let first_is_letter = bytes.next().is_some_and(|byte| byte.is_ascii_lowercase());
@@ -38,7 +38,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// Who calls, as a verified access token says.
+/// The caller that a verified access token identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     pub user_id: UserId,

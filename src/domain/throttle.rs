@@ -1,5 +1,5 @@
-//! How often something may be tried. Guesses at one account's password are counted in the store, for all replicas; what
-//! one client may do is kept in this replica's memory, so that behind N replicas it gets up to N times as much.
+//! Limits. Attempts at one account's password, and mails to one address, are counted in the store, for all replicas. What
+//! one client may do is counted in the memory of this replica, so with N replicas a client gets up to N times as much.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -8,41 +8,73 @@ use std::{
 };
 
 use aws_lc_rs::hmac;
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock};
+use governor::{DefaultKeyedRateLimiter, Quota, clock::Clock};
 
-use crate::{
-    error::Error,
-    store::{AttemptPolicy, AttemptSubject, LoginAttempt, Reservation},
-};
+use crate::error::Error;
 
-use super::{
-    Deadline, Postern,
-    account::Email,
-    hasher::Verification,
-    keyring::MasterKey,
-    password::{Password, PasswordHash},
-    session::Client,
-};
+use super::{account::Email, master_key::MasterKey};
 
-/// How guesses at passwords are counted, and what the addresses are hashed with that they are counted under.
-pub struct Guesses {
+/// The account whose password is tried: a keyed hash of the address, so that what somebody typed is not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttemptSubject(pub [u8; 32]);
+
+/// How many failed attempts in a row are allowed, and how long the pauses are after that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttemptPolicy {
+    /// Failed attempts that are allowed without a pause.
+    pub max_failures: i64,
+    /// The pause after the last of them. Each further failure doubles it.
+    pub first_delay: Duration,
+    pub longest_delay: Duration,
+    /// After this long without an attempt, earlier failures no longer count.
+    pub window: Duration,
+}
+
+impl AttemptPolicy {
+    /// The pause after this many failures in a row.
+    pub(crate) fn delay_after(&self, failures: i64) -> Duration {
+        let Ok(doublings) = u32::try_from(failures - self.max_failures) else {
+            return Duration::ZERO;
+        };
+        self.longest_delay.min(self.first_delay.saturating_mul(2_u32.saturating_pow(doublings)))
+    }
+}
+
+/// How many mails somebody else can cause to be sent to one address: `burst` at once, then one per `interval`. Counted in
+/// the store, for all replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressLimit {
+    /// At least 1.
+    pub burst: u32,
+    pub interval: Duration,
+}
+
+impl AddressLimit {
+    /// How far ahead of the steady rate of one mail per interval an address may be.
+    pub(crate) fn tolerance(self) -> Duration {
+        self.interval.saturating_mul(self.burst.saturating_sub(1))
+    }
+}
+
+/// The policy for password attempts, and the key of the hash that they are counted under.
+pub struct LoginAttempts {
     pub policy: AttemptPolicy,
     key: hmac::Key,
 }
 
-impl std::fmt::Debug for Guesses {
+impl std::fmt::Debug for LoginAttempts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guesses").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("LoginAttempts").field("policy", &self.policy).finish_non_exhaustive()
     }
 }
 
-impl Guesses {
+impl LoginAttempts {
     pub fn new(policy: AttemptPolicy, master: &MasterKey) -> Result<Self, Error> {
         let key = master.derive("login-attempt-subject")?;
         Ok(Self { policy, key: hmac::Key::new(hmac::HMAC_SHA256, key.as_slice()) })
     }
 
-    /// What guesses at the password of an address are counted under, whether or not an account has it.
+    /// What attempts at the password of an address are counted under, whether or not an account has the address.
     pub fn subject(&self, email: &Email) -> AttemptSubject {
         let mut subject = [0; 32];
         subject.copy_from_slice(hmac::sign(&self.key, email.as_str().as_bytes()).as_ref());
@@ -50,69 +82,32 @@ impl Guesses {
     }
 }
 
-impl Postern {
-    /// Reserves a guess at the password of an address, before anything is spent on it.
-    pub(super) async fn reserve_guess(&self, email: &Email, client: &Client) -> Result<AttemptSubject, Error> {
-        self.clients.take(client.ip).map_err(|retry_after| throttled("client", retry_after))?;
-        let subject = self.guesses.subject(email);
-        let attempt = LoginAttempt { subject, policy: self.guesses.policy, now: self.env.now() };
-        match self.store.reserve_attempt(attempt).await? {
-            Reservation::Reserved => Ok(subject),
-            Reservation::Blocked { retry_after } => Err(throttled("account", retry_after)),
-        }
-    }
-}
-
-impl Postern {
-    /// Makes a guess that was reserved. One that fails for want of time or room says nothing about the password, and does
-    /// not count: a machine that is busy must not lock anybody out.
-    pub(super) async fn guess(
-        &self,
-        subject: AttemptSubject,
-        password: Password,
-        stored: Option<PasswordHash>,
-        deadline: Deadline,
-    ) -> Result<Verification, Error> {
-        let verification = self.hasher.verify(password, stored, deadline).await;
-        if verification.is_err()
-            && let Err(error) = self.store.guess_was_not_made(subject).await
-        {
-            tracing::debug!(%error, "a guess that was not made counts all the same");
-        }
-        verification
-    }
-}
-
-fn throttled(limit: &'static str, retry_after: Duration) -> Error {
-    metrics::counter!("postern_logins_throttled_total", "limit" => limit).increment(1);
-    Error::Throttled { retry_after }
-}
-
 /// A token bucket for each client address; for IPv6, for each /64, which is what one customer gets (RFC 6177 §2).
-pub struct ClientLimit(Option<DefaultKeyedRateLimiter<IpAddr>>);
+pub struct RateLimiter(Option<DefaultKeyedRateLimiter<IpAddr>>);
 
-impl std::fmt::Debug for ClientLimit {
+impl std::fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientLimit").finish_non_exhaustive()
+        f.debug_struct("RateLimiter").finish_non_exhaustive()
     }
 }
 
-impl ClientLimit {
-    /// So many at once, and as many again each minute; `None` for no limit.
+impl RateLimiter {
+    /// Allows `count` calls at once and as many again each minute. `None` means no limit.
     pub fn per_minute(count: Option<NonZeroU32>) -> Self {
-        Self(count.map(|count| RateLimiter::keyed(Quota::per_minute(count))))
+        Self(count.map(|count| governor::RateLimiter::keyed(Quota::per_minute(count))))
     }
 
-    /// Takes one, or says how long to wait for the next. A client whose address is not known is not limited.
-    pub fn take(&self, client: Option<IpAddr>) -> Result<(), Duration> {
+    /// Counts one call, or returns how long to wait until the next is allowed. A client whose address is unknown is not
+    /// limited.
+    pub fn check(&self, client: Option<IpAddr>) -> Result<(), Duration> {
         let (Some(limiter), Some(client)) = (&self.0, client) else {
             return Ok(());
         };
         limiter.check_key(&network(client)).map_err(|until| until.wait_time_from(limiter.clock().now()))
     }
 
-    /// Forgets the clients whose buckets are full again.
-    pub fn forget_idle(&self) {
+    /// Drops the buckets that are full again.
+    pub fn drop_idle(&self) {
         if let Some(limiter) = &self.0 {
             limiter.retain_recent();
             limiter.shrink_to_fit();
@@ -120,7 +115,7 @@ impl ClientLimit {
     }
 }
 
-/// What counts as one client.
+/// The address that stands for a client.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -132,35 +127,35 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn take(limit: &ClientLimit, client: &str) -> Result<(), Duration> {
-        limit.take(Some(client.parse().expect("an address")))
+    fn check(limit: &RateLimiter, client: &str) -> Result<(), Duration> {
+        limit.check(Some(client.parse().expect("an address")))
     }
 
     #[test]
-    fn a_client_gets_so_many_and_then_has_to_wait() {
-        let limit = ClientLimit::per_minute(NonZeroU32::new(3));
+    fn a_client_gets_its_number_of_calls_and_then_has_to_wait() {
+        let limit = RateLimiter::per_minute(NonZeroU32::new(3));
         for _ in 0..3 {
-            assert_eq!(take(&limit, "192.0.2.1"), Ok(()));
+            assert_eq!(check(&limit, "192.0.2.1"), Ok(()));
         }
-        let wait = take(&limit, "192.0.2.1").expect_err("a fourth");
+        let wait = check(&limit, "192.0.2.1").expect_err("a fourth");
         assert!(wait > Duration::ZERO && wait <= Duration::from_secs(20), "{wait:?}");
-        assert_eq!(take(&limit, "192.0.2.2"), Ok(()), "another client");
-        assert!(take(&limit, "::ffff:192.0.2.1").is_err(), "the same in IPv6's clothes");
+        assert_eq!(check(&limit, "192.0.2.2"), Ok(()), "another client");
+        assert!(check(&limit, "::ffff:192.0.2.1").is_err(), "the same address, mapped into IPv6");
     }
 
     #[test]
     fn an_ipv6_customer_is_one_client() {
-        let limit = ClientLimit::per_minute(NonZeroU32::new(1));
-        assert_eq!(take(&limit, "2001:db8:1:2::1"), Ok(()));
-        assert!(take(&limit, "2001:db8:1:2:ffff::9").is_err());
-        assert_eq!(take(&limit, "2001:db8:1:3::1"), Ok(()));
+        let limit = RateLimiter::per_minute(NonZeroU32::new(1));
+        assert_eq!(check(&limit, "2001:db8:1:2::1"), Ok(()));
+        assert!(check(&limit, "2001:db8:1:2:ffff::9").is_err());
+        assert_eq!(check(&limit, "2001:db8:1:3::1"), Ok(()));
     }
 
     #[test]
-    fn none_is_no_limit() {
-        let limit = ClientLimit::per_minute(None);
+    fn no_count_means_no_limit() {
+        let limit = RateLimiter::per_minute(None);
         for _ in 0..1_000 {
-            assert_eq!(take(&limit, "192.0.2.1"), Ok(()));
+            assert_eq!(check(&limit, "192.0.2.1"), Ok(()));
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Tokens: what they claim, how they are signed, and what a presented one must satisfy.
+//! Tokens: their claims, how they are signed, and what a presented one must satisfy.
 //!
-//! An access token (RFC 9068, `typ: at+jwt`, ES256) is for anybody with the public keys. A refresh token (`rt+jwt`,
-//! HS256 under a key derived from the master key, its own audience) is for Postern alone. Neither passes for the
-//! other. Lifetimes and the checks stand here and nowhere else; whether a session still lives, the store knows.
+//! An access token (RFC 9068, `typ: at+jwt`, ES256) can be verified by anyone who has the public keys. A refresh token
+//! (`rt+jwt`, HS256 with a key derived from the master key, its own audience) is verified by Postern alone. Neither can
+//! be used in place of the other. Lifetimes and checks are here and nowhere else. Whether a session is still open is
+//! decided elsewhere: `revocation.rs` for access tokens, `refresh.rs` for refresh tokens.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,29 +15,31 @@ use time::OffsetDateTime;
 use crate::error::Error;
 
 use super::{
-    Postern, SessionId, UserId,
     account::User,
     env::Env,
-    keyring::{Keyring, MasterKey},
+    ids::SessionId,
+    keyring::Keyring,
+    master_key::MasterKey,
     role::{Caller, Role},
+    session::RefreshGrant,
 };
 
 /// `typ` of an access token (RFC 9068 §2.1).
 const ACCESS_TYPE: &str = "at+jwt";
-/// `typ` of a refresh token, ours alone.
+/// `typ` of a refresh token. Not a registered type: only Postern reads these tokens.
 const REFRESH_TYPE: &str = "rt+jwt";
-/// `aud` of a refresh token: no resource server is ever called so.
+/// `aud` of a refresh token. No resource server has this name.
 const REFRESH_AUDIENCE: &str = "postern:refresh";
-/// RFC 9068 demands a `client_id`; Postern has one client, the platform itself.
+/// `client_id`, which RFC 9068 §2.2 requires. Postern has one client: the platform itself.
 const CLIENT_ID: &str = "postern";
-/// What another machine's clock may be off when it judges `exp`.
+/// How far the clock of another machine may be behind when it checks `exp`.
 const LEEWAY: Duration = Duration::from_secs(5);
-/// How far the clocks of replicas may be apart without a revocation being forgotten too early.
+/// How far the clocks of replicas may differ before a revocation could be dropped too early.
 const CLOCK_SKEW: Duration = Duration::from_mins(1);
-/// Longer than any token that Postern mints; the rest is not even decoded.
+/// No token that Postern mints is longer. A longer one is refused before it is decoded.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// What a deployment says about its tokens.
+/// The settings of tokens.
 #[derive(Debug, Clone)]
 pub struct TokenConfig {
     /// `iss` of every token.
@@ -60,7 +63,7 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// A minted token and when it expires, in whole seconds.
+/// A minted token and when it expires; whole seconds.
 #[derive(Clone)]
 pub struct Minted {
     pub token: String,
@@ -73,38 +76,28 @@ impl std::fmt::Debug for Minted {
     }
 }
 
-/// What a refresh token stands for. Minting from equal grants gives equal bytes: that is what lets a lost answer be
-/// given again without keeping it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefreshGrant {
-    pub session_id: SessionId,
-    pub user_id: UserId,
-    /// How often the session had rotated when this token was minted.
-    pub generation: i64,
-    /// Whole seconds.
-    pub issue_time: OffsetDateTime,
-    /// Whole seconds.
-    pub expire_time: OffsetDateTime,
-    /// When the session ends whatever happens; whole seconds. Carried along so that the next token's expiry is known
-    /// before the store is asked.
-    pub session_end_time: OffsetDateTime,
+/// The pair of tokens that a client holds for its session.
+#[derive(Debug)]
+pub struct TokenPair {
+    pub access: Minted,
+    pub refresh: Minted,
 }
 
 /// Why an access token does not verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessTokenFault {
-    /// Not a token that Postern minted for this audience.
+pub enum AccessTokenError {
+    /// It is not a token that Postern minted for this audience.
     Invalid,
-    /// It was one.
+    /// It was valid and has expired.
     Expired,
-    /// It would be one, but its session was ended, or its user disabled or deleted.
+    /// Its session has ended, or its user was disabled or deleted.
     Revoked,
-    /// It may be one: what is revoked has not been read for too long.
-    Undecided,
+    /// It may have been revoked: the log of revocations could not be read for too long.
+    RevocationUnknown,
 }
 
-/// The JOSE header of a token of ours: these members and no other. `crit`, `b64`, `zip`, `enc`, and any key that a
-/// token brings along (`jwk`, `jku`, `x5u`, `x5c`), are refused by not being here; so is a member given twice.
+/// The JOSE header of our tokens: exactly these members. Any other member is refused, in particular `crit`, `b64`, `zip`,
+/// `enc` and keys that a token carries itself (`jwk`, `jku`, `x5u`, `x5c`); so is a member that appears twice.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JoseHeader {
@@ -157,12 +150,12 @@ impl Tokens {
         })
     }
 
-    /// How long an access token may be presented after it was minted, by any replica's clock.
-    pub fn longest_access(&self) -> Duration {
+    /// The longest time between minting an access token and the last moment that any replica accepts it.
+    pub fn max_access_token_lifetime(&self) -> Duration {
         self.config.access_ttl + LEEWAY + CLOCK_SKEW
     }
 
-    /// An access token for the user as it is now.
+    /// Mints an access token with the user's current data.
     pub fn mint_access(&self, user: &User, session_id: SessionId, env: &Env) -> Result<Minted, Error> {
         let now = env.now();
         let expire_time = whole_seconds(now + self.config.access_ttl);
@@ -190,9 +183,9 @@ impl Tokens {
         Ok(Minted { token, expire_time })
     }
 
-    /// Who an access token stands for, if Postern minted it and it has not expired. Costs no I/O.
-    pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Caller, AccessTokenFault> {
-        let invalid = AccessTokenFault::Invalid;
+    /// The caller of an access token, if Postern minted it and it has not expired. Costs no I/O.
+    pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Caller, AccessTokenError> {
+        let invalid = AccessTokenError::Invalid;
         let header = read_header(token).ok_or(invalid)?;
         let key = header.kid.as_deref().and_then(|kid| self.keyring.verification(kid)).ok_or(invalid)?;
         if header.typ != ACCESS_TYPE || header.alg != key.algorithm {
@@ -208,12 +201,12 @@ impl Tokens {
             roles: claims.roles.iter().map(|name| Role::parse(name)).collect::<Option<_>>().ok_or(invalid)?,
         };
         if now.unix_timestamp() >= claims.exp.saturating_add(LEEWAY.as_secs().cast_signed()) {
-            return Err(AccessTokenFault::Expired);
+            return Err(AccessTokenError::Expired);
         }
         Ok(caller)
     }
 
-    /// The refresh token of a grant; equal grants give equal bytes.
+    /// Mints the refresh token for a grant. Equal grants give equal bytes.
     pub fn mint_refresh(&self, grant: &RefreshGrant) -> Result<Minted, Error> {
         let claims = RefreshClaims {
             iss: self.config.issuer.clone(),
@@ -231,8 +224,8 @@ impl Tokens {
         Ok(Minted { token, expire_time: grant.expire_time })
     }
 
-    /// What a refresh token stands for, if Postern minted it. Its expiry is not judged here: whoever logs out with an
-    /// old token still logs out.
+    /// The grant of a refresh token, if Postern minted it. Expiry is not checked here, because an expired token can still
+    /// log out.
     pub fn verify_refresh(&self, token: &str) -> Option<RefreshGrant> {
         let header = read_header(token)?;
         if header.typ != REFRESH_TYPE || header.alg != Algorithm::HS256 || header.kid.is_some() {
@@ -257,30 +250,13 @@ impl Tokens {
         &self.config.issuer
     }
 
-    /// The public keys, as verifiers fetch them.
+    /// The public keys as a JWK Set.
     pub fn jwks(&self) -> JwkSet {
         self.keyring.jwks()
     }
 }
 
-impl Postern {
-    /// Who an access token stands for, with the roles that they have by now. Costs no I/O.
-    pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenFault> {
-        self.revocations.judge(self.tokens.verify_access(access_token, self.env.now())?)
-    }
-
-    /// `iss` of every token.
-    pub fn issuer(&self) -> &str {
-        self.tokens.issuer()
-    }
-
-    /// The public keys of access tokens.
-    pub fn jwks(&self) -> JwkSet {
-        self.tokens.jwks()
-    }
-}
-
-/// NumericDates in our tokens are whole seconds (RFC 7519 §2), so the times that go with them are too.
+/// Drops the fraction of a second: NumericDates in our tokens are whole seconds (RFC 7519 §2).
 pub fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(0).unwrap_or(time)
 }
@@ -298,9 +274,9 @@ fn read_header(token: &str) -> Option<JoseHeader> {
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(header).ok()?).ok()
 }
 
-/// The claims, once the signature holds under that key and algorithm. The library's own claim checks are off: they
-/// take a missing `aud`, a list of audiences and 60 s of leeway for granted, and read the machine's clock. Ours stand
-/// where the claims are typed.
+/// The claims of a token whose signature verifies with this key and algorithm. The library's own claim checks are off:
+/// they accept a missing `aud`, a list of audiences and 60 s of leeway, and they read the machine's clock. Our callers
+/// check the claims instead.
 fn signed_claims<C: DeserializeOwned>(token: &str, key: &DecodingKey, algorithm: Algorithm) -> Option<C> {
     let mut validation = Validation::new(algorithm);
     validation.required_spec_claims.clear();

@@ -17,7 +17,7 @@ use crate::{
     proto::{self, Access},
 };
 
-use super::{authenticate::Identity, respond};
+use super::{authenticate::Identity, response::respond};
 
 /// Services of other packages that are open to everybody: their protos are not ours to annotate.
 const OPEN_SERVICES: [&str; 3] =
@@ -69,12 +69,12 @@ pub fn declared_access(method: &MethodDescriptor) -> Access {
 }
 
 /// The layer: lets a call pass or answers it. A call that passes as authenticated carries its `Caller` from here on.
-pub async fn enforce(State(rules): State<Arc<AccessRules>>, mut request: Request, next: Next) -> Response {
+pub async fn authorize(State(rules): State<Arc<AccessRules>>, mut request: Request, next: Next) -> Response {
     let Some(access) = rules.of(request.uri().path()) else {
         return respond(Status::unimplemented("no such RPC"));
     };
     let identity = request.extensions_mut().remove::<Identity>().unwrap_or(Identity::Anonymous);
-    match admit(access, identity) {
+    match decide(access, identity) {
         Ok(Some(caller)) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -85,7 +85,7 @@ pub async fn enforce(State(rules): State<Arc<AccessRules>>, mut request: Request
 }
 
 /// The decision itself: the caller to act for, nobody in particular, or a refusal.
-fn admit(access: Access, identity: Identity) -> Result<Option<crate::domain::role::Caller>, Error> {
+fn decide(access: Access, identity: Identity) -> Result<Option<crate::domain::role::Caller>, Error> {
     match (access, identity) {
         // A public RPC acts for nobody; above all, a stale token must not keep anybody from logging in.
         (Access::Public, _) => Ok(None),
@@ -106,7 +106,11 @@ pub fn contract_rules() -> Result<AccessRules, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{SessionId, UserId, role::Caller, token::AccessTokenFault};
+    use crate::domain::{
+        ids::{SessionId, UserId},
+        role::Caller,
+        token::AccessTokenError,
+    };
 
     fn caller(role: &str) -> Identity {
         let id = uuid::Uuid::nil();
@@ -125,25 +129,25 @@ mod tests {
     #[test]
     fn what_is_not_declared_is_refused_to_everybody() {
         for identity in
-            [Identity::Anonymous, Identity::Invalid(AccessTokenFault::Invalid), caller("user"), caller("admin")]
+            [Identity::Anonymous, Identity::Invalid(AccessTokenError::Invalid), caller("user"), caller("admin")]
         {
-            assert!(admit(Access::Unspecified, identity.clone()).is_err());
-            assert!(admit(Access::Service, identity).is_err());
+            assert!(decide(Access::Unspecified, identity.clone()).is_err());
+            assert!(decide(Access::Service, identity).is_err());
         }
     }
 
     #[test]
     fn each_rule_admits_whom_it_names() {
-        assert!(matches!(admit(Access::Public, Identity::Anonymous), Ok(None)));
-        assert!(matches!(admit(Access::Public, Identity::Invalid(AccessTokenFault::Expired)), Ok(None)));
-        assert!(matches!(admit(Access::Authenticated, Identity::Anonymous), Err(Error::TokenMissing)));
+        assert!(matches!(decide(Access::Public, Identity::Anonymous), Ok(None)));
+        assert!(matches!(decide(Access::Public, Identity::Invalid(AccessTokenError::Expired)), Ok(None)));
+        assert!(matches!(decide(Access::Authenticated, Identity::Anonymous), Err(Error::TokenMissing)));
         assert!(matches!(
-            admit(Access::Authenticated, Identity::Invalid(AccessTokenFault::Expired)),
+            decide(Access::Authenticated, Identity::Invalid(AccessTokenError::Expired)),
             Err(Error::TokenExpired)
         ));
-        assert!(matches!(admit(Access::Authenticated, caller("user")), Ok(Some(_))));
-        assert!(matches!(admit(Access::Admin, caller("user")), Err(Error::RoleRequired)));
-        assert!(matches!(admit(Access::Admin, caller("admin")), Ok(Some(_))));
+        assert!(matches!(decide(Access::Authenticated, caller("user")), Ok(Some(_))));
+        assert!(matches!(decide(Access::Admin, caller("user")), Err(Error::RoleRequired)));
+        assert!(matches!(decide(Access::Admin, caller("admin")), Ok(Some(_))));
     }
 
     #[test]

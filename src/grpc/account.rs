@@ -5,21 +5,21 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::{Postern, SessionId, account::Email, password::Password, session::SessionSummary},
+    domain::{account::Email, ids::SessionId, password::Password, service::Service, session::SessionSummary},
     proto::{self, account_service_server::AccountService},
 };
 
-use super::request::{Fields, caller, client, deadline, id, required, the_one, timestamp};
+use super::request::{Violations, caller, client, deadline, id, required, single_field, timestamp};
 
 /// The service, over the domain.
 #[derive(Debug, Clone)]
 pub struct AccountRpcs {
-    postern: Arc<Postern>,
+    service: Arc<Service>,
 }
 
 impl AccountRpcs {
-    pub fn new(postern: Arc<Postern>) -> Self {
-        Self { postern }
+    pub fn new(service: Arc<Service>) -> Self {
+        Self { service }
     }
 }
 
@@ -30,8 +30,8 @@ impl AccountService for AccountRpcs {
         request: Request<proto::VerifyEmailRequest>,
     ) -> Result<Response<proto::VerifyEmailResponse>, Status> {
         let client = client(&request);
-        let token = the_one(required("token", request.into_inner().token))?;
-        let user = self.postern.verify_email(&token, &client).await?;
+        let token = single_field(required("token", request.into_inner().token))?;
+        let user = self.service.verify_email(&token, &client).await?;
         Ok(Response::new(proto::VerifyEmailResponse { user: Some(user.into()) }))
     }
 
@@ -40,8 +40,8 @@ impl AccountService for AccountRpcs {
         request: Request<proto::ResendVerificationEmailRequest>,
     ) -> Result<Response<proto::ResendVerificationEmailResponse>, Status> {
         let client = client(&request);
-        let email = the_one(Email::parse(&request.into_inner().email))?;
-        self.postern.resend_verification_email(email, &client).await?;
+        let email = single_field(Email::parse(&request.into_inner().email))?;
+        self.service.resend_verification_email(email, &client).await?;
         Ok(Response::new(proto::ResendVerificationEmailResponse {}))
     }
 
@@ -50,8 +50,8 @@ impl AccountService for AccountRpcs {
         request: Request<proto::RequestPasswordResetRequest>,
     ) -> Result<Response<proto::RequestPasswordResetResponse>, Status> {
         let client = client(&request);
-        let email = the_one(Email::parse(&request.into_inner().email))?;
-        self.postern.request_password_reset(email, &client).await?;
+        let email = single_field(Email::parse(&request.into_inner().email))?;
+        self.service.request_password_reset(email, &client).await?;
         Ok(Response::new(proto::RequestPasswordResetResponse {}))
     }
 
@@ -61,13 +61,13 @@ impl AccountService for AccountRpcs {
     ) -> Result<Response<proto::ResetPasswordResponse>, Status> {
         let (deadline, client) = (deadline(&request), client(&request));
         let proto::ResetPasswordRequest { token, new_password } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let token = fields.take(required("token", token));
         let new_password = fields.take(Password::parse("new_password", new_password));
         let (Some(token), Some(new_password)) = (token, new_password) else {
             return Err(fields.refuse());
         };
-        self.postern.reset_password(&token, new_password, &client, deadline).await?;
+        self.service.reset_password(&token, new_password, &client, deadline).await?;
         Ok(Response::new(proto::ResetPasswordResponse {}))
     }
 
@@ -77,13 +77,13 @@ impl AccountService for AccountRpcs {
     ) -> Result<Response<proto::ChangePasswordResponse>, Status> {
         let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
         let proto::ChangePasswordRequest { current_password, new_password } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let current = fields.take(Password::parse("current_password", current_password));
         let new = fields.take(Password::parse("new_password", new_password));
         let (Some(current), Some(new)) = (current, new) else {
             return Err(fields.refuse());
         };
-        let tokens = self.postern.change_password(&caller, current, new, client, deadline).await?;
+        let tokens = self.service.change_password(&caller, current, new, client, deadline).await?;
         Ok(Response::new(proto::ChangePasswordResponse { tokens: Some(tokens.into()) }))
     }
 
@@ -93,13 +93,13 @@ impl AccountService for AccountRpcs {
     ) -> Result<Response<proto::RequestEmailChangeResponse>, Status> {
         let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
         let proto::RequestEmailChangeRequest { new_email, password } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let new_email = fields.take(Email::parse(&new_email).map_err(|violation| violation.of("new_email")));
         let password = fields.take(Password::parse("password", password));
         let (Some(new_email), Some(password)) = (new_email, password) else {
             return Err(fields.refuse());
         };
-        self.postern.request_email_change(&caller, new_email, password, &client, deadline).await?;
+        self.service.request_email_change(&caller, new_email, password, &client, deadline).await?;
         Ok(Response::new(proto::RequestEmailChangeResponse {}))
     }
 
@@ -108,8 +108,8 @@ impl AccountService for AccountRpcs {
         request: Request<proto::ConfirmEmailChangeRequest>,
     ) -> Result<Response<proto::ConfirmEmailChangeResponse>, Status> {
         let client = client(&request);
-        let token = the_one(required("token", request.into_inner().token))?;
-        let user = self.postern.confirm_email_change(&token, &client).await?;
+        let token = single_field(required("token", request.into_inner().token))?;
+        let user = self.service.confirm_email_change(&token, &client).await?;
         Ok(Response::new(proto::ConfirmEmailChangeResponse { user: Some(user.into()) }))
     }
 
@@ -118,7 +118,7 @@ impl AccountService for AccountRpcs {
         request: Request<proto::ListSessionsRequest>,
     ) -> Result<Response<proto::ListSessionsResponse>, Status> {
         let caller = caller(&request)?;
-        let sessions = self.postern.list_sessions(caller).await?;
+        let sessions = self.service.list_sessions(caller).await?;
         let sessions = sessions.into_iter().map(|session| shown(session, caller.session_id)).collect();
         Ok(Response::new(proto::ListSessionsResponse { sessions }))
     }
@@ -128,8 +128,8 @@ impl AccountService for AccountRpcs {
         request: Request<proto::RevokeSessionRequest>,
     ) -> Result<Response<proto::RevokeSessionResponse>, Status> {
         let (client, caller) = (client(&request), caller(&request)?.clone());
-        let session_id = the_one(id("session_id", &request.into_inner().session_id))?;
-        self.postern.revoke_session(&caller, session_id, &client).await?;
+        let session_id = single_field(id("session_id", &request.into_inner().session_id))?;
+        self.service.revoke_session(&caller, session_id, &client).await?;
         Ok(Response::new(proto::RevokeSessionResponse {}))
     }
 
@@ -138,8 +138,8 @@ impl AccountService for AccountRpcs {
         request: Request<proto::DeleteAccountRequest>,
     ) -> Result<Response<proto::DeleteAccountResponse>, Status> {
         let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
-        let password = the_one(Password::parse("password", request.into_inner().password))?;
-        self.postern.delete_account(&caller, password, &client, deadline).await?;
+        let password = single_field(Password::parse("password", request.into_inner().password))?;
+        self.service.delete_account(&caller, password, &client, deadline).await?;
         Ok(Response::new(proto::DeleteAccountResponse {}))
     }
 }

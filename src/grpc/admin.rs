@@ -6,25 +6,26 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::{
-        Postern, UserId,
         admin::{Administrator, page_size, reason, role_set, search_text},
         audit::{Action, AuditEvent},
+        ids::UserId,
+        service::Service,
     },
     error::{Error, FieldViolation},
     proto::{self, admin_service_server::AdminService},
 };
 
-use super::request::{Fields, caller, client, id, the_one, timestamp};
+use super::request::{Violations, caller, client, id, single_field, timestamp};
 
 /// The service, over the domain.
 #[derive(Debug, Clone)]
 pub struct AdminRpcs {
-    postern: Arc<Postern>,
+    service: Arc<Service>,
 }
 
 impl AdminRpcs {
-    pub fn new(postern: Arc<Postern>) -> Self {
-        Self { postern }
+    pub fn new(service: Arc<Service>) -> Self {
+        Self { service }
     }
 }
 
@@ -35,13 +36,13 @@ impl AdminService for AdminRpcs {
         request: Request<proto::ListUsersRequest>,
     ) -> Result<Response<proto::ListUsersResponse>, Status> {
         let proto::ListUsersRequest { page_size: size, page_token, query } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let size = fields.take(page_size(size));
         let query = fields.take(search_text(&query));
         let (Some(size), Some(query)) = (size, query) else {
             return Err(fields.refuse());
         };
-        let page = self.postern.list_users(size, &page_token, &query).await?;
+        let page = self.service.list_users(size, &page_token, &query).await?;
         Ok(Response::new(proto::ListUsersResponse {
             users: page.entries.into_iter().map(Into::into).collect(),
             next_page_token: page.next.unwrap_or_default(),
@@ -52,8 +53,8 @@ impl AdminService for AdminRpcs {
         &self,
         request: Request<proto::GetUserRequest>,
     ) -> Result<Response<proto::GetUserResponse>, Status> {
-        let user_id = the_one(id("user_id", &request.into_inner().user_id))?;
-        let user = self.postern.user(user_id).await?;
+        let user_id = single_field(id("user_id", &request.into_inner().user_id))?;
+        let user = self.service.user(user_id).await?;
         Ok(Response::new(proto::GetUserResponse { user: Some(user.into()) }))
     }
 
@@ -63,13 +64,13 @@ impl AdminService for AdminRpcs {
     ) -> Result<Response<proto::SetUserRolesResponse>, Status> {
         let by = administrator(&request)?;
         let proto::SetUserRolesRequest { user_id, roles } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let user_id = fields.take(id("user_id", &user_id));
         let roles = fields.take(role_set(&roles));
         let (Some(user_id), Some(roles)) = (user_id, roles) else {
             return Err(fields.refuse());
         };
-        let user = self.postern.set_roles(user_id, roles, by).await?;
+        let user = self.service.set_roles(user_id, roles, by).await?;
         Ok(Response::new(proto::SetUserRolesResponse { user: Some(user.into()) }))
     }
 
@@ -79,13 +80,13 @@ impl AdminService for AdminRpcs {
     ) -> Result<Response<proto::DisableUserResponse>, Status> {
         let by = administrator(&request)?;
         let proto::DisableUserRequest { user_id, reason: text } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let user_id = fields.take(id("user_id", &user_id));
         let reason = fields.take(reason(text));
         let (Some(user_id), Some(reason)) = (user_id, reason) else {
             return Err(fields.refuse());
         };
-        let user = self.postern.disable_user(user_id, reason, by).await?;
+        let user = self.service.disable_user(user_id, reason, by).await?;
         Ok(Response::new(proto::DisableUserResponse { user: Some(user.into()) }))
     }
 
@@ -94,8 +95,8 @@ impl AdminService for AdminRpcs {
         request: Request<proto::EnableUserRequest>,
     ) -> Result<Response<proto::EnableUserResponse>, Status> {
         let by = administrator(&request)?;
-        let user_id = the_one(id("user_id", &request.into_inner().user_id))?;
-        let user = self.postern.enable_user(user_id, by).await?;
+        let user_id = single_field(id("user_id", &request.into_inner().user_id))?;
+        let user = self.service.enable_user(user_id, by).await?;
         Ok(Response::new(proto::EnableUserResponse { user: Some(user.into()) }))
     }
 
@@ -104,8 +105,8 @@ impl AdminService for AdminRpcs {
         request: Request<proto::RevokeUserSessionsRequest>,
     ) -> Result<Response<proto::RevokeUserSessionsResponse>, Status> {
         let by = administrator(&request)?;
-        let user_id = the_one(id("user_id", &request.into_inner().user_id))?;
-        let count = self.postern.revoke_user_sessions(user_id, by).await?;
+        let user_id = single_field(id("user_id", &request.into_inner().user_id))?;
+        let count = self.service.revoke_user_sessions(user_id, by).await?;
         let revoked_count = i32::try_from(count).unwrap_or(i32::MAX);
         Ok(Response::new(proto::RevokeUserSessionsResponse { revoked_count }))
     }
@@ -115,8 +116,8 @@ impl AdminService for AdminRpcs {
         request: Request<proto::DeleteUserRequest>,
     ) -> Result<Response<proto::DeleteUserResponse>, Status> {
         let by = administrator(&request)?;
-        let user_id = the_one(id("user_id", &request.into_inner().user_id))?;
-        self.postern.delete_user(user_id, by).await?;
+        let user_id = single_field(id("user_id", &request.into_inner().user_id))?;
+        self.service.delete_user(user_id, by).await?;
         Ok(Response::new(proto::DeleteUserResponse {}))
     }
 
@@ -125,14 +126,14 @@ impl AdminService for AdminRpcs {
         request: Request<proto::ListAuditEventsRequest>,
     ) -> Result<Response<proto::ListAuditEventsResponse>, Status> {
         let proto::ListAuditEventsRequest { page_size: size, page_token, user_id, action } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let size = fields.take(page_size(size));
         let user_id: Option<Option<UserId>> = fields.take(filter(&user_id, |text| id("user_id", text)));
         let action = fields.take(filter(&action, known_action));
         let (Some(size), Some(user_id), Some(action)) = (size, user_id, action) else {
             return Err(fields.refuse());
         };
-        let page = self.postern.list_audit_events(size, &page_token, user_id, action).await?;
+        let page = self.service.list_audit_events(size, &page_token, user_id, action).await?;
         Ok(Response::new(proto::ListAuditEventsResponse {
             events: page.entries.into_iter().map(Into::into).collect(),
             next_page_token: page.next.unwrap_or_default(),

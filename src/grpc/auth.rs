@@ -6,24 +6,24 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::{
-        Postern,
         account::{Email, SignUp, Username},
         password::Password,
+        service::Service,
     },
     proto::{self, auth_service_server::AuthService},
 };
 
-use super::request::{Fields, caller, client, deadline, required, the_one};
+use super::request::{Violations, caller, client, deadline, required, single_field};
 
 /// The service, over the domain.
 #[derive(Debug, Clone)]
 pub struct AuthRpcs {
-    postern: Arc<Postern>,
+    service: Arc<Service>,
 }
 
 impl AuthRpcs {
-    pub fn new(postern: Arc<Postern>) -> Self {
-        Self { postern }
+    pub fn new(service: Arc<Service>) -> Self {
+        Self { service }
     }
 }
 
@@ -32,18 +32,18 @@ impl AuthService for AuthRpcs {
     async fn sign_up(&self, request: Request<proto::SignUpRequest>) -> Result<Response<proto::SignUpResponse>, Status> {
         let (deadline, client) = (deadline(&request), client(&request));
         let proto::SignUpRequest { username, email, password } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let account_words = [username.as_str(), email.as_str()];
         let parsed_username = fields.take(Username::parse(&username));
         let parsed_email = fields.take(Email::parse(&email));
         let password = fields.take(
             Password::parse("password", password)
-                .and_then(|password| self.postern.accept_password("password", password, &account_words)),
+                .and_then(|password| self.service.accept_password("password", password, &account_words)),
         );
         let (Some(username), Some(email), Some(password)) = (parsed_username, parsed_email, password) else {
             return Err(fields.refuse());
         };
-        let user = self.postern.sign_up(SignUp { username, email, password }, &client, deadline).await?;
+        let user = self.service.sign_up(SignUp { username, email, password }, &client, deadline).await?;
         Ok(Response::new(proto::SignUpResponse { user: Some(user.into()) }))
     }
 
@@ -51,13 +51,13 @@ impl AuthService for AuthRpcs {
         let deadline = deadline(&request);
         let client = client(&request);
         let proto::LoginRequest { email, password } = request.into_inner();
-        let mut fields = Fields::default();
+        let mut fields = Violations::default();
         let email = fields.take(Email::parse(&email));
         let password = fields.take(Password::parse("password", password));
         let (Some(email), Some(password)) = (email, password) else {
             return Err(fields.refuse());
         };
-        let (tokens, user) = self.postern.login(&email, password, client, deadline).await?;
+        let (tokens, user) = self.service.login(&email, password, client, deadline).await?;
         Ok(Response::new(proto::LoginResponse { tokens: Some(tokens.into()), user: Some(user.into()) }))
     }
 
@@ -66,21 +66,21 @@ impl AuthService for AuthRpcs {
         request: Request<proto::RefreshRequest>,
     ) -> Result<Response<proto::RefreshResponse>, Status> {
         let client = client(&request);
-        let refresh_token = the_one(required("refresh_token", request.into_inner().refresh_token))?;
-        let tokens = self.postern.refresh(&refresh_token, &client).await?;
+        let refresh_token = single_field(required("refresh_token", request.into_inner().refresh_token))?;
+        let tokens = self.service.refresh(&refresh_token, &client).await?;
         Ok(Response::new(proto::RefreshResponse { tokens: Some(tokens.into()) }))
     }
 
     async fn logout(&self, request: Request<proto::LogoutRequest>) -> Result<Response<proto::LogoutResponse>, Status> {
         let client = client(&request);
         let proto::LogoutRequest { refresh_token, everywhere } = request.into_inner();
-        let refresh_token = the_one(required("refresh_token", refresh_token))?;
-        self.postern.logout(&refresh_token, everywhere, &client).await?;
+        let refresh_token = single_field(required("refresh_token", refresh_token))?;
+        self.service.logout(&refresh_token, everywhere, &client).await?;
         Ok(Response::new(proto::LogoutResponse {}))
     }
 
     async fn get_me(&self, request: Request<proto::GetMeRequest>) -> Result<Response<proto::GetMeResponse>, Status> {
-        let user = self.postern.me(caller(&request)?).await?;
+        let user = self.service.me(caller(&request)?).await?;
         Ok(Response::new(proto::GetMeResponse { user: Some(user.into()) }))
     }
 }

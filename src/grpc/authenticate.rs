@@ -11,7 +11,7 @@ use axum::{
 use http::{HeaderMap, header::AUTHORIZATION};
 
 use crate::{
-    domain::{Postern, role::Caller, token::AccessTokenFault},
+    domain::{role::Caller, service::Service, token::AccessTokenError},
     error::Error,
 };
 
@@ -21,48 +21,48 @@ pub enum Identity {
     /// No bearer token.
     Anonymous,
     /// A bearer token that does not verify.
-    Invalid(AccessTokenFault),
+    Invalid(AccessTokenError),
     /// A bearer token that does.
     Known(Caller),
 }
 
-impl From<AccessTokenFault> for Error {
-    fn from(fault: AccessTokenFault) -> Self {
+impl From<AccessTokenError> for Error {
+    fn from(fault: AccessTokenError) -> Self {
         match fault {
-            AccessTokenFault::Invalid => Self::TokenInvalid,
-            AccessTokenFault::Expired => Self::TokenExpired,
-            AccessTokenFault::Revoked => Self::SessionRevoked,
-            AccessTokenFault::Undecided => Self::RevocationsUnknown,
+            AccessTokenError::Invalid => Self::TokenInvalid,
+            AccessTokenError::Expired => Self::TokenExpired,
+            AccessTokenError::Revoked => Self::SessionRevoked,
+            AccessTokenError::RevocationUnknown => Self::RevocationsUnknown,
         }
     }
 }
 
 /// The layer.
-pub async fn authenticate(State(postern): State<Arc<Postern>>, mut request: Request, next: Next) -> Response {
-    let identity = identify(request.headers(), &postern);
+pub async fn authenticate(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
+    let identity = identify(request.headers(), &service);
     request.extensions_mut().insert(identity);
     next.run(request).await
 }
 
-fn identify(headers: &HeaderMap, postern: &Postern) -> Identity {
+fn identify(headers: &HeaderMap, service: &Service) -> Identity {
     match bearer_token(headers) {
         Ok(None) => Identity::Anonymous,
-        Ok(Some(token)) => postern.identify(token).map_or_else(Identity::Invalid, Identity::Known),
+        Ok(Some(token)) => service.identify(token).map_or_else(Identity::Invalid, Identity::Known),
         Err(fault) => Identity::Invalid(fault),
     }
 }
 
 /// The token of `authorization: Bearer <token>` (RFC 6750 §2.1), the scheme in any case (RFC 9110 §11.1). Another
 /// scheme is no bearer token; two `authorization` values are one too many to guess which is meant.
-fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, AccessTokenFault> {
+fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, AccessTokenError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Ok(None);
     };
     if values.next().is_some() {
-        return Err(AccessTokenFault::Invalid);
+        return Err(AccessTokenError::Invalid);
     }
-    let value = value.to_str().map_err(|_| AccessTokenFault::Invalid)?;
+    let value = value.to_str().map_err(|_| AccessTokenError::Invalid)?;
     let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Ok(None);
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    fn token_of(values: &[&str]) -> Result<Option<String>, AccessTokenFault> {
+    fn token_of(values: &[&str]) -> Result<Option<String>, AccessTokenError> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).expect("a header value"));
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(token_of(&[]), Ok(None));
         assert_eq!(token_of(&["Basic YTpi"]), Ok(None));
         assert_eq!(token_of(&["Bearer"]), Ok(Some(String::new())));
-        assert_eq!(token_of(&["Bearer a.b.c", "Bearer a.b.c"]), Err(AccessTokenFault::Invalid));
-        assert_eq!(token_of(&["Bearer \u{e9}"]), Err(AccessTokenFault::Invalid));
+        assert_eq!(token_of(&["Bearer a.b.c", "Bearer a.b.c"]), Err(AccessTokenError::Invalid));
+        assert_eq!(token_of(&["Bearer \u{e9}"]), Err(AccessTokenError::Invalid));
     }
 }

@@ -18,7 +18,7 @@ use crate::{domain::env::Env, error::Error};
 
 use super::{
     access::AccessRules,
-    respond,
+    response::respond,
     status::{INTERNAL_MESSAGE, code_name},
 };
 
@@ -31,7 +31,7 @@ const MAX_REQUEST_ID: usize = 128;
 /// `traceparent` the span carries its trace id, so that a log line is found from a trace.
 ///
 /// What a call took is measured here too, under the name of its RPC.
-pub async fn identify_request(
+pub async fn request_context(
     State((env, measured)): State<(Env, MeasuredRpcs)>,
     request: Request,
     next: Next,
@@ -97,7 +97,7 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Answers 415 to what is not gRPC at all, as its protocol asks ("Requests", on Content-Type).
-pub async fn demand_grpc(request: Request, next: Next) -> Response {
+pub async fn require_grpc_content_type(request: Request, next: Next) -> Response {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     if content_type.starts_with(b"application/grpc") {
         next.run(request).await
@@ -107,7 +107,7 @@ pub async fn demand_grpc(request: Request, next: Next) -> Response {
 }
 
 /// Answers INTERNAL where a handler panics, instead of resetting the stream.
-pub async fn survive_panics(request: Request, next: Next) -> Response {
+pub async fn catch_panics(request: Request, next: Next) -> Response {
     match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(_) => respond(Error::internal("a handler panicked; the panic itself was logged where it happened").into()),
@@ -116,7 +116,7 @@ pub async fn survive_panics(request: Request, next: Next) -> Response {
 
 /// tonic answers a request that it cannot decode with INTERNAL, and one that is too large with OUT_OF_RANGE. Both are
 /// the caller's bad input, so they leave as INVALID_ARGUMENT. Our own INTERNAL is known by its fixed text.
-pub async fn own_the_refusals(request: Request, next: Next) -> Response {
+pub async fn normalize_errors(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;

@@ -13,12 +13,14 @@ use axum::{
 use http::HeaderMap;
 use tokio::sync::Semaphore;
 
-use crate::{domain::Deadline, error::Error};
+use crate::{domain::env::Deadline, error::Error};
 
-use super::respond;
+use super::response::respond;
 
 /// The longest that any call may take, whatever its client allows.
 pub const LONGEST_CALL: Duration = Duration::from_secs(10);
+/// The largest request message, in bytes. No message of the contract comes near it.
+pub const MAX_MESSAGE: usize = 64 * 1024;
 /// What the path of every RPC in our own package starts with.
 const OWN_SERVICES: &str = "/postern.auth.v1.";
 /// Calls that run at once in the whole process; the next is turned away, not queued.

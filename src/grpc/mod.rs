@@ -9,6 +9,7 @@ mod authenticate;
 mod context;
 mod limits;
 mod request;
+mod response;
 mod status;
 
 use std::sync::Arc;
@@ -16,14 +17,13 @@ use std::sync::Arc;
 use axum::{
     Router,
     middleware::{from_fn, from_fn_with_state},
-    response::Response,
 };
-use tonic::{Status, service::Routes};
+use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceBuilder;
 
 use crate::{
-    domain::{Postern, env::Env},
+    domain::{env::Env, service::Service},
     error::Error,
     proto::{
         self, account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
@@ -33,11 +33,9 @@ use crate::{
 
 pub use access::{AccessRules, contract_rules, declared_access};
 pub use context::{REQUEST_ID, request_id};
-pub use limits::LONGEST_CALL;
+pub use limits::{LONGEST_CALL, MAX_MESSAGE};
 pub use status::{ERROR_DOMAIN, code_name, reason_name};
 
-/// The largest request message, in bytes. Nothing in the contract comes near.
-pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The services whose health is reported; `""` stands for the server as a whole (grpc.health.v1).
 const HEALTH_OF: [&str; 4] =
     ["", "postern.auth.v1.AuthService", "postern.auth.v1.AccountService", "postern.auth.v1.AdminService"];
@@ -57,16 +55,16 @@ impl Health {
 }
 
 /// The whole gRPC surface as one service, and the handle to its health, which starts as NOT_SERVING.
-pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result<(Router, Health), Error> {
+pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result<(Router, Health), Error> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
     health.set(false).await;
 
-    let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&postern))).max_decoding_message_size(MAX_MESSAGE);
-    let account = AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&postern)))
+    let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))).max_decoding_message_size(MAX_MESSAGE);
+    let account = AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service)))
         .max_decoding_message_size(MAX_MESSAGE);
     let admin =
-        AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&postern))).max_decoding_message_size(MAX_MESSAGE);
+        AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))).max_decoding_message_size(MAX_MESSAGE);
     let mut routes =
         Routes::default().add_service(health_service).add_service(auth).add_service(account).add_service(admin);
     if reflection {
@@ -86,25 +84,20 @@ pub async fn router(postern: Arc<Postern>, env: Env, reflection: bool) -> Result
     let rules = contract_rules()?;
     let layers = ServiceBuilder::new()
         // Outermost, so that whatever is logged below carries the request id.
-        .layer(from_fn_with_state((env, context::MeasuredRpcs::new(&rules)), context::identify_request))
+        .layer(from_fn_with_state((env, context::MeasuredRpcs::new(&rules)), context::request_context))
         // Before anything reads the request as what it does not claim to be.
-        .layer(from_fn(context::demand_grpc))
+        .layer(from_fn(context::require_grpc_content_type))
         // Outside of everything of ours that could panic.
-        .layer(from_fn(context::survive_panics))
+        .layer(from_fn(context::catch_panics))
         // Outside of the services, whose decoding errors it rewrites.
-        .layer(from_fn(context::own_the_refusals))
+        .layer(from_fn(context::normalize_errors))
         // Before any work is done for the call.
         .layer(from_fn_with_state(limits::CallSlots::default(), limits::bound_concurrency))
         // Around the rest, so that waiting counts too.
         .layer(from_fn(limits::bound_time))
         // Says who calls…
-        .layer(from_fn_with_state(postern, authenticate::authenticate))
+        .layer(from_fn_with_state(service, authenticate::authenticate))
         // …and, innermost, whether they may. No service is reachable but through here.
-        .layer(from_fn_with_state(Arc::new(rules), access::enforce));
+        .layer(from_fn_with_state(Arc::new(rules), access::authorize));
     Ok((routes.into_axum_router().layer(layers), health))
-}
-
-/// A failed call's response: a status, and no body.
-fn respond(status: Status) -> Response {
-    status.into_http::<tonic::body::Body>().map(axum::body::Body::new)
 }

@@ -8,14 +8,9 @@ use time::OffsetDateTime;
 use tonic::{Request, Status};
 
 use crate::{
-    domain::{
-        Deadline,
-        account::User,
-        role::Caller,
-        session::{Client, TokenPair},
-    },
+    domain::{account::User, env::Deadline, role::Caller, session::Client, token::TokenPair},
     error::{Error, FieldViolation},
-    listen::Peer,
+    listen::ClientAddr,
     proto,
 };
 
@@ -26,9 +21,9 @@ const MAX_USER_AGENT: usize = 256;
 
 /// Collects what is wrong with a request, so that all of it is said at once.
 #[derive(Debug, Default)]
-pub struct Fields(Vec<FieldViolation>);
+pub struct Violations(Vec<FieldViolation>);
 
-impl Fields {
+impl Violations {
     pub fn take<T>(&mut self, parsed: Result<T, FieldViolation>) -> Option<T> {
         parsed.map_err(|violation| self.0.push(violation)).ok()
     }
@@ -52,7 +47,7 @@ pub fn id<T: FromStr>(field: &'static str, text: &str) -> Result<T, FieldViolati
 }
 
 /// The only field that can be wrong.
-pub fn the_one<T>(parsed: Result<T, FieldViolation>) -> Result<T, Error> {
+pub fn single_field<T>(parsed: Result<T, FieldViolation>) -> Result<T, Error> {
     parsed.map_err(|violation| Error::InvalidFields(vec![violation]))
 }
 
@@ -70,7 +65,7 @@ pub fn caller<T>(request: &Request<T>) -> Result<&Caller, Error> {
 pub fn client<T>(request: &Request<T>) -> Client {
     let user_agent = request.metadata().get(USER_AGENT.as_str()).and_then(|value| value.to_str().ok());
     Client {
-        ip: request.extensions().get::<Peer>().map(|peer| peer.0.ip()),
+        ip: request.extensions().get::<ClientAddr>().map(|peer| peer.0.ip()),
         user_agent: user_agent.map(|text| text.chars().filter(|c| !c.is_control()).take(MAX_USER_AGENT).collect()),
     }
 }

@@ -50,11 +50,11 @@ impl From<Error> for Status {
         details.set_error_info(reason_name(reason), ERROR_DOMAIN, HashMap::new());
         let mut message = error.to_string();
         if let Error::InvalidFields(violations) = &error {
-            let said: Vec<_> = violations
+            let violation_message: Vec<_> = violations
                 .iter()
                 .map(|violation| format!("{} {}", violation.field, violation.description).trim_start().to_owned())
                 .collect();
-            message = said.join("; ");
+            message = violation_message.join("; ");
             details.set_bad_request(
                 violations
                     .iter()

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use crate::{
     error::Error,
     grpc::{LONGEST_CALL, MAX_MESSAGE},
-    listen::Peer,
+    listen::ClientAddr,
 };
 
 /// Length of the flag and the size before each gRPC message.
@@ -25,7 +25,7 @@ const FRAME_HEADER: usize = 5;
 
 /// Why a request's body could not be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyFault {
+pub enum BodyError {
     /// Larger than [`MAX_MESSAGE`].
     TooLarge,
     /// Its sender went away.
@@ -35,16 +35,16 @@ pub enum BodyFault {
 }
 
 /// Reads a request's body, as long as a message may be.
-pub async fn read_body(body: Body) -> Result<Bytes, BodyFault> {
+pub async fn read_body(body: Body) -> Result<Bytes, BodyError> {
     // Known before a byte of it was read, where the client said so.
     if body.size_hint().lower() > MAX_MESSAGE as u64 {
-        return Err(BodyFault::TooLarge);
+        return Err(BodyError::TooLarge);
     }
     match tokio::time::timeout(LONGEST_CALL, to_bytes(body, MAX_MESSAGE)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(BodyFault::TooLarge),
-        Ok(Err(_)) => Err(BodyFault::BrokeOff),
-        Err(_) => Err(BodyFault::TooSlow),
+        Ok(Err(error)) if is_length_limit(&error) => Err(BodyError::TooLarge),
+        Ok(Err(_)) => Err(BodyError::BrokeOff),
+        Err(_) => Err(BodyError::TooSlow),
     }
 }
 
@@ -59,7 +59,7 @@ pub async fn call(
     rpc_path: &str,
     message: &impl Message,
     metadata: HeaderMap,
-    peer: Option<Peer>,
+    peer: Option<ClientAddr>,
 ) -> Result<Bytes, Status> {
     let mut call = Request::new(Body::from(frame(message)));
     *call.method_mut() = Method::POST;

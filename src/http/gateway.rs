@@ -21,13 +21,13 @@ use serde_json::{Map, Value};
 use crate::{
     error::{Error, FieldViolation},
     grpc::MAX_MESSAGE,
-    listen::Peer,
+    listen::ClientAddr,
 };
 
 use super::{
-    call::{self, BodyFault, call},
+    call::{self, BodyError, call},
     json,
-    refusal::Refusal,
+    refusal::ErrorResponse,
     routes::{BodyBinding, Route},
 };
 
@@ -51,23 +51,28 @@ pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
     Ok(by_template.into_iter().fold(Router::new(), |router, (template, methods)| router.route(&template, methods)))
 }
 
-async fn serve(route: &Route, parameters: &RawPathParams, request: Request, grpc: Router) -> Result<Response, Refusal> {
+async fn serve(
+    route: &Route,
+    parameters: &RawPathParams,
+    request: Request,
+    grpc: Router,
+) -> Result<Response, ErrorResponse> {
     let (parts, body) = request.into_parts();
     let object = read_body(route, &parts.headers, body).await?;
     let message = bind(route, parameters, parts.uri.query().unwrap_or_default(), object)?;
 
-    let peer = parts.extensions.get::<Peer>().copied();
+    let peer = parts.extensions.get::<ClientAddr>().copied();
     let answer = call(grpc, &route.rpc_path(), &message, forwarded(&parts.headers), peer).await?;
     to_json(&answer, route.rpc.output())
 }
 
 /// Reads the body as a JSON object; under [`BodyBinding::Field`], as that field's value. A route without a body reads it
 /// all the same: ignoring what a client meant to say would lose it, and an intermediary may have read it (RFC 9110 §9.3.1).
-async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
+async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, ErrorResponse> {
     let bytes = call::read_body(body).await.map_err(|fault| match fault {
-        BodyFault::TooLarge => Refusal::too_large(MAX_MESSAGE),
-        BodyFault::BrokeOff => Error::field("", "the body broke off").into(),
-        BodyFault::TooSlow => Refusal::request_timeout(),
+        BodyError::TooLarge => ErrorResponse::too_large(MAX_MESSAGE),
+        BodyError::BrokeOff => Error::field("", "the body broke off").into(),
+        BodyError::TooSlow => ErrorResponse::request_timeout(),
     })?;
     if bytes.is_empty() {
         return Ok(Map::new());
@@ -75,7 +80,7 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(Refusal::unsupported_media_type());
+        return Err(ErrorResponse::unsupported_media_type());
     }
     let value = json::parse(&bytes).map_err(|error| Error::field("", format!("the body is not JSON: {error}")))?;
     match (&route.body, value) {
@@ -233,7 +238,7 @@ fn forwarded(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// The message of a gRPC answer as JSON.
-fn to_json(message: &[u8], output: MessageDescriptor) -> Result<Response, Refusal> {
+fn to_json(message: &[u8], output: MessageDescriptor) -> Result<Response, ErrorResponse> {
     let message = DynamicMessage::decode(output, message).map_err(Error::internal)?;
     let json = serde_json::to_vec(&message).map_err(Error::internal)?;
     let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

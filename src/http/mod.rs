@@ -25,12 +25,12 @@ use prost_reflect::DescriptorPool;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
-    domain::{Postern, env::Env},
+    domain::{env::Env, service::Service},
     error::Error,
     grpc, proto,
 };
 
-use self::{pages::PageOptions, refusal::Refusal};
+use self::{pages::PageOptions, refusal::ErrorResponse};
 
 /// What the HTTP address is told.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ pub struct HttpOptions {
 }
 
 /// Everything that the HTTP address serves.
-pub fn router(grpc_router: &Router, postern: Arc<Postern>, options: &HttpOptions) -> Result<Router, Error> {
+pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions) -> Result<Router, Error> {
     let contract = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
     let routes = routes::routes(&contract)?;
     let description = openapi::document(&routes).to_string();
@@ -54,10 +54,10 @@ pub fn router(grpc_router: &Router, postern: Arc<Postern>, options: &HttpOptions
         async move { response }
     };
     let mut surface = gateway::router(routes, grpc_router)?
-        .merge(wellknown::router(postern, &options.public_url))
+        .merge(wellknown::router(service, &options.public_url))
         .route("/openapi.json", get(description))
-        .fallback(|| async { Refusal::not_found() })
-        .method_not_allowed_fallback(|| async { Refusal::method_not_allowed() });
+        .fallback(|| async { ErrorResponse::not_found() })
+        .method_not_allowed_fallback(|| async { ErrorResponse::method_not_allowed() });
     if !options.cors_origins.is_empty() {
         surface = surface.layer(cors(&options.cors_origins));
     }

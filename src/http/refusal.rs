@@ -23,24 +23,24 @@ static STATUS_PROTO: LazyLock<Option<MessageDescriptor>> = LazyLock::new(|| {
 
 /// A failed request: its HTTP status, and the gRPC status that it is told by.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct ErrorResponse {
     http: StatusCode,
     status: Box<Status>,
 }
 
-impl From<Status> for Refusal {
+impl From<Status> for ErrorResponse {
     fn from(status: Status) -> Self {
         Self { http: http_status(status.code()), status: Box::new(status) }
     }
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for ErrorResponse {
     fn from(error: Error) -> Self {
         Status::from(error).into()
     }
 }
 
-impl Refusal {
+impl ErrorResponse {
     /// No such route.
     pub fn not_found() -> Self {
         Status::not_found("there is no such route").into()
@@ -71,7 +71,7 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let Self { http, status } = self;
         let body = json!({"error": {

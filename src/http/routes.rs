@@ -138,16 +138,16 @@ mod tests {
 
     #[test]
     fn two_rpcs_on_one_route_are_refused_by_name() {
-        let said = refusal(
+        let message = refusal(
             r#"rpc A(M) returns (M) { option (google.api.http) = { get: "/v1/things/{id}" }; }
                rpc B(M) returns (M) { option (google.api.http) = { get: "/v1/things/{name}" }; }"#,
         );
-        assert_eq!(said, "test.S.B is the second RPC on GET /v1/things/{name}");
-        let said = refusal(
+        assert_eq!(message, "test.S.B is the second RPC on GET /v1/things/{name}");
+        let message = refusal(
             r#"rpc A(M) returns (M) { option (google.api.http) = { post: "/v1/things" body: "*" }; }
                rpc B(M) returns (M) { option (google.api.http) = { post: "/v1/things" body: "*" }; }"#,
         );
-        assert_eq!(said, "test.S.B is the second RPC on POST /v1/things");
+        assert_eq!(message, "test.S.B is the second RPC on POST /v1/things");
     }
 
     #[test]
@@ -160,8 +160,8 @@ mod tests {
             r#"post: "/v1/things" body: "nothing""#,
             r#"body: "*""#,
         ] {
-            let said = refusal(&format!("rpc A(M) returns (M) {{ option (google.api.http) = {{ {rule} }}; }}"));
-            assert!(said.contains("test.S.A"), "{rule}: {said}");
+            let message = refusal(&format!("rpc A(M) returns (M) {{ option (google.api.http) = {{ {rule} }}; }}"));
+            assert!(message.contains("test.S.A"), "{rule}: {message}");
         }
         let streamed = r#"rpc A(M) returns (stream M) { option (google.api.http) = { get: "/v1/a" }; }"#;
         assert!(refusal(streamed).contains("stream"));

@@ -13,18 +13,18 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 
-use crate::{domain::Postern, error::Error};
+use crate::{domain::service::Service, error::Error};
 
-use super::refusal::Refusal;
+use super::refusal::ErrorResponse;
 
 const JWKS_PATH: &str = "/.well-known/jwks.json";
 /// How long a verifier may keep the keys. Well under the hour for which a key will be published before it signs.
 const JWKS_CACHE: &str = "public, max-age=300";
 
 /// The two documents.
-pub fn router(postern: Arc<Postern>, public_url: &str) -> Router {
-    let discovery = discovery(&postern, public_url);
-    Router::new().route(JWKS_PATH, get(jwks).with_state(postern)).route(
+pub fn router(service: Arc<Service>, public_url: &str) -> Router {
+    let discovery = discovery(&service, public_url);
+    Router::new().route(JWKS_PATH, get(jwks).with_state(service)).route(
         "/.well-known/openid-configuration",
         get(move |headers: HeaderMap| async move { cacheable(&headers, discovery) }),
     )
@@ -32,9 +32,9 @@ pub fn router(postern: Arc<Postern>, public_url: &str) -> Router {
 
 /// OpenID Connect Discovery 1.0 §3, as far as it is true of a service that issues tokens to first-party clients over its
 /// own API: Istio, Envoy and JWT libraries read the issuer and where its keys are.
-fn discovery(postern: &Postern, public_url: &str) -> String {
+fn discovery(service: &Service, public_url: &str) -> String {
     json!({
-        "issuer": postern.issuer(),
+        "issuer": service.issuer(),
         "jwks_uri": format!("{}{JWKS_PATH}", public_url.trim_end_matches('/')),
         "id_token_signing_alg_values_supported": ["ES256"],
         "subject_types_supported": ["public"],
@@ -46,10 +46,10 @@ fn discovery(postern: &Postern, public_url: &str) -> String {
     .to_string()
 }
 
-async fn jwks(State(postern): State<Arc<Postern>>, headers: HeaderMap) -> Response {
-    match serde_json::to_string(&postern.jwks()) {
+async fn jwks(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    match serde_json::to_string(&service.jwks()) {
         Ok(document) => cacheable(&headers, document),
-        Err(error) => Refusal::from(Error::internal(error)).into_response(),
+        Err(error) => ErrorResponse::from(Error::internal(error)).into_response(),
     }
 }
 

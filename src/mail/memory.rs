@@ -5,16 +5,19 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::domain::{MailId, account::Email};
+use crate::domain::{account::Email, ids::MailId};
 
-use super::{SendError, SendErrorKind, messages::Letter};
+use super::{
+    error::{SendError, SendErrorKind},
+    messages::MailContent,
+};
 
 /// A mail that a [`MemoryOutbox`] caught.
 #[derive(Clone)]
 pub struct Sent {
     pub id: MailId,
     pub to: Email,
-    pub letter: Letter,
+    pub letter: MailContent,
     /// The whole mail, as a mail server would have got it.
     pub message: String,
 }
@@ -33,7 +36,7 @@ pub struct MemoryOutbox(Arc<Mutex<MemoryState>>);
 #[derive(Debug, Default)]
 struct MemoryState {
     sent: Vec<Sent>,
-    trouble: Option<SendErrorKind>,
+    failure: Option<SendErrorKind>,
 }
 
 impl MemoryOutbox {
@@ -48,8 +51,8 @@ impl MemoryOutbox {
     }
 
     /// Has every mail fail in this way from now on, or none.
-    pub fn fail_with(&self, trouble: Option<SendErrorKind>) {
-        self.state().trouble = trouble;
+    pub fn fail_with(&self, failure: Option<SendErrorKind>) {
+        self.state().failure = failure;
     }
 
     fn state(&self) -> MutexGuard<'_, MemoryState> {
@@ -58,7 +61,7 @@ impl MemoryOutbox {
 
     pub(super) fn put(&self, mail: Sent) -> Result<(), SendError> {
         let mut state = self.state();
-        if let Some(kind) = state.trouble {
+        if let Some(kind) = state.failure {
             return Err(SendError { kind, detail: "as the test asked for".to_owned() });
         }
         state.sent.push(mail);

@@ -6,17 +6,14 @@ use std::{fmt, time::Duration};
 use askama::Template;
 use time::{OffsetDateTime, UtcOffset};
 
-use crate::{
-    domain::{mail::MailKind, one_time::Purpose},
-    store::ClaimedMail,
-};
+use crate::domain::{mail::MailKind, one_time::Purpose, ports::ClaimedMail};
 
 /// Where a link puts its token.
 const PLACEHOLDER: &str = "{token}";
 
 /// A letter, ready to be sent.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Letter {
+pub struct MailContent {
     pub kind: MailKind,
     pub subject: String,
     pub text: String,
@@ -26,7 +23,7 @@ pub struct Letter {
 }
 
 /// Whoever reads a letter can act upon it, so that a debug print shows its kind only.
-impl fmt::Debug for Letter {
+impl fmt::Debug for MailContent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Letter").field("kind", &self.kind).finish_non_exhaustive()
     }
@@ -34,7 +31,7 @@ impl fmt::Debug for Letter {
 
 /// Why a letter could not be written: a bug, whatever it is.
 #[derive(Debug, thiserror::Error)]
-pub enum ComposeError {
+pub enum RenderError {
     #[error("a {} mail needs a token", .0.as_str())]
     NoToken(MailKind),
     #[error("a {} mail needs the new address", .0.as_str())]
@@ -116,14 +113,14 @@ impl Links {
 
 /// What all mails of a deployment have in common.
 #[derive(Debug, Clone)]
-pub struct Wording {
+pub struct MailTemplates {
     /// What the service is called. One line.
     pub service_name: String,
     pub links: Links,
 }
 
 /// What the templates fill in.
-struct Facts<'a> {
+struct TemplateData<'a> {
     service: &'a str,
     username: &'a str,
     /// The recipient's.
@@ -140,33 +137,33 @@ struct Facts<'a> {
 }
 
 /// Fills in one kind's two templates.
-macro_rules! fill_in {
+macro_rules! render_pair {
     ($facts:ident, $text:tt, $html:tt) => {{
         #[derive(Template)]
         #[template(path = $text)]
         struct Text<'a> {
-            mail: &'a Facts<'a>,
+            mail: &'a TemplateData<'a>,
         }
         #[derive(Template)]
         #[template(path = $html)]
         struct Html<'a> {
-            mail: &'a Facts<'a>,
+            mail: &'a TemplateData<'a>,
         }
         (Text { mail: &$facts }.render()?, Html { mail: &$facts }.render()?)
     }};
 }
 
-impl Wording {
+impl MailTemplates {
     /// Writes the letter of a mail. A token goes into those kinds that have a purpose for one; into others it never
     /// gets.
-    pub fn compose(&self, mail: &ClaimedMail, token: Option<&str>) -> Result<Letter, ComposeError> {
+    pub fn render(&self, mail: &ClaimedMail, token: Option<&str>) -> Result<MailContent, RenderError> {
         let kind = mail.kind;
         let link = match self.links.of(kind) {
             None => None,
-            Some(link) => Some(link.with_token(token.ok_or(ComposeError::NoToken(kind))?)),
+            Some(link) => Some(link.with_token(token.ok_or(RenderError::NoToken(kind))?)),
         };
         let lifetime = kind.purpose().map(Purpose::lifetime);
-        let facts = Facts {
+        let facts = TemplateData {
             service: &self.service_name,
             username: mail.username.as_str(),
             address: mail.recipient.as_str(),
@@ -185,22 +182,22 @@ impl Wording {
             | MailKind::AccountExists => false,
         };
         if needs_new_address && facts.new_address.is_empty() {
-            return Err(ComposeError::NoNewAddress(kind));
+            return Err(RenderError::NoNewAddress(kind));
         }
         let (text, html) = match kind {
-            MailKind::VerifyEmail => fill_in!(facts, "mail/verify_email.txt", "mail/verify_email.html"),
-            MailKind::ResetPassword => fill_in!(facts, "mail/reset_password.txt", "mail/reset_password.html"),
+            MailKind::VerifyEmail => render_pair!(facts, "mail/verify_email.txt", "mail/verify_email.html"),
+            MailKind::ResetPassword => render_pair!(facts, "mail/reset_password.txt", "mail/reset_password.html"),
             MailKind::ConfirmEmailChange => {
-                fill_in!(facts, "mail/confirm_email_change.txt", "mail/confirm_email_change.html")
+                render_pair!(facts, "mail/confirm_email_change.txt", "mail/confirm_email_change.html")
             }
             MailKind::EmailChangeRequested => {
-                fill_in!(facts, "mail/email_change_requested.txt", "mail/email_change_requested.html")
+                render_pair!(facts, "mail/email_change_requested.txt", "mail/email_change_requested.html")
             }
-            MailKind::EmailChanged => fill_in!(facts, "mail/email_changed.txt", "mail/email_changed.html"),
-            MailKind::PasswordChanged => fill_in!(facts, "mail/password_changed.txt", "mail/password_changed.html"),
-            MailKind::AccountExists => fill_in!(facts, "mail/account_exists.txt", "mail/account_exists.html"),
+            MailKind::EmailChanged => render_pair!(facts, "mail/email_changed.txt", "mail/email_changed.html"),
+            MailKind::PasswordChanged => render_pair!(facts, "mail/password_changed.txt", "mail/password_changed.html"),
+            MailKind::AccountExists => render_pair!(facts, "mail/account_exists.txt", "mail/account_exists.html"),
         };
-        Ok(Letter { kind, subject: subject(kind, &self.service_name), text, html, link })
+        Ok(MailContent { kind, subject: subject(kind, &self.service_name), text, html, link })
     }
 }
 
@@ -242,8 +239,8 @@ mod tests {
     use uuid::Uuid;
 
     use crate::domain::{
-        MailId,
         account::{Email, Username},
+        ids::MailId,
     };
 
     use super::*;
@@ -254,8 +251,8 @@ mod tests {
         Link::parse(text).expect(text)
     }
 
-    fn wording(service_name: &str) -> Wording {
-        Wording {
+    fn templates(service_name: &str) -> MailTemplates {
+        MailTemplates {
             service_name: service_name.to_owned(),
             links: Links {
                 verify_email: link("https://auth.example.com/verify-email"),
@@ -279,14 +276,14 @@ mod tests {
         }
     }
 
-    fn letter(kind: MailKind) -> Letter {
-        wording("Postern").compose(&mail(kind), Some(TOKEN)).expect("a letter")
+    fn letter(kind: MailKind) -> MailContent {
+        templates("Postern").render(&mail(kind), Some(TOKEN)).expect("a letter")
     }
 
     #[test]
     fn letters_say_what_they_said_before() {
         for kind in MailKind::ALL {
-            let Letter { subject, text, html, .. } = letter(kind);
+            let MailContent { subject, text, html, .. } = letter(kind);
             insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
                 insta::assert_snapshot!(format!("{}.txt", kind.as_str()), format!("Subject: {subject}\n\n{text}"));
                 insta::assert_snapshot!(format!("{}.html", kind.as_str()), html);
@@ -312,7 +309,7 @@ mod tests {
         for kind in MailKind::ALL {
             let letter = letter(kind);
             let has_purpose = kind.purpose().is_some();
-            assert_eq!(wording("Postern").links.of(kind).is_some(), has_purpose, "{kind:?}");
+            assert_eq!(templates("Postern").links.of(kind).is_some(), has_purpose, "{kind:?}");
             for part in [&letter.text, &letter.html] {
                 assert_eq!(part.contains(TOKEN), has_purpose, "{kind:?}");
             }
@@ -323,8 +320,8 @@ mod tests {
                 continue;
             };
             assert!(has_purpose && letter.text.lines().any(|line| line == link), "{kind:?}: a line of its own");
-            let without = wording("Postern").compose(&mail(kind), None).expect_err("no token");
-            assert!(matches!(without, ComposeError::NoToken(named) if named == kind), "{without}");
+            let without = templates("Postern").render(&mail(kind), None).expect_err("no token");
+            assert!(matches!(without, RenderError::NoToken(named) if named == kind), "{without}");
         }
     }
 
@@ -333,19 +330,19 @@ mod tests {
         for kind in [MailKind::EmailChangeRequested, MailKind::EmailChanged] {
             assert!(letter(kind).text.contains("\nto: lovelace@example.org\n"), "{kind:?}");
             let without = ClaimedMail { new_email: None, ..mail(kind) };
-            let refusal = wording("Postern").compose(&without, None).expect_err("no new address");
-            assert!(matches!(refusal, ComposeError::NoNewAddress(named) if named == kind), "{refusal}");
+            let refusal = templates("Postern").render(&without, None).expect_err("no new address");
+            assert!(matches!(refusal, RenderError::NoNewAddress(named) if named == kind), "{refusal}");
         }
     }
 
     #[test]
     fn nothing_that_is_filled_in_becomes_html() {
-        let wording = wording("<script>&\"'");
+        let templates = templates("<script>&\"'");
         for kind in MailKind::ALL {
             let recipient = Email::parse("a&b'c@example.com").expect("an address");
             let new_email = Email::parse("d&e'f@example.com").ok();
             let mail = ClaimedMail { recipient, new_email, ..mail(kind) };
-            let letter = wording.compose(&mail, Some("\"><script>")).expect("a letter");
+            let letter = templates.render(&mail, Some("\"><script>")).expect("a letter");
             assert!(!letter.html.contains("<script") && !letter.html.contains("a&b"), "{}", letter.html);
             assert!(
                 !letter.html.contains("d&e") && letter.html.contains("&#60;script&#62;&#38;&#34;&#39;"),

@@ -1,6 +1,7 @@
 //! The mail room: makes a letter into a mail and hands it over: to a mail server, or for development to the log or to
 //! files. What letters say is `messages.rs`. It must never know why a mail is sent, nor when it is tried again.
 
+mod error;
 mod memory;
 pub mod messages;
 pub mod outbox;
@@ -8,7 +9,7 @@ mod sender;
 mod smtp;
 
 use std::{
-    fmt, fs,
+    fs,
     io::Write as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -21,13 +22,14 @@ use lettre::{
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 
-use crate::domain::{MailId, account::Email};
+use crate::domain::{account::Email, ids::MailId};
 
 use self::{
-    messages::Letter,
+    messages::MailContent,
     smtp::{Smtp, SmtpError},
 };
 
+pub use self::error::{SendError, SendErrorKind};
 pub use self::memory::{MemoryOutbox, Sent};
 pub use self::sender::{Sender, SenderError};
 pub use self::smtp::{SmtpCredentials, SmtpSecurity, SmtpSettings, is_loopback};
@@ -56,57 +58,6 @@ pub enum SetupError {
     Directory { path: PathBuf, source: std::io::Error },
     #[error("TLS to the mail server cannot be set up: {0}")]
     Tls(#[source] lettre::transport::smtp::Error),
-}
-
-/// Why a mail was not sent. Prints neither its recipient nor anything of what it says, also where the server repeats it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind}: {detail}")]
-pub struct SendError {
-    pub kind: SendErrorKind,
-    /// Fit for the log.
-    pub detail: String,
-}
-
-/// What kind of trouble it is. A mail server's "permanent" is a hint, not a fate: a wrong password is a 5xx, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SendErrorKind {
-    /// The server refused with a 5xx.
-    Permanent,
-    /// The server refused with a 4xx.
-    Transient,
-    /// The server could not be reached or understood, or took too long.
-    Connection,
-    /// Something here: the mail could not be made, or its file not be written.
-    Local,
-}
-
-impl SendErrorKind {
-    /// The kind as the metrics have it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Permanent => "permanent",
-            Self::Transient => "transient",
-            Self::Connection => "connection",
-            Self::Local => "local",
-        }
-    }
-}
-
-impl fmt::Display for SendErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Permanent => "the mail server refused for good",
-            Self::Transient => "the mail server refused for now",
-            Self::Connection => "no mail server could be talked to",
-            Self::Local => "the mail could not be written",
-        })
-    }
-}
-
-impl SendError {
-    fn local(cause: impl fmt::Display) -> Self {
-        Self { kind: SendErrorKind::Local, detail: cause.to_string() }
-    }
 }
 
 /// Sends mails.
@@ -166,7 +117,13 @@ impl Mailer {
     /// Sends a letter, as a mail of that date. The same id makes the same mail, `Message-ID` and all, so that a receiver
     /// can tell one that was sent again. Whoever drops it half-way does
     /// not know whether the mail was sent.
-    pub async fn send(&self, id: MailId, to: &Email, letter: &Letter, date: OffsetDateTime) -> Result<(), SendError> {
+    pub async fn send(
+        &self,
+        id: MailId,
+        to: &Email,
+        letter: &MailContent,
+        date: OffsetDateTime,
+    ) -> Result<(), SendError> {
         let message = self.message(id, to, letter, date)?;
         match &self.transport {
             Transport::Smtp(smtp) => smtp
@@ -190,7 +147,13 @@ impl Mailer {
         }
     }
 
-    fn message(&self, id: MailId, to: &Email, letter: &Letter, date: OffsetDateTime) -> Result<Message, SendError> {
+    fn message(
+        &self,
+        id: MailId,
+        to: &Email,
+        letter: &MailContent,
+        date: OffsetDateTime,
+    ) -> Result<Message, SendError> {
         // Not the error's own text: it may quote the address.
         let recipient: Address =
             to.as_str().parse().map_err(|_| SendError::local("its recipient's address is not one that mail knows"))?;
@@ -335,8 +298,8 @@ mod tests {
         Email::parse("ada@example.com").expect("an address")
     }
 
-    fn letter() -> Letter {
-        Letter {
+    fn letter() -> MailContent {
+        MailContent {
             kind: MailKind::VerifyEmail,
             subject: "Confirm your address for Café".to_owned(),
             text: "Zoë: https://a.example/?token=SECRET\n".to_owned(),
@@ -350,7 +313,7 @@ mod tests {
     }
 
     /// The mail as it would be sent: head and body.
-    async fn sent(from: Sender, letter: &Letter) -> (String, String) {
+    async fn sent(from: Sender, letter: &MailContent) -> (String, String) {
         let (mailer, outbox) = Mailer::memory(from);
         mailer.send(id(), &ada(), letter, NOW).await.expect("sent");
         let [mail] = <[Sent; 1]>::try_from(outbox.take()).expect("one mail");
@@ -400,7 +363,7 @@ mod tests {
             "a\rb",
             "é\r\nBcc: e",
         ] {
-            let (head, _) = sent(sender(), &Letter { subject: text.to_owned(), ..letter() }).await;
+            let (head, _) = sent(sender(), &MailContent { subject: text.to_owned(), ..letter() }).await;
             assert!(headers(&head).iter().all(|line| !line.starts_with("Bcc")), "{head}");
             assert_eq!(headers(&head).len(), 8, "{head}");
             assert_eq!(Sender::parse(&format!("{text} <no-reply@example.com>")), Err(SenderError));

@@ -10,20 +10,26 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    domain::{env::Env, mail::MailKind, one_time::OneTimeTokens},
-    store::{ClaimedMail, MailClaim, MailRetry, Store, StoreError},
+    domain::{
+        env::Env,
+        mail::MailKind,
+        one_time::OneTimeTokens,
+        ports::{ClaimedMail, MailClaim, MailRetry, Store},
+    },
+    error::StoreError,
 };
 
-use super::{Mailer, messages::Wording};
+use super::{Mailer, messages::MailTemplates};
 
 /// How many mails a replica sends at once: a server that hangs holds up so many, not all.
 const SENDERS: usize = 8;
-/// How often the store is asked while nothing is due.
+/// How often the store is asked while nothing is due: mail of other processes and retries are found this way.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one attempt may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a claim holds: longer than an attempt, with time to mark it.
 const LEASE: Duration = Duration::from_secs(40);
+const _: () = assert!(LEASE.as_secs() > SEND_TIMEOUT.as_secs(), "a claim must outlive the attempt that it is for");
 /// How long marking a sent mail is tried, until its claim lapses and it is sent again.
 const MARK_ATTEMPTS: u32 = 8;
 const MARK_PAUSE: Duration = Duration::from_secs(1);
@@ -40,7 +46,7 @@ pub struct Outbox {
     pub store: Arc<dyn Store>,
     pub tokens: Arc<OneTimeTokens>,
     pub mailer: Mailer,
-    pub wording: Wording,
+    pub templates: MailTemplates,
     pub env: Env,
 }
 
@@ -48,27 +54,35 @@ impl Outbox {
     /// Sends until it is told to stop, then lets what is under way finish.
     pub async fn run(self, stop: CancellationToken) {
         let outbox = Arc::new(self);
-        let (senders, under_way) = (Arc::new(Semaphore::new(SENDERS)), TaskTracker::new());
+        let (senders, in_flight) = (Arc::new(Semaphore::new(SENDERS)), TaskTracker::new());
         let counting = tokio::spawn(Arc::clone(&outbox).count());
         while let Some(Ok(sender)) = stop.run_until_cancelled(Arc::clone(&senders).acquire_owned()).await {
             // Not broken off, so that no claim is made that nobody knows of.
             match outbox.store.claim_mail(outbox.env.now(), LEASE).await {
                 Ok(MailClaim::Claimed(mail)) => {
-                    under_way.spawn(Arc::clone(&outbox).deliver(mail, sender));
+                    in_flight.spawn(Arc::clone(&outbox).deliver(mail, sender));
                 }
                 Ok(MailClaim::Dropped(kind)) => count(kind, "dropped"),
                 Ok(MailClaim::NoneDue) => {
-                    stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await;
+                    stop.run_until_cancelled(outbox.wait_for_mail()).await;
                 }
                 Err(error) => {
-                    not_settled(&error, "no mail could be claimed");
+                    log_store_error(&error, "no mail could be claimed");
                     stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await;
                 }
             }
         }
         counting.abort();
-        under_way.close();
-        under_way.wait().await;
+        in_flight.close();
+        in_flight.wait().await;
+    }
+
+    /// Waits until this process has queued mail, or until it is time to look for mail of other processes and for retries.
+    async fn wait_for_mail(&self) {
+        tokio::select! {
+            () = self.store.mail_queued() => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+        }
     }
 
     async fn deliver(self: Arc<Self>, mail: ClaimedMail, _sender: OwnedSemaphorePermit) {
@@ -78,13 +92,13 @@ impl Outbox {
                 tracing::info!(mail_id = %mail.id, kind = mail.kind.as_str(), attempt = mail.attempt, "mail sent");
                 self.mark_sent(&mail).await;
             }
-            Err(error) => self.put_off(&mail, error.as_ref()).await,
+            Err(error) => self.reschedule(&mail, error.as_ref()).await,
         }
     }
 
     async fn send(&self, mail: &ClaimedMail) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let token = mail.grant.as_ref().map(|grant| self.tokens.mint(grant));
-        let letter = self.wording.compose(mail, token.as_deref())?;
+        let letter = self.templates.render(mail, token.as_deref())?;
         let sending = self.mailer.send(mail.id, &mail.recipient, &letter, mail.create_time);
         Ok(tokio::time::timeout(SEND_TIMEOUT, sending).await??)
     }
@@ -93,14 +107,14 @@ impl Outbox {
         for _ in 0..MARK_ATTEMPTS {
             match self.store.mail_sent(mail.id, mail.attempt).await {
                 Ok(_) => return,
-                Err(error) => not_settled(&error, "a sent mail could not be marked"),
+                Err(error) => log_store_error(&error, "a sent mail could not be marked"),
             }
             tokio::time::sleep(MARK_PAUSE).await;
         }
         tracing::warn!(mail_id = %mail.id, "a sent mail could not be marked: it will be sent again");
     }
 
-    async fn put_off(&self, mail: &ClaimedMail, error: &(dyn std::error::Error + Send + Sync)) {
+    async fn reschedule(&self, mail: &ClaimedMail, error: &(dyn std::error::Error + Send + Sync)) {
         let now = self.env.now();
         let pause = self.backoff(mail.attempt);
         let gives_up = now + pause >= mail.create_time + GIVE_UP_AFTER;
@@ -116,7 +130,7 @@ impl Outbox {
             MailRetry::After(pause)
         };
         if let Err(error) = self.store.mail_failed(mail.id, mail.attempt, retry, now).await {
-            not_settled(&error, "a mail's failure could not be noted; its claim will lapse");
+            log_store_error(&error, "a mail's failure could not be noted; its claim will lapse");
         }
     }
 
@@ -149,7 +163,7 @@ fn count(kind: MailKind, outcome: &'static str) {
 }
 
 /// The health monitor logs when the database goes and comes; only a fault of ours is news here.
-fn not_settled(error: &StoreError, what: &'static str) {
+fn log_store_error(error: &StoreError, what: &'static str) {
     match error {
         StoreError::Unavailable(_) => tracing::debug!(%error, "{what}"),
         StoreError::Broken(_) => tracing::error!(%error, "{what}"),

@@ -34,7 +34,7 @@ const TRANSACTION: Duration = Duration::from_secs(30);
 /// How many connections are kept after a mail, and for how long. Servers close one that is idle after some minutes; what
 /// is too old is closed when the next mail is sent.
 const KEPT: usize = 2;
-const KEPT_FOR: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which mail server to use, and how.
 #[derive(Debug, Clone)]
@@ -130,7 +130,7 @@ impl Smtp {
         loop {
             let (mut connection, _) = {
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.retain(|(_, since)| since.elapsed() < KEPT_FOR);
+                kept.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
                 kept.pop()?
             };
             if tokio::time::timeout(STEP, connection.test_connected()).await == Ok(true) {
@@ -189,8 +189,8 @@ mod tests {
     use uuid::Uuid;
 
     use crate::{
-        domain::{MailId, account::Email, mail::MailKind},
-        mail::{Mailer, SendErrorKind, Sender, TransportSettings, messages::Letter},
+        domain::{account::Email, ids::MailId, mail::MailKind},
+        mail::{Mailer, SendErrorKind, Sender, TransportSettings, messages::MailContent},
     };
 
     use super::*;
@@ -308,7 +308,7 @@ mod tests {
         let to = Email::parse("b@example.com").expect("an address");
         let text = "a text".to_owned();
         let letter =
-            Letter { kind: MailKind::AccountExists, subject: text.clone(), html: text.clone(), text, link: None };
+            MailContent { kind: MailKind::AccountExists, subject: text.clone(), html: text.clone(), text, link: None };
         let error = mailer.send(MailId(Uuid::nil()), &to, &letter, OffsetDateTime::UNIX_EPOCH).await.expect_err("a no");
         assert_eq!(error.kind, SendErrorKind::Permanent);
         let expected = "the mail server refused for good: permanent error (550): 5.1.1 <…@example.com> unknown, […]";

@@ -1,26 +1,26 @@
-//! Rows as the database gives them, and what the domain makes of them. A row that makes no sense names its column.
-//! Generic over the type that a backend keeps times in.
+//! Rows as the database returns them, and the domain values that they become. A row that cannot be read names its column.
 
 use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::domain::{
-    AuditEventId, MailId, SessionId, UserId,
-    account::{Email, User, Username},
-    audit::AuditEvent,
-    keyring::SealedSigningKey,
-    mail::{MailKind, NewMail},
-    one_time::{OneTimeGrant, Purpose},
-    password::PasswordHash,
-    role::Role,
-    session::SessionSummary,
+use crate::{
+    domain::{
+        account::{Email, User, Username},
+        audit::AuditEvent,
+        ids::{AuditEventId, MailId, SessionId, UserId},
+        mail::{MailKind, NewMail},
+        one_time::{OneTimeGrant, Purpose},
+        password::PasswordHash,
+        ports::{ClaimedMail, Credentials, MailQueue, OneTimeToken, Revocation, Revoked, SealedSigningKey},
+        refresh::{LogoutTarget, StoredSession},
+        role::Role,
+        session::{RefreshHash, RevokeReason, SessionSummary},
+    },
+    error::StoreError,
 };
 
-use super::{
-    ClaimedMail, Credentials, LeavingSession, MailQueue, OneTimeToken, PresentedTo, RefreshHash, Revocation,
-    RevokeReason, Revoked, StoreError,
-};
+use super::shared::Stamp;
 
 /// The columns of [`UserRow`], of a table `users u`. `string_agg` and its `ORDER BY` are the same in both dialects.
 macro_rules! user_columns {
@@ -31,41 +31,28 @@ macro_rules! user_columns {
 }
 pub(super) use user_columns;
 
-/// A time as a backend keeps it.
-pub(super) trait StoredTime {
-    fn to_time(self) -> Result<OffsetDateTime, StoreError>;
-}
-
-impl StoredTime for OffsetDateTime {
-    fn to_time(self) -> Result<OffsetDateTime, StoreError> {
-        Ok(self)
-    }
-}
-
-/// Microseconds since the Unix epoch.
-impl StoredTime for i64 {
-    fn to_time(self) -> Result<OffsetDateTime, StoreError> {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self) * 1_000).map_err(StoreError::broken)
-    }
+/// The end of the range of texts that start with a prefix: U+10FFFF sorts after every other character.
+pub(super) fn end_of_prefix(prefix: &str) -> String {
+    format!("{prefix}\u{10ffff}")
 }
 
 fn bad_column(column: &str) -> StoreError {
-    StoreError::broken(format!("column {column} holds what this version cannot read"))
+    StoreError::broken(format!("column {column} has a value that this version cannot read"))
 }
 
 #[derive(FromRow)]
-pub(super) struct UserRow<T> {
+pub(super) struct UserRow {
     id: Uuid,
     username: String,
     email: String,
     email_verified: bool,
     disabled: bool,
-    create_time: T,
-    update_time: T,
+    create_time: Stamp,
+    update_time: Stamp,
     roles: String,
 }
 
-impl<T: StoredTime> UserRow<T> {
+impl UserRow {
     pub(super) fn into_user(self) -> Result<User, StoreError> {
         Ok(User {
             id: UserId(self.id),
@@ -74,8 +61,8 @@ impl<T: StoredTime> UserRow<T> {
             email_verified: self.email_verified,
             roles: read_roles(&self.roles)?,
             disabled: self.disabled,
-            create_time: self.create_time.to_time()?,
-            update_time: self.update_time.to_time()?,
+            create_time: self.create_time.0,
+            update_time: self.update_time.0,
         })
     }
 }
@@ -85,7 +72,7 @@ pub(super) fn roles_text(roles: &[Role]) -> String {
     roles.iter().map(Role::as_str).collect::<Vec<_>>().join(" ")
 }
 
-/// Sorted here: in what order a database has them depends on its collation.
+/// Sorted here, because the order that the database returns depends on its collation.
 fn read_roles(text: &str) -> Result<Vec<Role>, StoreError> {
     let roles = text.split_whitespace().map(|name| Role::parse(name).ok_or_else(|| bad_column("role")));
     let mut roles: Vec<_> = roles.collect::<Result<_, _>>()?;
@@ -94,14 +81,14 @@ fn read_roles(text: &str) -> Result<Vec<Role>, StoreError> {
 }
 
 #[derive(FromRow)]
-pub(super) struct CredentialsRow<T> {
+pub(super) struct CredentialsRow {
     #[sqlx(flatten)]
-    user: UserRow<T>,
+    user: UserRow,
     password_hash: String,
     password_version: i64,
 }
 
-impl<T: StoredTime> CredentialsRow<T> {
+impl CredentialsRow {
     pub(super) fn into_credentials(self) -> Result<Credentials, StoreError> {
         Ok(Credentials {
             user: self.user.into_user()?,
@@ -113,36 +100,36 @@ impl<T: StoredTime> CredentialsRow<T> {
 
 /// The session and the user of a presented refresh token.
 #[derive(FromRow)]
-pub(super) struct PresentedRow<T> {
+pub(super) struct StoredSessionRow {
     #[sqlx(flatten)]
-    user: UserRow<T>,
+    user: UserRow,
     generation: i64,
     refresh_hash: Vec<u8>,
-    refresh_issue_time: T,
-    refresh_expire_time: T,
-    revoke_time: Option<T>,
+    refresh_issue_time: Stamp,
+    refresh_expire_time: Stamp,
+    revoke_time: Option<Stamp>,
     within_retry_window: bool,
 }
 
-/// The row, read: whom the session is of, what it is, and when its live token was minted.
+/// The session of a presented refresh token, its user, and when its live token was minted.
 pub(super) struct PresentedSession {
     pub user: User,
-    pub state: PresentedTo,
+    pub state: StoredSession,
     pub refresh_issue_time: OffsetDateTime,
 }
 
-impl<T: StoredTime> PresentedRow<T> {
+impl StoredSessionRow {
     pub(super) fn into_session(self) -> Result<PresentedSession, StoreError> {
         let user = self.user.into_user()?;
-        let state = PresentedTo {
+        let state = StoredSession {
             generation: self.generation,
             refresh_hash: refresh_hash(&self.refresh_hash)?,
-            refresh_expire_time: self.refresh_expire_time.to_time()?,
-            revoke_time: self.revoke_time.map(StoredTime::to_time).transpose()?,
+            refresh_expire_time: self.refresh_expire_time.0,
+            revoke_time: self.revoke_time.map(|time| time.0),
             user_disabled: user.disabled,
             within_retry_window: self.within_retry_window,
         };
-        Ok(PresentedSession { user, state, refresh_issue_time: self.refresh_issue_time.to_time()? })
+        Ok(PresentedSession { user, state, refresh_issue_time: self.refresh_issue_time.0 })
     }
 }
 
@@ -152,62 +139,62 @@ fn refresh_hash(bytes: &[u8]) -> Result<RefreshHash, StoreError> {
 
 /// The session of a token that is presented to log out.
 #[derive(FromRow)]
-pub(super) struct LeavingRow<T> {
+pub(super) struct LogoutTargetRow {
     generation: i64,
-    refresh_expire_time: T,
+    refresh_expire_time: Stamp,
     revoke_reason: Option<String>,
 }
 
-impl<T: StoredTime> LeavingRow<T> {
-    pub(super) fn into_session(self) -> Result<LeavingSession, StoreError> {
-        Ok(LeavingSession {
+impl LogoutTargetRow {
+    pub(super) fn into_target(self) -> LogoutTarget {
+        LogoutTarget {
             generation: self.generation,
-            refresh_expire_time: self.refresh_expire_time.to_time()?,
+            refresh_expire_time: self.refresh_expire_time.0,
             revoked_by_logout_everywhere: self.revoke_reason.as_deref()
                 == Some(RevokeReason::LogoutEverywhere.as_str()),
             revoked: self.revoke_reason.is_some(),
-        })
+        }
     }
 }
 
 #[derive(FromRow)]
-pub(super) struct SigningKeyRow<T> {
+pub(super) struct SigningKeyRow {
     kid: String,
     algorithm: String,
     sealed_private_key: Vec<u8>,
-    create_time: T,
+    create_time: Stamp,
 }
 
-impl<T: StoredTime> SigningKeyRow<T> {
+impl SigningKeyRow {
     pub(super) fn into_key(self) -> Result<SealedSigningKey, StoreError> {
         Ok(SealedSigningKey {
             kid: self.kid,
             algorithm: self.algorithm,
             sealed_private_key: self.sealed_private_key,
-            create_time: self.create_time.to_time()?,
+            create_time: self.create_time.0,
         })
     }
 }
 
-/// A mail in the outbox, as it is leased.
+/// A mail of the outbox that was just leased.
 #[derive(FromRow)]
-pub(super) struct OutboxRow<T> {
+pub(super) struct OutboxRow {
     id: Uuid,
     kind: String,
     recipient: String,
     user_id: Option<Uuid>,
     new_email: Option<String>,
-    create_time: T,
+    create_time: Stamp,
     attempts: i64,
 }
 
-/// The row, read: the mail, and which attempt to send it this is.
+/// A leased mail, and the number of the attempt to send it.
 pub(super) struct LeasedMail {
     pub mail: NewMail,
     pub attempt: i64,
 }
 
-impl<T: StoredTime> OutboxRow<T> {
+impl OutboxRow {
     pub(super) fn into_leased(self) -> Result<LeasedMail, StoreError> {
         let address = |text: &str| Email::parse(text).map_err(|_| bad_column("mail_outbox.recipient or new_email"));
         Ok(LeasedMail {
@@ -217,7 +204,7 @@ impl<T: StoredTime> OutboxRow<T> {
                 recipient: address(&self.recipient)?,
                 user_id: self.user_id.map(UserId),
                 new_email: self.new_email.as_deref().map(address).transpose()?,
-                create_time: self.create_time.to_time()?,
+                create_time: self.create_time.0,
             },
             attempt: self.attempts,
         })
@@ -225,7 +212,7 @@ impl<T: StoredTime> OutboxRow<T> {
 }
 
 impl LeasedMail {
-    /// What the token in it is bound to, where it carries one.
+    /// The grant of the token in the mail, if this kind of mail carries one.
     pub(super) fn grant(&self, user: &User) -> Option<OneTimeGrant> {
         self.mail.kind.purpose().map(|purpose| OneTimeGrant {
             id: self.mail.id,
@@ -250,16 +237,16 @@ impl LeasedMail {
 }
 
 #[derive(FromRow)]
-pub(super) struct OneTimeTokenRow<T> {
+pub(super) struct OneTimeTokenRow {
     token_id: Uuid,
     purpose: String,
     token_email: String,
-    expire_time: T,
+    expire_time: Stamp,
     #[sqlx(flatten)]
-    user: UserRow<T>,
+    user: UserRow,
 }
 
-impl<T: StoredTime> OneTimeTokenRow<T> {
+impl OneTimeTokenRow {
     pub(super) fn into_token(self) -> Result<OneTimeToken, StoreError> {
         let user = self.user.into_user()?;
         Ok(OneTimeToken {
@@ -269,7 +256,7 @@ impl<T: StoredTime> OneTimeTokenRow<T> {
                 user_id: user.id,
                 email: Email::parse(&self.token_email).map_err(|_| bad_column("one_time_tokens.email"))?,
             },
-            expire_time: self.expire_time.to_time()?,
+            expire_time: self.expire_time.0,
             user,
         })
     }
@@ -287,24 +274,24 @@ impl MailQueueRow {
     }
 }
 
-/// A session, as its owner sees it.
+/// A session as its owner sees it.
 #[derive(FromRow)]
-pub(super) struct SessionRow<T> {
+pub(super) struct SessionRow {
     id: Uuid,
-    create_time: T,
-    last_refresh_time: T,
-    refresh_expire_time: T,
+    create_time: Stamp,
+    last_refresh_time: Stamp,
+    refresh_expire_time: Stamp,
     client_ip: Option<String>,
     user_agent: Option<String>,
 }
 
-impl<T: StoredTime> SessionRow<T> {
+impl SessionRow {
     pub(super) fn into_summary(self) -> Result<SessionSummary, StoreError> {
         Ok(SessionSummary {
             id: SessionId(self.id),
-            create_time: self.create_time.to_time()?,
-            last_refresh_time: self.last_refresh_time.to_time()?,
-            expire_time: self.refresh_expire_time.to_time()?,
+            create_time: self.create_time.0,
+            last_refresh_time: self.last_refresh_time.0,
+            expire_time: self.refresh_expire_time.0,
             client_ip: self.client_ip,
             user_agent: self.user_agent,
         })
@@ -312,9 +299,9 @@ impl<T: StoredTime> SessionRow<T> {
 }
 
 #[derive(FromRow)]
-pub(super) struct AuditRow<T> {
+pub(super) struct AuditRow {
     id: Uuid,
-    create_time: T,
+    create_time: Stamp,
     action: String,
     actor_id: Option<Uuid>,
     user_id: Option<Uuid>,
@@ -323,11 +310,11 @@ pub(super) struct AuditRow<T> {
     detail: Option<String>,
 }
 
-impl<T: StoredTime> AuditRow<T> {
+impl AuditRow {
     pub(super) fn into_event(self) -> Result<AuditEvent, StoreError> {
         Ok(AuditEvent {
             id: AuditEventId(self.id),
-            create_time: self.create_time.to_time()?,
+            create_time: self.create_time.0,
             action: self.action,
             actor: self.actor_id.map(UserId),
             user: self.user_id.map(UserId),
@@ -338,23 +325,23 @@ impl<T: StoredTime> AuditRow<T> {
     }
 }
 
-/// A line of the log of revocations.
+/// An entry of the log of revocations.
 #[derive(FromRow)]
-pub(super) struct RevocationRow<T> {
+pub(super) struct RevocationRow {
     number: i64,
     session_id: Option<Uuid>,
     user_id: Option<Uuid>,
     roles: Option<String>,
-    forget_time: T,
+    forget_time: Stamp,
 }
 
-impl<T: StoredTime> RevocationRow<T> {
+impl RevocationRow {
     pub(super) fn into_revocation(self) -> Result<Revocation, StoreError> {
         let what = match (self.session_id, self.user_id) {
             (Some(session), None) => Revoked::Session(SessionId(session)),
             (None, Some(user)) => Revoked::Roles(UserId(user), read_roles(&self.roles.unwrap_or_default())?),
             (Some(_), Some(_)) | (None, None) => return Err(bad_column("revocations.session_id or user_id")),
         };
-        Ok(Revocation { number: self.number, what, forget_time: self.forget_time.to_time()? })
+        Ok(Revocation { number: self.number, what, retain_until: self.forget_time.0 })
     }
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use postern::domain::{
-    SessionId, UserId,
     account::{Email, User, Username},
     env::{Env, ManualClock},
-    keyring::{Keyring, MasterKey},
+    ids::{SessionId, UserId},
+    keyring::Keyring,
+    master_key::MasterKey,
     role::Role,
-    token::{AccessTokenFault, TokenConfig, Tokens},
+    token::{AccessTokenError, TokenConfig, Tokens},
 };
 use serde_json::{Value, json};
 use time::{OffsetDateTime, ext::NumericalDuration as _};
@@ -85,17 +86,17 @@ impl Mint {
         format!("{message}.{}", signature.expect("a signature"))
     }
 
-    fn verify(&self, token: &str) -> Result<(), AccessTokenFault> {
+    fn verify(&self, token: &str) -> Result<(), AccessTokenError> {
         self.verify_at(token, START)
     }
 
-    fn verify_at(&self, token: &str, now: OffsetDateTime) -> Result<(), AccessTokenFault> {
+    fn verify_at(&self, token: &str, now: OffsetDateTime) -> Result<(), AccessTokenError> {
         self.tokens.verify_access(token, now).map(drop)
     }
 
     #[track_caller]
     fn assert_invalid(&self, token: &str, what: &str) {
-        assert_eq!(self.verify(token), Err(AccessTokenFault::Invalid), "{what}");
+        assert_eq!(self.verify(token), Err(AccessTokenError::Invalid), "{what}");
     }
 }
 
@@ -325,17 +326,17 @@ async fn a_token_expires_at_its_second_and_five_more_at_most() {
         let expiry = expiry.expect("a time");
         assert_eq!(expiry, START.replace_nanosecond(0).expect("a whole second") + 15.minutes());
         assert_eq!(mint.verify_at(&token, expiry - 1.microseconds()), Ok(()));
-        assert_eq!(mint.verify_at(&token, expiry + 5.seconds()), Err(AccessTokenFault::Expired));
-        assert_eq!(mint.verify_at(&token, expiry + 90.days()), Err(AccessTokenFault::Expired));
+        assert_eq!(mint.verify_at(&token, expiry + 5.seconds()), Err(AccessTokenError::Expired));
+        assert_eq!(mint.verify_at(&token, expiry + 90.days()), Err(AccessTokenError::Expired));
         for exp in [i64::MIN, -1, 0] {
             let claims = with(mint.claims(), "exp", Some(json!(exp)));
             let token = mint.signed(&mint.header().to_string(), &claims);
-            assert_eq!(mint.verify(&token), Err(AccessTokenFault::Expired), "{exp}");
+            assert_eq!(mint.verify(&token), Err(AccessTokenError::Expired), "{exp}");
         }
         // Old and also not ours: nothing is said about its age.
         let forged = with(mint.claims(), "aud", Some(json!("another")));
         let forged = mint.signed(&mint.header().to_string(), &forged);
-        assert_eq!(mint.verify_at(&forged, expiry + 1.hours()), Err(AccessTokenFault::Invalid));
+        assert_eq!(mint.verify_at(&forged, expiry + 1.hours()), Err(AccessTokenError::Invalid));
     })
     .await;
 }

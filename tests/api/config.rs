@@ -3,8 +3,8 @@
 use postern::{
     cli::Cli,
     config::{Config, ConfigError, check_variables},
+    database_url::DatabaseUrl,
     mail::TransportSettings,
-    store::Location,
 };
 
 use crate::app::{MASTER_KEY, parse};
@@ -84,7 +84,7 @@ fn what_kubernetes_says_of_a_service_called_postern_is_accepted() {
 fn no_secret_prints() {
     let url = "postgres://postern:hunter2@db.example/postern";
     let config = config(&[&format!("--master-key={MASTER_KEY}"), &format!("--database-url={url}")]);
-    let location = config.store.location().expect("a location");
+    let location = config.store.database().expect("a location");
     let key = config.master_key.given(&location).expect("a key").expect("one was given");
     for print in [format!("{config:?}"), format!("{config:#?}"), format!("{location:?}"), format!("{key:?}")] {
         assert!(!print.contains(MASTER_KEY), "{print}");
@@ -96,7 +96,7 @@ fn no_secret_prints() {
     let bad_key = crate::config::config(&["--master-key=hunter2"]);
     let refusal = bad_key.master_key.given(&location).expect_err("no key");
     assert!(!format!("{refusal} {refusal:?}").contains("hunter2"));
-    let bad_url = crate::config::config(&["--database-url=mysql://u:hunter2@db"]).store.location().expect_err("no URL");
+    let bad_url = crate::config::config(&["--database-url=mysql://u:hunter2@db"]).store.database().expect_err("no URL");
     assert!(!format!("{bad_url} {bad_url:?}").contains("hunter2"));
 }
 
@@ -121,20 +121,20 @@ fn plaintext_beyond_loopback_has_to_be_allowed() {
 
 #[test]
 fn a_database_is_named_by_its_url_and_by_nothing_else() {
-    let location = |url: &str| config(&[&format!("--database-url={url}")]).store.location();
+    let location = |url: &str| config(&[&format!("--database-url={url}")]).store.database();
     for (url, file) in [("sqlite:a.db", "a.db"), ("sqlite:/var/a.db", "/var/a.db"), ("sqlite:///var/a.db", "/var/a.db")]
     {
-        assert!(matches!(location(url), Ok(Location::Sqlite(path)) if path.to_str() == Some(file)), "{url}");
+        assert!(matches!(location(url), Ok(DatabaseUrl::Sqlite(path)) if path.to_str() == Some(file)), "{url}");
     }
     for url in ["postgres://localhost/postern", "postgresql://u@[::1]:5433/postern"] {
-        assert!(matches!(location(url), Ok(Location::Postgres { .. })), "{url}");
+        assert!(matches!(location(url), Ok(DatabaseUrl::Postgres { .. })), "{url}");
     }
     let unusable = ["", "mysql://localhost/postern", "sqlite:", "sqlite::memory:", "sqlite:a.db?mode=ro", "a.db"];
     for url in unusable.into_iter().chain(["POSTGRES://localhost/postern"]) {
         assert!(matches!(location(url), Err(ConfigError::DatabaseUrl)), "{url}");
     }
-    let embedded = config(&["--data-dir=/var/lib/postern"]).store.location();
-    assert!(matches!(embedded, Ok(Location::Sqlite(path)) if path.to_str() == Some("/var/lib/postern/postern.db")));
+    let embedded = config(&["--data-dir=/var/lib/postern"]).store.database();
+    assert!(matches!(embedded, Ok(DatabaseUrl::Sqlite(path)) if path.to_str() == Some("/var/lib/postern/postern.db")));
     let both = parse(&["--database-url=sqlite:a.db", "--database-url-file=b"]).expect_err("one or the other");
     assert_eq!(both.kind(), clap::error::ErrorKind::ArgumentConflict);
 }

@@ -10,10 +10,11 @@ mod app;
 mod support;
 
 mod access_tokens;
+mod architecture;
 mod config;
 mod contract;
 mod docs;
-mod house;
+mod imports;
 mod journey;
 mod lifetimes;
 mod limits;

@@ -63,7 +63,7 @@ async fn ask(app: &TestApp<'_>, purpose: Purpose, name: &str) {
 }
 
 async fn receive(app: &TestApp<'_>, purpose: Purpose, name: &str) -> String {
-    app.token_to(&recipient(purpose, name), purpose.carrier()).await
+    app.token_to(&recipient(purpose, name), MailKind::carrying(purpose)).await
 }
 
 async fn token(app: &TestApp<'_>, purpose: Purpose, name: &str) -> String {
@@ -109,7 +109,7 @@ async fn a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for(da
     for (purpose, lifetime) in
         [(Purpose::VerifyEmail, 24.hours()), (Purpose::ResetPassword, 30.minutes()), (Purpose::ChangeEmail, 24.hours())]
     {
-        let kind = purpose.carrier().as_str();
+        let kind = MailKind::carrying(purpose).as_str();
         let (early, late) = (format!("early-{kind}"), format!("late-{kind}"));
         for name in [&early, &late] {
             sign_up(&app, name).await;
@@ -139,7 +139,7 @@ async fn a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for(da
 async fn a_token_is_good_for_its_own_purpose_alone_and_once(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     for purpose in Purpose::ALL {
-        let name = purpose.carrier().as_str();
+        let name = MailKind::carrying(purpose).as_str();
         sign_up(&app, name).await;
         let token = token(&app, purpose, name).await;
         for other in Purpose::ALL.into_iter().filter(|other| *other != purpose) {
@@ -156,7 +156,7 @@ async fn a_token_is_good_for_its_own_purpose_alone_and_once(database: &Database)
 async fn whatever_is_wrong_with_a_token_the_answer_is_the_same(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     for purpose in Purpose::ALL {
-        let name = purpose.carrier().as_str();
+        let name = MailKind::carrying(purpose).as_str();
         sign_up(&app, name).await;
         let session = app.log_in(name).await;
         let superseded = token(&app, purpose, name).await;

@@ -3,7 +3,10 @@
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
-use postern::domain::{SessionId, UserId, token::RefreshGrant};
+use postern::domain::{
+    ids::{SessionId, UserId},
+    session::RefreshGrant,
+};
 use serde_json::{Value, json};
 use time::ext::NumericalDuration as _;
 use tonic::Code::{InvalidArgument, Unauthenticated};

@@ -9,7 +9,7 @@ use std::{
 use postern::{
     app::{self, BuildError},
     config::ConfigError,
-    domain::{env::Env, keyring::MasterKeyError},
+    domain::{env::Env, master_key::MasterKeyError},
     store::OpenError,
 };
 use tempfile::TempDir;

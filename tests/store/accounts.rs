@@ -1,13 +1,12 @@
 //! Sign-up, and the look-up that a login begins with.
 
-use postern::{
-    domain::{
-        UserId,
-        account::{Email, User, Username},
-        mail::MailKind,
-        role::Role,
-    },
-    store::{AccountCreation, AddressLimit, Credentials, NewAccount, Store},
+use postern::domain::{
+    account::{Email, User, Username},
+    ids::UserId,
+    mail::MailKind,
+    ports::{AccountCreation, Credentials, NewAccount, Store},
+    role::Role,
+    throttle::AddressLimit,
 };
 use time::ext::NumericalDuration as _;
 
@@ -117,8 +116,8 @@ async fn nobody_else_has_the_credentials(database: &Database) {
 async fn a_sign_up_queues_the_one_mail_to_verify_its_address_by(database: &Database) {
     let store = database.store().await;
     // Concealment is about addresses that are taken.
-    let concealed = Some(mail(MailKind::AccountExists, "ada@example.com", None));
-    let account = NewAccount { concealed, ..new_account("ada") };
+    let owner_notice = Some(mail(MailKind::AccountExists, "ada@example.com", None));
+    let account = NewAccount { owner_notice, ..new_account("ada") };
     let creation = store.create_account(account.clone()).await.expect("the store");
     assert!(matches!(creation, AccountCreation::Created(_)), "{creation:?}");
 
@@ -147,7 +146,7 @@ async fn a_sign_up_that_is_refused_mails_nobody(database: &Database) {
 /// A sign-up with the address of `name` under another username, where that is not to be told.
 fn in_concealment(name: &str) -> NewAccount {
     let owner = mail(MailKind::AccountExists, &format!("{name}@example.com"), None);
-    NewAccount { username: new_account("mallory").username, concealed: Some(owner), ..new_account(name) }
+    NewAccount { username: new_account("mallory").username, owner_notice: Some(owner), ..new_account(name) }
 }
 
 async fn in_concealment_the_owner_of_the_address_is_mailed_and_nothing_else_happens(database: &Database) {
@@ -160,7 +159,7 @@ async fn in_concealment_the_owner_of_the_address_is_mailed_and_nothing_else_happ
     assert_eq!(store.create_account(account.clone()).await.expect("the store"), AccountCreation::EmailTaken);
     assert_eq!(database.outbox().await, ["account_exists to ada@example.com"]);
     let mail = claimed(store.as_ref()).await;
-    assert_eq!(Some(mail.id), account.concealed.map(|mail| mail.id));
+    assert_eq!(Some(mail.id), account.owner_notice.map(|mail| mail.id));
     assert_eq!(mail.username, owner.username, "the owner's name, not the one that was typed");
     assert_eq!(mail.grant, None);
 
@@ -198,7 +197,7 @@ async fn in_concealment_an_owner_who_had_too_many_mails_gets_no_more(database: &
     assert_refused(database, store.as_ref(), account, AccountCreation::EmailTaken).await;
 
     let mut later = NewAccount { limit, ..in_concealment("ada") };
-    let mail = later.concealed.as_mut().expect("a mail");
+    let mail = later.owner_notice.as_mut().expect("a mail");
     mail.create_time += 6.minutes();
     assert_eq!(store.create_account(later).await.expect("the store"), AccountCreation::EmailTaken);
     assert_eq!(database.outbox().await, ["account_exists to ada@example.com"]);

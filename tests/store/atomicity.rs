@@ -2,11 +2,12 @@
 
 use postern::{
     domain::{
-        MailId,
+        ids::MailId,
         mail::{MailKind, NewMail},
         one_time::Purpose,
+        ports::{EmailChange, NewAccount, PasswordChange, PasswordReset, Store},
     },
-    store::{EmailChange, NewAccount, PasswordChange, PasswordReset, Store, StoreError},
+    error::StoreError,
 };
 
 use crate::{

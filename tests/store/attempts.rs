@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use postern::store::{
-    AttemptPolicy, AttemptSubject, LoginAttempt, NewSession, PasswordReset, PasswordResetOutcome, Reservation,
-    SessionOpening, Store,
+use postern::domain::{
+    ports::{LoginAttempt, NewSession, PasswordReset, PasswordResetOutcome, Reservation, SessionOpening, Store},
+    throttle::{AttemptPolicy, AttemptSubject},
 };
 use time::ext::NumericalDuration as _;
 
@@ -76,13 +76,13 @@ async fn of_five_hundred_guesses_at_once_so_many_get_through(database: &Database
     for max_failures in [10, 1] {
         let subject = subject(&format!("{max_failures}@example.com"));
         let policy = AttemptPolicy { max_failures, ..POLICY };
-        let guesses = (0..500).map(|number| {
+        let login_attempts = (0..500).map(|number| {
             let store = Arc::clone(&stores[number % 3]);
             let attempt = LoginAttempt { policy, ..attempt(subject) };
             async move { reserve(store.as_ref(), attempt).await }
         });
         let mut reserved = 0;
-        for reservation in all_at_once(guesses).await {
+        for reservation in all_at_once(login_attempts).await {
             match reservation {
                 Reservation::Reserved => reserved += 1,
                 Reservation::Blocked { retry_after } => {
@@ -139,12 +139,12 @@ async fn a_guess_that_was_not_made_makes_room_for_one_that_is(database: &Databas
     let (attempt, other) = (attempt(subject("ada@example.com")), attempt(subject("grace@example.com")));
     assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, 10);
     for _ in 0..3 {
-        store.guess_was_not_made(attempt.subject).await.expect("the store");
+        store.attempt_abandoned(attempt.subject).await.expect("the store");
         assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, 1, "the pause that it brought is over with it");
     }
     assert_pause(store.as_ref(), attempt, POLICY.first_delay).await;
 
-    store.guess_was_not_made(other.subject).await.expect("the store");
+    store.attempt_abandoned(other.subject).await.expect("the store");
     assert_eq!(guess_until_blocked(store.as_ref(), other).await, 10, "none below none");
 }
 
@@ -154,9 +154,9 @@ async fn a_right_guess_clears_those_before_it(database: &Database) {
     for _ in 0..9 {
         assert!(is_reserved(store.as_ref(), attempt).await);
     }
-    store.guess_was_right(attempt.subject).await.expect("the store");
+    store.attempt_succeeded(attempt.subject).await.expect("the store");
     assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
-    store.guess_was_right(attempt.subject).await.expect("the store");
+    store.attempt_succeeded(attempt.subject).await.expect("the store");
     assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
 }
 
@@ -182,7 +182,7 @@ async fn a_reset_clears_and_a_dead_token_does_not(database: &Database) {
     guess_until_blocked(store.as_ref(), attempt).await;
     let reset = reset_by(token(store.as_ref(), &user, postern::domain::one_time::Purpose::ResetPassword).await);
     assert_eq!(reset.attempts, attempt.subject);
-    let expired = PasswordReset { occasion: crate::fixtures::occasion_at(NOW + 1.hours()), ..reset.clone() };
+    let expired = PasswordReset { context: crate::fixtures::audit_context_at(NOW + 1.hours()), ..reset.clone() };
     let outcome = store.reset_password(expired).await.expect("the store");
     assert_eq!(outcome, PasswordResetOutcome::TokenDead);
     assert!(!is_reserved(store.as_ref(), attempt).await);
@@ -197,7 +197,7 @@ async fn subjects_are_counted_apart(database: &Database) {
     for _ in 0..5 {
         assert!(is_reserved(store.as_ref(), another).await);
     }
-    store.guess_was_right(another.subject).await.expect("the store");
+    store.attempt_succeeded(another.subject).await.expect("the store");
     assert!(!is_reserved(store.as_ref(), one).await);
     assert_eq!(guess_until_blocked(store.as_ref(), another).await, POLICY.max_failures);
 }
@@ -223,13 +223,13 @@ async fn guesses_are_forgotten_when_they_count_no_longer(database: &Database) {
         database.age_attempts(POLICY.window / 2).await;
     }
     let counted = async || database.sql.number("SELECT count(*) FROM login_attempts").await;
-    store.forget_revocations(NOW).await.expect("the store");
+    store.purge_revocations(NOW).await.expect("the store");
     database.age_attempts(TOLERANCE).await;
     assert_eq!(counted().await, 1 + i64::from(database.engine == Engine::Sqlite), "at its very end it is kept");
-    store.forget_revocations(NOW).await.expect("the store");
+    store.purge_revocations(NOW).await.expect("the store");
     assert_eq!(counted().await, 1);
     database.age_attempts(POLICY.window).await;
-    store.forget_revocations(NOW).await.expect("the store");
+    store.purge_revocations(NOW).await.expect("the store");
     assert_eq!(counted().await, 0);
 }
 
@@ -240,7 +240,7 @@ async fn on_postgres_guesses_are_forgotten_by_the_databases_clock() {
         let store = database.store().await;
         let attempt = attempt(subject("ada@example.com"));
         guess_until_blocked(store.as_ref(), attempt).await;
-        store.forget_revocations(NOW + 10_000.days()).await.expect("the store");
+        store.purge_revocations(NOW + 10_000.days()).await.expect("the store");
         assert!(!is_reserved(store.as_ref(), attempt).await);
         let guess = LoginAttempt { now: NOW + 10_000.days(), ..attempt };
         assert!(!is_reserved(store.as_ref(), guess).await, "nor does such a clock end a pause");

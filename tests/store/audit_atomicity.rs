@@ -2,16 +2,21 @@
 //! makes it fail here is that the row's id is taken.
 
 use postern::{
-    domain::{account::User, audit::Occasion, one_time::Purpose},
-    store::{
-        EmailChange, EmailConfirmation, Logout, NewAccount, NewSession, PasswordChange, PasswordReset, Rehash,
-        Rotation, Store, StoreError, UserDeletion,
+    domain::{
+        account::User,
+        audit::AuditContext,
+        one_time::Purpose,
+        ports::{
+            EmailChange, EmailConfirmation, Logout, NewAccount, NewSession, PasswordChange, PasswordReset, Rehash,
+            Rotation, Store, UserDeletion,
+        },
     },
+    error::StoreError,
 };
 
 use crate::{
     fixtures::{
-        NEW_HASH, OLD_HASH, confirmation_by, deletion, email_change, log_in, mail, new_account, new_session, occasion,
+        NEW_HASH, OLD_HASH, audit_context, confirmation_by, deletion, email_change, log_in, new_account, new_session,
         password_change, refresh, reset_by, roles, sign_up_admin, sign_up_quietly, subject, token,
     },
     support::{Database, on_each_engine},
@@ -24,8 +29,8 @@ on_each_engine![
 ];
 
 /// Circumstances whose row is there already.
-async fn told_before(store: &dyn Store) -> Occasion {
-    let of = occasion();
+async fn told_before(store: &dyn Store) -> AuditContext {
+    let of = audit_context();
     store.login_failed(None, of).await.expect("the store");
     of
 }
@@ -46,8 +51,11 @@ async fn account(database: &Database, store: &dyn Store) -> User {
     let user = sign_up_quietly(database, store, "ada").await;
     log_in(store, &user).await;
     let policy = crate::attempts::POLICY;
-    let attempt =
-        postern::store::LoginAttempt { subject: subject(user.email.as_str()), policy, now: crate::fixtures::NOW };
+    let attempt = postern::domain::ports::LoginAttempt {
+        subject: subject(user.email.as_str()),
+        policy,
+        now: crate::fixtures::NOW,
+    };
     store.reserve_attempt(attempt).await.expect("the store");
     user
 }
@@ -61,18 +69,18 @@ async fn an_account_whose_step_cannot_be_told_is_unchanged(database: &Database) 
     let reset = token(store, &user, Purpose::ResetPassword).await;
     let change = token(store, &user, Purpose::ChangeEmail).await;
 
-    let account = NewAccount { occasion: of, ..new_account("grace") };
+    let account = NewAccount { context: of, ..new_account("grace") };
     assert_not_made(database, "a sign-up", store.create_account(account)).await;
     assert_not_made(database, "a verification", store.verify_email(verify, of)).await;
-    let reset = PasswordReset { occasion: of, ..reset_by(reset) };
+    let reset = PasswordReset { context: of, ..reset_by(reset) };
     assert_not_made(database, "a reset", store.reset_password(reset)).await;
     let by_password = password_change(&user);
-    let session = NewSession { occasion: of, ..by_password.session.clone() };
+    let session = NewSession { context: of, ..by_password.session.clone() };
     let by_password = PasswordChange { session, ..by_password };
     assert_not_made(database, "a change of the password", store.change_password(by_password)).await;
-    let asked = EmailChange { occasion: of, ..email_change(&user, "new@example.com") };
+    let asked = EmailChange { context: of, ..email_change(&user, "new@example.com") };
     assert_not_made(database, "a change of the address, asked for", store.request_email_change(asked)).await;
-    let confirmed = EmailConfirmation { occasion: of, ..confirmation_by(change) };
+    let confirmed = EmailConfirmation { context: of, ..confirmation_by(change) };
     assert_not_made(database, "a change of the address", store.confirm_email_change(confirmed)).await;
 }
 
@@ -88,13 +96,13 @@ async fn a_session_whose_step_cannot_be_told_is_unchanged(database: &Database) {
     let hash = |phc: &str| postern::domain::password::PasswordHash::from_phc(phc.to_owned());
     let rehash = Some(Rehash { from: hash(OLD_HASH), to: hash(NEW_HASH) });
     let attempt = Some(subject(user.email.as_str()));
-    let session = NewSession { occasion: of, rehash, attempt, ..new_session(user.id) };
+    let session = NewSession { context: of, rehash, attempt, ..new_session(user.id) };
     assert_not_made(database, "a login", store.open_session(session)).await;
     assert_not_made(database, "a login that failed", store.login_failed(Some(user.id), of)).await;
-    let reuse = Rotation { occasion: of, ..spent.rotation() };
+    let reuse = Rotation { context: of, ..spent.rotation() };
     assert_not_made(database, "a reuse", store.rotate_refresh(reuse)).await;
-    assert_not_made(database, "a logout", store.logout(Logout { occasion: of, ..live.logout() })).await;
-    let everywhere = Logout { occasion: of, ..live.logout_everywhere() };
+    assert_not_made(database, "a logout", store.logout(Logout { context: of, ..live.logout() })).await;
+    let everywhere = Logout { context: of, ..live.logout_everywhere() };
     assert_not_made(database, "a logout everywhere", store.logout(everywhere)).await;
     let session = live.grant.session_id;
     assert_not_made(database, "a revocation", store.revoke_session(session, user.id, of)).await;
@@ -103,19 +111,18 @@ async fn a_session_whose_step_cannot_be_told_is_unchanged(database: &Database) {
 async fn an_administrative_step_that_cannot_be_told_is_not_made(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let of: Occasion = told_before(store).await;
+    let of: AuditContext = told_before(store).await;
     let user = account(database, store).await;
     token(store, &user, Purpose::ResetPassword).await;
     let disabled = sign_up_admin(database, store, "grace").await;
     sign_up_admin(database, store, "linus").await;
-    store.disable_user(disabled.id, None, occasion()).await.expect("the store");
+    store.disable_user(disabled.id, None, audit_context()).await.expect("the store");
 
     let changed = roles(&["admin", "user"]);
     assert_not_made(database, "a change of roles", store.set_roles(user.id, changed, of)).await;
     assert_not_made(database, "disabling", store.disable_user(user.id, None, of)).await;
     assert_not_made(database, "enabling", store.enable_user(disabled.id, of)).await;
     assert_not_made(database, "ending all sessions", store.revoke_user_sessions(user.id, of)).await;
-    let notice = Some(mail(postern::domain::mail::MailKind::PasswordChanged, user.email.as_str(), None));
-    let deletion = UserDeletion { occasion: of, notice, ..deletion(&user) };
+    let deletion = UserDeletion { context: of, ..deletion(&user) };
     assert_not_made(database, "a deletion", store.delete_user(deletion)).await;
 }

@@ -1,17 +1,15 @@
 //! The audit as it is read and forgotten: newest first, in pages, by user and by action.
 
-use postern::{
-    domain::{
-        AuditEventId, UserId,
-        audit::{Action, AuditEvent, Occasion},
-    },
-    store::{AuditPage, Store},
+use postern::domain::{
+    audit::{Action, AuditContext, AuditEvent},
+    ids::{AuditEventId, UserId},
+    ports::{AuditPage, Store},
 };
 use time::ext::NumericalDuration as _;
 use uuid::Uuid;
 
 use crate::{
-    fixtures::{NOW, audit, new_id, occasion_at, sign_up_quietly},
+    fixtures::{NOW, audit, audit_context_at, new_id, sign_up_quietly},
     support::{Database, on_each_engine},
 };
 
@@ -28,7 +26,7 @@ fn event_id(number: usize) -> AuditEventId {
 }
 
 async fn write(store: &dyn Store, id: AuditEventId, user: UserId, action: Action) {
-    let of = Occasion { event: id, ..occasion_at(NOW) };
+    let of = AuditContext { event: id, ..audit_context_at(NOW) };
     match action {
         Action::UserDisabled => drop(store.disable_user(user, None, of).await.expect("the store")),
         Action::UserEnabled => drop(store.enable_user(user, of).await.expect("the store")),
@@ -87,7 +85,7 @@ async fn pages_of_the_audit_hold_every_row_once_newest_first(database: &Database
 
 async fn an_action_of_another_release_reads_back_as_it_was_written(database: &Database) {
     let store = database.store().await;
-    store.login_failed(None, occasion_at(NOW)).await.expect("the store");
+    store.login_failed(None, audit_context_at(NOW)).await.expect("the store");
     database.sql.execute("UPDATE audit_events SET action = 'key_rotated'").await;
     assert_eq!(audit(store.as_ref()).await[0].action, "key_rotated");
 }
@@ -97,7 +95,7 @@ async fn the_oldest_rows_are_forgotten_and_no_more_than_asked(database: &Databas
     let store = store.as_ref();
     // The newer id is not always the later time: replicas' clocks differ.
     for second in [5, 1, 4, 2, 3] {
-        store.login_failed(None, occasion_at(NOW + second.seconds())).await.expect("the store");
+        store.login_failed(None, audit_context_at(NOW + second.seconds())).await.expect("the store");
     }
     let left = async || {
         let mut times: Vec<_> =
@@ -105,10 +103,10 @@ async fn the_oldest_rows_are_forgotten_and_no_more_than_asked(database: &Databas
         times.sort_unstable();
         times
     };
-    assert_eq!(store.forget_audit_events(NOW + 1.seconds(), 10).await.expect("the store"), 0, "not older than that");
+    assert_eq!(store.purge_audit_events(NOW + 1.seconds(), 10).await.expect("the store"), 0, "not older than that");
     let just_after = NOW + 4.seconds() + 1.microseconds();
-    assert_eq!(store.forget_audit_events(just_after, 2).await.expect("the store"), 2);
+    assert_eq!(store.purge_audit_events(just_after, 2).await.expect("the store"), 2);
     assert_eq!(left().await, [3, 4, 5]);
-    assert_eq!(store.forget_audit_events(just_after, 10).await.expect("the store"), 2);
+    assert_eq!(store.purge_audit_events(just_after, 10).await.expect("the store"), 2);
     assert_eq!(left().await, [5]);
 }

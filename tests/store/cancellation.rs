@@ -7,20 +7,20 @@ use futures_util::future::join_all;
 use postern::{
     domain::{
         account::User,
-        keyring::SealedSigningKey,
         mail::MailKind,
         one_time::{OneTimeGrant, Purpose},
+        ports::{AccountCreation, ClaimedMail, MailRetry, SealedSigningKey, Store, UserDeletion},
     },
-    store::{AccountCreation, ClaimedMail, MailRetry, Store, StoreError, UserDeletion},
+    error::StoreError,
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
     attempts::attempt,
     fixtures::{
-        ISSUED, LEASE, NO_LIMIT, NOW, Token, claimed, confirmation_by, email_change, log_in, mail, mail_with_token,
-        new_account, new_session, occasion, password_change, post, reset_by, roles, sign_up, sign_up_quietly, subject,
-        token,
+        ISSUED, LEASE, NO_LIMIT, NOW, Token, audit_context, claimed, confirmation_by, email_change, log_in, mail,
+        mail_with_token, new_account, new_session, password_change, post, reset_by, roles, sign_up, sign_up_quietly,
+        subject, token,
     },
     support::{Database, on_each_engine, wait_until},
 };
@@ -65,7 +65,7 @@ async fn abandon_a_write(store: &dyn Store, token: &Token, number: usize) -> boo
         1 => abandon_after(waits, store.open_session(new_session(token.grant.user_id))).await,
         2 => abandon_after(waits, store.rotate_refresh(token.rotation())).await,
         3 => abandon_after(waits, store.logout(token.logout_everywhere())).await,
-        4 => abandon_after(waits, store.forget_ended_sessions(ISSUED, 10)).await,
+        4 => abandon_after(waits, store.purge_sessions(ISSUED, 10)).await,
         _ => {
             let key = SealedSigningKey {
                 kid: number.to_string(),
@@ -142,7 +142,7 @@ const MAIL_WRITES: usize = 10;
 async fn abandon_a_mail_write(store: &dyn Store, of: &Account, write: usize, waits: usize) -> bool {
     let Account { user, tokens, mail: claimed } = of;
     match write {
-        0 => abandon_after(waits, store.verify_email(tokens[0].clone(), occasion())).await,
+        0 => abandon_after(waits, store.verify_email(tokens[0].clone(), audit_context())).await,
         1 => abandon_after(waits, store.reset_password(reset_by(tokens[1].clone()))).await,
         2 => abandon_after(waits, store.confirm_email_change(confirmation_by(tokens[2].clone()))).await,
         3 => abandon_after(waits, store.change_password(password_change(user))).await,
@@ -157,7 +157,7 @@ async fn abandon_a_mail_write(store: &dyn Store, of: &Account, write: usize, wai
         6 => abandon_after(waits, store.claim_mail(NOW, LEASE)).await,
         7 => abandon_after(waits, store.mail_sent(claimed.id, claimed.attempt)).await,
         8 => abandon_after(waits, store.mail_failed(claimed.id, claimed.attempt, MailRetry::Never, NOW)).await,
-        9 => abandon_after(waits, store.forget_old_mail(NOW + 1.hours(), NOW)).await,
+        9 => abandon_after(waits, store.purge_mail(NOW + 1.hours(), NOW)).await,
         _ => panic!("no such write"),
     }
 }
@@ -213,19 +213,19 @@ async fn abandon_an_administrative_write(store: &dyn Store, of: &Token, write: u
     let (user, attempt) = (of.grant.user_id, attempt(subject("ada@example.com")));
     match write {
         0 => abandon_after(0, store.reserve_attempt(attempt)).await,
-        1 => abandon_after(0, store.guess_was_right(attempt.subject)).await,
-        2 => abandon_after(0, store.login_failed(None, occasion())).await,
-        3 => abandon_after(0, store.set_roles(user, roles(&["support", "user"]), occasion())).await,
-        4 => abandon_after(0, store.revoke_session(of.grant.session_id, user, occasion())).await,
-        5 => abandon_after(0, store.revoke_user_sessions(user, occasion())).await,
-        6 => abandon_after(0, store.disable_user(user, None, occasion())).await,
-        7 => abandon_after(0, store.enable_user(user, occasion())).await,
+        1 => abandon_after(0, store.attempt_succeeded(attempt.subject)).await,
+        2 => abandon_after(0, store.login_failed(None, audit_context())).await,
+        3 => abandon_after(0, store.set_roles(user, roles(&["support", "user"]), audit_context())).await,
+        4 => abandon_after(0, store.revoke_session(of.grant.session_id, user, audit_context())).await,
+        5 => abandon_after(0, store.revoke_user_sessions(user, audit_context())).await,
+        6 => abandon_after(0, store.disable_user(user, None, audit_context())).await,
+        7 => abandon_after(0, store.enable_user(user, audit_context())).await,
         8 => {
-            let deletion = UserDeletion { user, password_version: None, occasion: occasion(), notice: None };
+            let deletion = UserDeletion { user, password_version: None, context: audit_context() };
             abandon_after(0, store.delete_user(deletion)).await
         }
-        9 => abandon_after(0, store.forget_revocations(NOW + 1.hours())).await,
-        10 => abandon_after(0, store.forget_audit_events(NOW + 1.hours(), 100)).await,
+        9 => abandon_after(0, store.purge_revocations(NOW + 1.hours())).await,
+        10 => abandon_after(0, store.purge_audit_events(NOW + 1.hours(), 100)).await,
         _ => panic!("no such write"),
     }
 }

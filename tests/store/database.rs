@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern::domain::UserId;
+use postern::domain::ids::UserId;
 use uuid::Uuid;
 
 use crate::{

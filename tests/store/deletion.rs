@@ -2,15 +2,17 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use postern::{
-    domain::{UserId, mail::MailKind, one_time::Purpose},
-    store::{Revoked, RotationOutcome, SessionOpening, UserChange, UserDeletion, UserDeletionOutcome},
+use postern::domain::{
+    ids::UserId,
+    mail::MailKind,
+    one_time::Purpose,
+    ports::{Revoked, RotationOutcome, SessionOpening, UserChange, UserDeletion, UserDeletionOutcome},
 };
 
 use crate::{
     fixtures::{
-        deletion, is_alive, log_in, log_out, mail, mail_with_token, new_id, new_session, occasion, occasion_of, post,
-        roles, sign_up_quietly, token,
+        audit_context, audit_context_of, deletion, is_alive, log_in, log_out, mail, mail_with_token, new_id,
+        new_session, post, roles, sign_up_quietly, token,
     },
     mail_races::log_in_until_refused,
     parallel::{replicas, stagger},
@@ -21,7 +23,6 @@ on_each_engine![
     all_that_is_an_accounts_own_goes_with_it,
     the_sessions_that_were_open_are_in_the_log,
     who_deletes_by_a_password_needs_the_one_of_now,
-    a_last_mail_may_be_sent,
     whoever_registers_the_address_again_is_somebody_else,
     nobody_is_deleted,
     a_login_that_meets_a_deletion_comes_before_or_after_it,
@@ -70,14 +71,14 @@ async fn the_sessions_that_were_open_are_in_the_log(database: &Database) {
     log_out(store, &ended).await;
     let open = [log_in(store, &user).await, log_in(store, &user).await];
     let lines = store.revocations(0, &[]).await.expect("the store");
-    let of = occasion_of(None);
-    let outcome = store.delete_user(UserDeletion { occasion: of, ..deletion(&user) }).await.expect("the store");
+    let of = audit_context_of(None);
+    let outcome = store.delete_user(UserDeletion { context: of, ..deletion(&user) }).await.expect("the store");
     assert_eq!(outcome, UserDeletionOutcome::Deleted);
 
     let lines = store.revocations(lines[0].number, &[]).await.expect("the store");
     assert_eq!(lines.len(), 2, "{lines:?}");
     for line in &lines {
-        assert_eq!(line.forget_time, of.forget_time);
+        assert_eq!(line.retain_until, of.retain_until);
     }
     let ended: HashSet<_> = lines
         .into_iter()
@@ -89,7 +90,7 @@ async fn the_sessions_that_were_open_are_in_the_log(database: &Database) {
     assert_eq!(ended, open.iter().map(|token| token.grant.session_id).collect());
     for token in &open {
         assert!(!is_alive(store, token).await);
-        assert_eq!(store.rotate_refresh(token.rotation()).await.expect("the store"), RotationOutcome::Dead);
+        assert_eq!(store.rotate_refresh(token.rotation()).await.expect("the store"), RotationOutcome::Invalid);
     }
 }
 
@@ -113,29 +114,20 @@ async fn who_deletes_by_a_password_needs_the_one_of_now(database: &Database) {
     assert_eq!(store.delete_user(by(4)).await.expect("the store"), UserDeletionOutcome::Deleted);
 }
 
-async fn a_last_mail_may_be_sent(database: &Database) {
-    let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    let notice = Some(mail(MailKind::PasswordChanged, user.email.as_str(), None));
-    let deletion = UserDeletion { notice, ..deletion(&user) };
-    assert_eq!(store.delete_user(deletion).await.expect("the store"), UserDeletionOutcome::Deleted);
-    assert_eq!(database.outbox().await, ["password_changed to ada@example.com"]);
-}
-
 async fn whoever_registers_the_address_again_is_somebody_else(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
     let before = sign_up_quietly(database, store, "ada").await;
     let session = log_in(store, &before).await;
     token(store, &before, Purpose::VerifyEmail).await;
-    store.set_roles(before.id, roles(&["support", "user"]), occasion()).await.expect("the store");
+    store.set_roles(before.id, roles(&["support", "user"]), audit_context()).await.expect("the store");
     store.delete_user(deletion(&before)).await.expect("the store");
 
     let after = sign_up_quietly(database, store, "ada").await;
     assert_ne!(after.id, before.id);
     assert_eq!((after.roles.clone(), after.email_verified), (roles(&["user"]), false));
     assert!(!is_alive(store, &session).await);
-    assert_eq!(store.rotate_refresh(session.rotation()).await.expect("the store"), RotationOutcome::Dead);
+    assert_eq!(store.rotate_refresh(session.rotation()).await.expect("the store"), RotationOutcome::Invalid);
     assert_eq!(store.open_session(new_session(before.id)).await.expect("the store"), SessionOpening::Refused);
     assert_eq!(database.tokens().await, [""; 0]);
     log_in(store, &after).await;
@@ -149,9 +141,9 @@ async fn nobody_is_deleted(database: &Database) {
         let deletion = UserDeletion { user: nobody, password_version: version, ..deletion(&user) };
         assert_eq!(store.delete_user(deletion).await.expect("the store"), UserDeletionOutcome::NoSuchUser);
     }
-    assert_eq!(store.disable_user(nobody, None, occasion()).await.expect("the store"), UserChange::NoSuchUser);
-    assert_eq!(store.enable_user(nobody, occasion()).await.expect("the store"), UserChange::NoSuchUser);
-    assert_eq!(store.revoke_user_sessions(nobody, occasion()).await.expect("the store"), None);
+    assert_eq!(store.disable_user(nobody, None, audit_context()).await.expect("the store"), UserChange::NoSuchUser);
+    assert_eq!(store.enable_user(nobody, audit_context()).await.expect("the store"), UserChange::NoSuchUser);
+    assert_eq!(store.revoke_user_sessions(nobody, audit_context()).await.expect("the store"), None);
     assert_eq!(store.user(nobody).await.expect("the store"), None);
 }
 

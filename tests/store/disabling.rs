@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use postern::{
-    domain::{account::User, mail::MailKind, one_time::Purpose},
-    store::{
+use postern::domain::{
+    account::User,
+    mail::MailKind,
+    one_time::Purpose,
+    ports::{
         EmailChangeRequest, EmailConfirmationOutcome, PasswordResetOutcome, RotationOutcome, SessionOpening, UserChange,
     },
 };
 
 use crate::{
     fixtures::{
-        Token, confirmation_by, email_change, is_alive, log_in, log_out, mail, mail_with_token, new_session, occasion,
-        occasion_of, password_change, post, reset_by, sign_up_quietly, token,
+        Token, audit_context, audit_context_of, confirmation_by, email_change, is_alive, log_in, log_out, mail,
+        mail_with_token, new_session, password_change, post, reset_by, sign_up_quietly, token,
     },
     mail_races::log_in_until_refused,
     parallel::{replicas, stagger},
@@ -29,8 +31,8 @@ on_each_engine![
 
 const ROUNDS: usize = 10;
 
-async fn disable(store: &dyn postern::store::Store, user: &User) -> User {
-    match store.disable_user(user.id, None, occasion()).await.expect("the store") {
+async fn disable(store: &dyn postern::domain::ports::Store, user: &User) -> User {
+    match store.disable_user(user.id, None, audit_context()).await.expect("the store") {
         UserChange::Changed(user) => user,
         other => panic!("not disabled: {other:?}"),
     }
@@ -45,7 +47,7 @@ async fn disabling_ends_the_sessions_of_that_account_and_says_why(database: &Dat
     log_out(store.as_ref(), &before).await;
     let elsewhere = log_in(store.as_ref(), &other).await;
 
-    let of = occasion_of(None);
+    let of = audit_context_of(None);
     let change = store.disable_user(user.id, None, of).await.expect("the store");
     let expected = User { disabled: true, update_time: of.now, ..user.clone() };
     assert_eq!(change, UserChange::Changed(expected.clone()));
@@ -58,7 +60,7 @@ async fn disabling_ends_the_sessions_of_that_account_and_says_why(database: &Dat
     assert_eq!(store.user(other.id).await.expect("the store"), Some(other));
 
     let everything = database.everything().await;
-    let again = store.disable_user(user.id, Some("again".to_owned()), occasion()).await.expect("the store");
+    let again = store.disable_user(user.id, Some("again".to_owned()), audit_context()).await.expect("the store");
     assert_eq!(again, UserChange::Changed(expected));
     assert_eq!(database.everything().await, everything);
 }
@@ -90,7 +92,7 @@ async fn a_disabled_account_is_refused_everything_that_opens_it(database: &Datab
     disable(store, &user).await;
     let before = database.everything().await;
     assert_eq!(store.open_session(new_session(user.id)).await.expect("the store"), SessionOpening::Refused);
-    assert_eq!(store.rotate_refresh(session.rotation()).await.expect("the store"), RotationOutcome::Dead);
+    assert_eq!(store.rotate_refresh(session.rotation()).await.expect("the store"), RotationOutcome::Invalid);
     let outcome = store.reset_password(reset_by(reset)).await.expect("the store");
     assert_eq!(outcome, PasswordResetOutcome::TokenDead);
     let outcome = store.confirm_email_change(confirmation_by(change)).await.expect("the store");
@@ -110,15 +112,15 @@ async fn enabling_lets_in_again_and_revives_nothing(database: &Database) {
     let session = log_in(store, &user).await;
     let reset = token(store, &user, Purpose::ResetPassword).await;
     disable(store, &user).await;
-    let of = occasion_of(None);
+    let of = audit_context_of(None);
     let change = store.enable_user(user.id, of).await.expect("the store");
     let user = User { update_time: of.now, ..user };
     assert_eq!(change, UserChange::Changed(user.clone()));
-    let again = store.enable_user(user.id, occasion()).await.expect("the store");
+    let again = store.enable_user(user.id, audit_context()).await.expect("the store");
     assert_eq!(again, UserChange::Changed(user.clone()));
 
     assert!(!is_alive(store, &session).await);
-    assert_eq!(store.rotate_refresh(session.rotation()).await.expect("the store"), RotationOutcome::Dead);
+    assert_eq!(store.rotate_refresh(session.rotation()).await.expect("the store"), RotationOutcome::Invalid);
     let outcome = store.reset_password(reset_by(reset)).await.expect("the store");
     assert_eq!(outcome, PasswordResetOutcome::TokenDead);
     assert_eq!(database.revoke_reason(&session).await, "user_disabled");

@@ -1,23 +1,21 @@
 //! Another address: asking for it, and confirming it by the token that was mailed there.
 
-use postern::{
-    domain::{
-        UserId,
-        account::User,
-        mail::{MailKind, NewMail},
-        one_time::{OneTimeGrant, Purpose},
+use postern::domain::{
+    account::User,
+    ids::UserId,
+    mail::{MailKind, NewMail},
+    one_time::{OneTimeGrant, Purpose},
+    ports::{
+        ClaimedMail, EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome, OneTimeToken, Store,
     },
-    store::{
-        AddressLimit, ClaimedMail, EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome,
-        OneTimeToken, Store,
-    },
+    throttle::AddressLimit,
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        LIMIT, NOW, address, confirmation_by, deliver, email_change, log_in, mail, mail_with_token, new_id,
-        occasion_at, post, sign_up_quietly, token,
+        LIMIT, NOW, address, audit_context_at, confirmation_by, deliver, email_change, log_in, mail, mail_with_token,
+        new_id, post, sign_up_quietly, token,
     },
     support::{Database, on_each_engine},
 };
@@ -52,8 +50,8 @@ async fn a_request_mails_a_token_to_the_new_address_and_a_notice_to_the_old(data
     let store = database.store().await;
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     // Concealment is about addresses that are taken.
-    let concealed = Some(mail(MailKind::AccountExists, "new@example.com", None));
-    let change = EmailChange { concealed, ..email_change(&user, "new@example.com") };
+    let owner_notice = Some(mail(MailKind::AccountExists, "new@example.com", None));
+    let change = EmailChange { owner_notice, ..email_change(&user, "new@example.com") };
     assert_eq!(request(store.as_ref(), change.clone()).await, EmailChangeRequest::Requested);
 
     let [confirmation, notice] = deliver_both(store.as_ref()).await;
@@ -96,7 +94,7 @@ async fn a_request_for_an_address_that_is_taken_is_refused(database: &Database) 
 }
 
 fn in_concealment(user: &User, new: &str) -> EmailChange {
-    EmailChange { concealed: Some(mail(MailKind::AccountExists, new, None)), ..email_change(user, new) }
+    EmailChange { owner_notice: Some(mail(MailKind::AccountExists, new, None)), ..email_change(user, new) }
 }
 
 async fn in_concealment_the_owner_of_the_address_is_mailed_instead(database: &Database) {
@@ -107,7 +105,7 @@ async fn in_concealment_the_owner_of_the_address_is_mailed_instead(database: &Da
     assert_eq!(request(store.as_ref(), change.clone()).await, EmailChangeRequest::Requested);
 
     let [to_owner, notice] = deliver_both(store.as_ref()).await;
-    assert_eq!(Some(to_owner.id), change.concealed.map(|mail| mail.id));
+    assert_eq!(Some(to_owner.id), change.owner_notice.map(|mail| mail.id));
     assert_eq!((to_owner.kind, to_owner.recipient), (MailKind::AccountExists, owner.email));
     assert_eq!((to_owner.username, to_owner.grant), (owner.username, None));
     assert_eq!((notice.kind, notice.recipient), (MailKind::EmailChangeRequested, user.email), "as for any other");
@@ -177,7 +175,7 @@ async fn a_confirmation_changes_the_address_and_verifies_it(database: &Database)
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     let now = NOW + 1.minutes();
     let outcome =
-        confirm(store.as_ref(), EmailConfirmation { occasion: occasion_at(now), ..confirmation_by(token) }).await;
+        confirm(store.as_ref(), EmailConfirmation { context: audit_context_at(now), ..confirmation_by(token) }).await;
     let email = address("new-ada@example.com");
     let expected = User { email: email.clone(), email_verified: true, update_time: now, ..user.clone() };
     assert_eq!(outcome, EmailConfirmationOutcome::Changed(expected.clone()));
@@ -194,14 +192,14 @@ async fn a_confirmation_tells_the_address_before(database: &Database) {
     let store = database.store().await;
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
-    let confirmation = EmailConfirmation { occasion: occasion_at(NOW - 1.minutes()), ..confirmation_by(token) };
+    let confirmation = EmailConfirmation { context: audit_context_at(NOW - 1.minutes()), ..confirmation_by(token) };
     let outcome = confirm(store.as_ref(), confirmation.clone()).await;
     assert!(matches!(outcome, EmailConfirmationOutcome::Changed(_)), "{outcome:?}");
     let [notice] = deliver(store.as_ref()).await.try_into().expect("one mail");
     assert_eq!((notice.id, notice.kind), (confirmation.notice, MailKind::EmailChanged));
     assert_eq!((notice.recipient, notice.username), (user.email, user.username));
     assert_eq!((notice.new_email, notice.grant), (Some(address("new-ada@example.com")), None));
-    assert_eq!(notice.create_time, confirmation.occasion.now);
+    assert_eq!(notice.create_time, confirmation.context.now);
 }
 
 async fn a_confirmation_ends_every_token_of_its_user_and_the_mails_that_would_bring_more(database: &Database) {

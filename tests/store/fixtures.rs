@@ -3,24 +3,22 @@
 
 use std::time::Duration;
 
-use postern::{
-    domain::{
-        AuditEventId, MailId, SessionId, UserId,
-        account::{Email, User, Username},
-        audit::{AuditEvent, Occasion},
-        env::Env,
-        mail::{MailKind, NewMail},
-        one_time::{OneTimeGrant, Purpose},
-        password::PasswordHash,
-        role::Role,
-        token::RefreshGrant,
+use postern::domain::{
+    account::{Email, User, Username},
+    audit::{AuditContext, AuditEvent},
+    env::Env,
+    ids::{AuditEventId, MailId, SessionId, UserId},
+    mail::{MailKind, NewMail},
+    one_time::{OneTimeGrant, Purpose},
+    password::PasswordHash,
+    ports::{
+        AccountCreation, AuditPage, ClaimedMail, EmailChange, EmailConfirmation, EmailConfirmationOutcome, Enqueued,
+        Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange, PasswordReset, PasswordResetOutcome,
+        Rotation, RotationOutcome, SessionOpening, Store, UserDeletion,
     },
-    store::{
-        AccountCreation, AddressLimit, AttemptSubject, AuditPage, ClaimedMail, EmailChange, EmailConfirmation,
-        EmailConfirmationOutcome, Enqueued, Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange,
-        PasswordReset, PasswordResetOutcome, RefreshHash, Rotation, RotationOutcome, SessionOpening, Store,
-        UserDeletion,
-    },
+    role::Role,
+    session::{RefreshGrant, RefreshHash},
+    throttle::{AddressLimit, AttemptSubject},
 };
 use time::{OffsetDateTime, ext::NumericalDuration as _, macros::datetime};
 use uuid::Uuid;
@@ -49,13 +47,13 @@ pub fn new_id() -> Uuid {
 }
 
 /// The circumstances of a step that nobody known makes now. Each is another.
-pub fn occasion() -> Occasion {
-    occasion_at(NOW)
+pub fn audit_context() -> AuditContext {
+    audit_context_at(NOW)
 }
 
 /// The same at another time. Access tokens from before are dead a quarter of an hour later.
-pub fn occasion_at(now: OffsetDateTime) -> Occasion {
-    Occasion { event: AuditEventId(new_id()), now, actor: None, client_ip: None, forget_time: now + 15.minutes() }
+pub fn audit_context_at(now: OffsetDateTime) -> AuditContext {
+    AuditContext { event: AuditEventId(new_id()), now, actor: None, client_ip: None, retain_until: now + 15.minutes() }
 }
 
 /// What guesses at the password of an address are counted under.
@@ -71,9 +69,9 @@ pub fn new_account(name: &str) -> NewAccount {
         username: Username::parse(name).expect("a username"),
         email: address(&format!("{name}@example.com")),
         password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
-        occasion: occasion(),
+        context: audit_context(),
         verification: mail(MailKind::VerifyEmail, &format!("{name}@example.com"), Some(id)),
-        concealed: None,
+        owner_notice: None,
         limit: LIMIT,
     }
 }
@@ -112,7 +110,7 @@ pub fn new_session(user: UserId) -> NewSession {
         rehash: None,
         user_agent: None,
         attempt: None,
-        occasion: occasion(),
+        context: audit_context(),
     }
 }
 
@@ -154,7 +152,7 @@ impl Token {
             presented_hash: self.hash,
             next: next.grant.clone(),
             next_hash: next.hash,
-            occasion: occasion(),
+            context: audit_context(),
             retry_window: WINDOW,
         }
     }
@@ -170,7 +168,7 @@ impl Token {
             user_id: self.grant.user_id,
             presented_generation: self.grant.generation,
             everywhere: false,
-            occasion: occasion(),
+            context: audit_context(),
         }
     }
 
@@ -243,9 +241,9 @@ pub async fn deliver(store: &dyn Store) -> Vec<ClaimedMail> {
 pub fn mail_with_token(user: &User, purpose: Purpose) -> NewMail {
     let of_account = user.email.as_str();
     match purpose {
-        Purpose::VerifyEmail | Purpose::ResetPassword => mail(purpose.carrier(), of_account, Some(user.id)),
+        Purpose::VerifyEmail | Purpose::ResetPassword => mail(MailKind::carrying(purpose), of_account, Some(user.id)),
         Purpose::ChangeEmail => {
-            let to = mail(purpose.carrier(), &format!("new-{of_account}"), Some(user.id));
+            let to = mail(MailKind::carrying(purpose), &format!("new-{of_account}"), Some(user.id));
             NewMail { new_email: Some(to.recipient.clone()), ..to }
         }
     }
@@ -263,13 +261,13 @@ pub async fn token(store: &dyn Store, user: &User, purpose: Purpose) -> OneTimeG
 /// What a token was good for, done.
 pub async fn use_token(store: &dyn Store, token: OneTimeGrant, now: OffsetDateTime) -> bool {
     match token.purpose {
-        Purpose::VerifyEmail => store.verify_email(token, occasion_at(now)).await.expect("the store").is_some(),
+        Purpose::VerifyEmail => store.verify_email(token, audit_context_at(now)).await.expect("the store").is_some(),
         Purpose::ResetPassword => {
-            let reset = PasswordReset { occasion: occasion_at(now), ..reset_by(token) };
+            let reset = PasswordReset { context: audit_context_at(now), ..reset_by(token) };
             store.reset_password(reset).await.expect("the store") == PasswordResetOutcome::Reset
         }
         Purpose::ChangeEmail => {
-            let confirmation = EmailConfirmation { occasion: occasion_at(now), ..confirmation_by(token) };
+            let confirmation = EmailConfirmation { context: audit_context_at(now), ..confirmation_by(token) };
             let outcome = store.confirm_email_change(confirmation).await.expect("the store");
             matches!(outcome, EmailConfirmationOutcome::Changed(_))
         }
@@ -280,11 +278,11 @@ pub fn reset_by(token: OneTimeGrant) -> PasswordReset {
     let notice = mail(MailKind::PasswordChanged, token.email.as_str(), Some(token.user_id));
     let attempts = subject(token.email.as_str());
     let password_hash = PasswordHash::from_phc(NEW_HASH.to_owned());
-    PasswordReset { token, password_hash, notice, attempts, occasion: occasion() }
+    PasswordReset { token, password_hash, notice, attempts, context: audit_context() }
 }
 
 pub fn confirmation_by(token: OneTimeGrant) -> EmailConfirmation {
-    EmailConfirmation { token, notice: MailId(new_id()), occasion: occasion() }
+    EmailConfirmation { token, notice: MailId(new_id()), context: audit_context() }
 }
 
 /// Another password in the place of the one of version 0.
@@ -304,16 +302,16 @@ pub fn email_change(user: &User, new: &str) -> EmailChange {
         password_version: 0,
         confirmation: about(mail(MailKind::ConfirmEmailChange, new, Some(user.id))),
         notice: about(mail(MailKind::EmailChangeRequested, user.email.as_str(), Some(user.id))),
-        concealed: None,
-        occasion: occasion(),
+        owner_notice: None,
+        context: audit_context(),
         limit: LIMIT,
     }
 }
 
 /// A moment later than [`NOW`], somebody known, and from somewhere: a step of these circumstances tells all of them.
-pub fn occasion_of(actor: Option<UserId>) -> Occasion {
+pub fn audit_context_of(actor: Option<UserId>) -> AuditContext {
     let client_ip = Some("2001:db8::7".parse().expect("an address"));
-    Occasion { actor, client_ip, ..occasion_at(NOW + 90.seconds() + 7.microseconds()) }
+    AuditContext { actor, client_ip, ..audit_context_at(NOW + 90.seconds() + 7.microseconds()) }
 }
 
 pub fn roles(names: &[&str]) -> Vec<Role> {
@@ -334,5 +332,5 @@ pub async fn audit(store: &dyn Store) -> Vec<AuditEvent> {
 }
 
 pub fn deletion(user: &User) -> UserDeletion {
-    UserDeletion { user: user.id, password_version: None, occasion: occasion(), notice: None }
+    UserDeletion { user: user.id, password_version: None, context: audit_context() }
 }

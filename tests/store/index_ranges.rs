@@ -10,9 +10,10 @@ use std::{
     },
 };
 
-use postern::{
-    domain::{AuditEventId, UserId, audit::Action},
-    store::{AuditPage, Store, UserOrder, UserPage},
+use postern::domain::{
+    audit::Action,
+    ids::{AuditEventId, UserId},
+    ports::{AuditPage, Store, UserOrder, UserPage},
 };
 use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool};
 use tracing::{

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use postern::domain::keyring::SealedSigningKey;
+use postern::domain::ports::SealedSigningKey;
 
 use crate::{
     fixtures::NOW,

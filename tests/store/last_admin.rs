@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use postern::{
-    domain::account::User,
-    store::{Store, UserChange, UserDeletion, UserDeletionOutcome},
+use postern::domain::{
+    account::User,
+    ports::{Store, UserChange, UserDeletion, UserDeletionOutcome},
 };
 
 use crate::{
-    fixtures::{deletion, log_in, occasion, roles, sign_up_admin, sign_up_quietly},
+    fixtures::{audit_context, deletion, log_in, roles, sign_up_admin, sign_up_quietly},
     parallel::{all_at_once, assert_waits, begin, replicas},
     support::{Database, Engine, on_each_engine, with_database},
 };
@@ -36,8 +36,8 @@ const WAYS: [Way; 4] = [Way::Demote, Way::Disable, Way::Delete, Way::DeleteByOwn
 /// Whether it was done; if not, because it was the last.
 async fn take_away(store: &dyn Store, admin: &User, way: Way) -> bool {
     let change = match way {
-        Way::Demote => store.set_roles(admin.id, roles(&["user"]), occasion()).await.expect("the store"),
-        Way::Disable => store.disable_user(admin.id, None, occasion()).await.expect("the store"),
+        Way::Demote => store.set_roles(admin.id, roles(&["user"]), audit_context()).await.expect("the store"),
+        Way::Disable => store.disable_user(admin.id, None, audit_context()).await.expect("the store"),
         Way::Delete | Way::DeleteByOwner => {
             let password_version = matches!(way, Way::DeleteByOwner).then_some(0);
             let deletion = UserDeletion { password_version, ..deletion(admin) };
@@ -82,7 +82,7 @@ async fn the_last_admin_may_gain_and_lose_other_roles(database: &Database) {
     let store = database.store().await;
     let admin = sign_up_admin(database, store.as_ref(), "ada").await;
     for names in [&["admin", "support", "user"][..], &["admin", "user"]] {
-        let change = store.set_roles(admin.id, roles(names), occasion()).await.expect("the store");
+        let change = store.set_roles(admin.id, roles(names), audit_context()).await.expect("the store");
         assert_eq!(change, UserChange::Changed(User { roles: roles(names), ..admin.clone() }));
     }
     assert_eq!(database.enabled_admins().await, 1);
@@ -139,7 +139,10 @@ async fn take_each_other_away(database: &Database, count: usize, rounds: usize) 
             async move {
                 if number < count {
                     // Who was demoted before this is an admin again: that there is one left is what counts.
-                    store.set_roles(admin.id, roles(&["admin", "busy", "user"]), occasion()).await.expect("the store");
+                    store
+                        .set_roles(admin.id, roles(&["admin", "busy", "user"]), audit_context())
+                        .await
+                        .expect("the store");
                 } else {
                     take_away(store.as_ref(), &admin, WAYS[round % 4]).await;
                 }

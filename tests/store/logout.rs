@@ -1,13 +1,13 @@
 //! Logging out: one session or all of a user's, with which tokens, and as often as anybody likes.
 
-use postern::{
-    domain::{SessionId, UserId},
-    store::{Logout, LogoutOutcome, RotationOutcome, Store},
+use postern::domain::{
+    ids::{SessionId, UserId},
+    ports::{Logout, LogoutOutcome, RotationOutcome, Store},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{NOW, Token, is_alive, log_in, log_out, new_id, new_session, occasion_at, refresh, sign_up},
+    fixtures::{NOW, Token, audit_context_at, is_alive, log_in, log_out, new_id, new_session, refresh, sign_up},
     support::{Database, on_each_engine},
 };
 
@@ -40,7 +40,7 @@ async fn assert_over(database: &Database, store: &dyn Store, token: &Token) {
     assert!(database.is_revoked(token).await);
     assert!(!is_alive(store, token).await);
     let outcome = store.rotate_refresh(token.rotation()).await.expect("the store");
-    assert_eq!(outcome, RotationOutcome::Dead);
+    assert_eq!(outcome, RotationOutcome::Invalid);
 }
 
 async fn a_logout_ends_its_session_and_no_other(database: &Database) {
@@ -57,7 +57,7 @@ async fn a_logout_again_is_well_and_changes_nothing(database: &Database) {
     let (token, _) = two_sessions(store.as_ref()).await;
     log_out(store.as_ref(), &token).await;
     let before = database.session_row(&token).await;
-    let again = Logout { occasion: occasion_at(NOW + 1.hours()), ..token.logout() };
+    let again = Logout { context: audit_context_at(NOW + 1.hours()), ..token.logout() };
     assert_eq!(end(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
     assert_eq!(database.session_row(&token).await, before, "it ended when it ended");
 }
@@ -137,7 +137,7 @@ async fn after_a_logout_its_token_cannot_end_other_sessions(database: &Database)
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
     log_out(store.as_ref(), &token).await;
-    let later = Logout { occasion: occasion_at(NOW + 1.minutes()), ..token.logout_everywhere() };
+    let later = Logout { context: audit_context_at(NOW + 1.minutes()), ..token.logout_everywhere() };
     assert_eq!(end(store.as_ref(), later.clone()).await, LogoutOutcome::Refused);
     assert!(is_alive(store.as_ref(), &other).await);
 
@@ -152,11 +152,11 @@ async fn a_logout_everywhere_again_is_well_and_spares_later_sessions(database: &
     assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
 
     let mut newer = new_session(token.grant.user_id);
-    newer.occasion = occasion_at(NOW + 1.minutes());
+    newer.context = audit_context_at(NOW + 1.minutes());
     let newer_token = Token { grant: newer.grant.clone(), hash: newer.refresh_hash };
     store.open_session(newer).await.expect("the store");
 
-    let again = Logout { occasion: occasion_at(NOW + 2.minutes()), ..token.logout_everywhere() };
+    let again = Logout { context: audit_context_at(NOW + 2.minutes()), ..token.logout_everywhere() };
     assert_eq!(end(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
     assert!(is_alive(store.as_ref(), &newer_token).await);
 }
@@ -173,13 +173,13 @@ async fn a_session_that_another_ended_cannot_log_out_everywhere(database: &Datab
 async fn an_expired_token_cannot_log_out_everywhere(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
-    let at_expiry = Logout { occasion: occasion_at(token.grant.expire_time), ..token.logout_everywhere() };
+    let at_expiry = Logout { context: audit_context_at(token.grant.expire_time), ..token.logout_everywhere() };
     assert_eq!(end(store.as_ref(), at_expiry).await, LogoutOutcome::Refused);
     assert_over(database, store.as_ref(), &token).await;
     assert!(is_alive(store.as_ref(), &other).await);
 
     let just_before =
-        Logout { occasion: occasion_at(other.grant.expire_time - 1.microseconds()), ..other.logout_everywhere() };
+        Logout { context: audit_context_at(other.grant.expire_time - 1.microseconds()), ..other.logout_everywhere() };
     assert_eq!(end(store.as_ref(), just_before).await, LogoutOutcome::LoggedOut);
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use postern::{
-    domain::mail::MailKind,
-    store::{AddressLimit, Enqueued, Store},
+use postern::domain::{
+    mail::MailKind,
+    ports::{Enqueued, Store},
+    throttle::AddressLimit,
 };
 use time::{OffsetDateTime, ext::NumericalDuration as _};
 

@@ -3,13 +3,11 @@
 
 use std::sync::Arc;
 
-use postern::{
-    domain::{
-        account::User,
-        mail::MailKind,
-        one_time::{OneTimeGrant, Purpose},
-    },
-    store::{
+use postern::domain::{
+    account::User,
+    mail::MailKind,
+    one_time::{OneTimeGrant, Purpose},
+    ports::{
         EmailChangeRequest, EmailConfirmationOutcome, MailClaim, MailRetry, PasswordResetOutcome, SessionOpening, Store,
     },
 };
@@ -17,7 +15,7 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        NOW, claim, claimed, confirmation_by, email_change, log_in, mail, mail_with_token, new_session, occasion,
+        NOW, audit_context, claim, claimed, confirmation_by, email_change, log_in, mail, mail_with_token, new_session,
         password_change, post, reset_by, sign_up, sign_up_quietly, token, use_token,
     },
     parallel::{assert_waits, begin},
@@ -126,7 +124,7 @@ enum Step {
 async fn is_refused(store: Arc<dyn Store>, step: Step, user: User, tokens: [OneTimeGrant; 3]) -> bool {
     let [verify, reset, change] = tokens;
     match step {
-        Step::Verify => store.verify_email(verify, occasion()).await.expect("the store").is_none(),
+        Step::Verify => store.verify_email(verify, audit_context()).await.expect("the store").is_none(),
         Step::Reset => {
             let outcome = store.reset_password(reset_by(reset)).await.expect("the store");
             outcome == PasswordResetOutcome::TokenDead
@@ -256,7 +254,7 @@ async fn forgetting_waits_for_nobody(database: &Database) {
     )
     .await;
     let forget = async || {
-        store.forget_old_mail(NOW + 365.days(), NOW + 365.days()).await.expect("the store");
+        store.purge_mail(NOW + 365.days(), NOW + 365.days()).await.expect("the store");
         let limits = database.sql.number("SELECT count(*) FROM mail_limits").await;
         (database.tokens().await.len(), database.outbox().await.len(), limits)
     };

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use postern::{
-    domain::{
-        account::User,
-        mail::{MailKind, NewMail},
-        one_time::{OneTimeGrant, Purpose},
-    },
-    store::{ClaimedMail, MailClaim, MailQueue, MailRetry, Store},
+use postern::domain::{
+    account::User,
+    mail::{MailKind, NewMail},
+    one_time::{OneTimeGrant, Purpose},
+    ports::{ClaimedMail, MailClaim, MailQueue, MailRetry, Store},
 };
 use time::ext::NumericalDuration as _;
 
@@ -228,7 +226,7 @@ async fn a_disabled_account_is_mailed_no_token_to_change_it_by(database: &Databa
     database.set_user(user.id, "disabled = true").await;
     for purpose in [Purpose::ResetPassword, Purpose::ChangeEmail] {
         post(store.as_ref(), &mail_with_token(&user, purpose)).await;
-        assert_dropped(database, store.as_ref(), purpose.carrier()).await;
+        assert_dropped(database, store.as_ref(), MailKind::carrying(purpose)).await;
     }
     post(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", None)).await;
     assert_dropped(database, store.as_ref(), MailKind::ResetPassword).await;
@@ -249,7 +247,7 @@ async fn a_mail_whose_token_would_have_expired_is_dropped(database: &Database) {
         let claim = store.claim_mail(in_time, Duration::ZERO).await.expect("the store");
         assert!(matches!(claim, MailClaim::Claimed(_)), "{claim:?}");
         let claim = store.claim_mail(NOW + lifetime, LEASE).await.expect("the store");
-        assert_eq!(claim, MailClaim::Dropped(purpose.carrier()), "the second time, it is too late");
+        assert_eq!(claim, MailClaim::Dropped(MailKind::carrying(purpose)), "the second time, it is too late");
         assert_eq!(database.outbox().await, Vec::<String>::new());
     }
 }
@@ -309,7 +307,7 @@ async fn only_what_is_old_is_forgotten(database: &Database) {
     let spent = NOW + NO_LIMIT.interval;
 
     let forget = async |now, dead_before| {
-        store.forget_old_mail(now, dead_before).await.expect("the store");
+        store.purge_mail(now, dead_before).await.expect("the store");
         let limits = database.sql.number("SELECT count(*) FROM mail_limits").await;
         let dead = store.mail_queue().await.expect("the store").dead;
         (database.tokens().await.len(), limits, dead)

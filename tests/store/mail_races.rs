@@ -3,13 +3,11 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use postern::{
-    domain::{
-        account::User,
-        mail::{MailKind, NewMail},
-        one_time::{OneTimeGrant, Purpose},
-    },
-    store::{
+use postern::domain::{
+    account::User,
+    mail::{MailKind, NewMail},
+    one_time::{OneTimeGrant, Purpose},
+    ports::{
         EmailConfirmationOutcome, MailClaim, MailRetry, NewSession, PasswordResetOutcome, RotationOutcome,
         SessionOpening, Store,
     },
@@ -107,7 +105,7 @@ async fn of_a_confirmation_and_a_sign_up_with_one_address_one_gets_it(database: 
         stagger(round).await;
         let confirmed = stores[0].confirm_email_change(confirmation_by(token)).await.expect("the store");
         let created = signing_up.await.expect("no panic");
-        let created = matches!(created, postern::store::AccountCreation::Created(_));
+        let created = matches!(created, postern::domain::ports::AccountCreation::Created(_));
         let changed = matches!(confirmed, EmailConfirmationOutcome::Changed(_));
         assert!(created != changed, "round {round}: {confirmed:?}");
     }
@@ -125,7 +123,7 @@ pub async fn log_in_until_refused(store: Arc<dyn Store>, user: User) -> Vec<Toke
         let next = token.successor("");
         match store.rotate_refresh(token.replaced_by(&next)).await.expect("the store") {
             RotationOutcome::Rotated(_) => tokens.push(next),
-            RotationOutcome::Dead => {}
+            RotationOutcome::Invalid => {}
             other => panic!("nobody else presents this token: {other:?}"),
         }
         tokens.push(token);
@@ -147,7 +145,7 @@ async fn assert_all_over(store: &dyn Store, tokens: &[Token]) {
     for token in tokens {
         assert!(!is_alive(store, token).await);
         let outcome = store.rotate_refresh(token.rotation()).await.expect("the store");
-        assert_eq!(outcome, RotationOutcome::Dead);
+        assert_eq!(outcome, RotationOutcome::Invalid);
     }
 }
 
@@ -294,7 +292,7 @@ async fn any_step(store: &dyn Store, user: &User, tokens: &[OneTimeGrant], sessi
         4 => post(store, &NewMail { user_id: None, ..mail_with_token(user, Purpose::ALL[number % 2]) }).await,
         5 => drop(store.request_email_change(email_change(user, "free@example.com")).await.expect("a step")),
         6 => drop(store.change_password(password_change(user)).await.expect("a step")),
-        7 => store.forget_old_mail(NOW + 1.days() + 1.seconds(), NOW + 1.days()).await.expect("a step"),
+        7 => store.purge_mail(NOW + 1.days() + 1.seconds(), NOW + 1.days()).await.expect("a step"),
         8 | 9 => {
             if let MailClaim::Claimed(mail) = claim(store).await {
                 store.mail_failed(mail.id, mail.attempt, MailRetry::Never, NOW).await.expect("a step");

@@ -1,4 +1,4 @@
-//! The conformance suite: every step of `postern::store::Store`, each of its outcomes, and the races between them, on
+//! The conformance suite: every step of `postern::domain::ports::Store`, each of its outcomes, and the races between them, on
 //! every engine. A new backend joins by being added to `support::Engine`.
 
 // Says to clippy what is true anyway: all of this is test code, where `expect` and indexing are welcome.

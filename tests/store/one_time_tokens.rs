@@ -1,21 +1,20 @@
 //! One-time tokens: which one is live, for what it is good, and that it is good once. What the use of one brings about
 //! for a password is in `password_changes.rs`, and for an address in `email_changes.rs`.
 
-use postern::{
-    domain::{
-        MailId, UserId,
-        account::User,
-        mail::NewMail,
-        one_time::{OneTimeGrant, Purpose},
-    },
-    store::{EmailConfirmationOutcome, MailClaim, OneTimeToken, PasswordResetOutcome, Store},
+use postern::domain::{
+    account::User,
+    ids::{MailId, UserId},
+    mail::MailKind,
+    mail::NewMail,
+    one_time::{OneTimeGrant, Purpose},
+    ports::{EmailConfirmationOutcome, MailClaim, OneTimeToken, PasswordResetOutcome, Store},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        LEASE, NOW, address, claimed, confirmation_by, deliver, log_in, mail_with_token, new_id, occasion, occasion_at,
-        post, reset_by, sign_up, sign_up_quietly, token, use_token,
+        LEASE, NOW, address, audit_context, audit_context_at, claimed, confirmation_by, deliver, log_in,
+        mail_with_token, new_id, post, reset_by, sign_up, sign_up_quietly, token, use_token,
     },
     support::{Database, on_each_engine},
 };
@@ -83,7 +82,7 @@ fn grant(mail: &NewMail, user: &User, purpose: Purpose) -> OneTimeGrant {
 
 /// Sees that the older token is worth nothing and the newer one what it was.
 async fn assert_newer_counts(database: &Database, store: &dyn Store, user: &User, mails: &(NewMail, NewMail)) {
-    for purpose in Purpose::ALL.into_iter().filter(|purpose| purpose.carrier() == mails.0.kind) {
+    for purpose in Purpose::ALL.into_iter().filter(|purpose| MailKind::carrying(*purpose) == mails.0.kind) {
         let before = database.everything().await;
         assert_eq!(store.one_time_token(mails.0.id).await.expect("the store"), None);
         assert!(!use_token(store, grant(&mails.0, user, purpose), NOW).await);
@@ -242,7 +241,7 @@ async fn no_token_does_for_another_purpose(database: &Database) {
     let before = database.everything().await;
     let said_to_be = |purpose, token: &OneTimeGrant| OneTimeGrant { purpose, ..token.clone() };
     for wrong in [&reset, &change, &said_to_be(Purpose::ChangeEmail, &verify)] {
-        assert_eq!(store.verify_email(wrong.clone(), occasion()).await.expect("the store"), None);
+        assert_eq!(store.verify_email(wrong.clone(), audit_context()).await.expect("the store"), None);
     }
     for wrong in [&verify, &change, &said_to_be(Purpose::VerifyEmail, &reset)] {
         let outcome = store.reset_password(reset_by(wrong.clone())).await.expect("the store");
@@ -290,7 +289,7 @@ async fn a_verification_verifies_and_ends_what_else_would_and_nothing_more(datab
     let session = log_in(store.as_ref(), &user).await;
 
     let now = NOW + 1.minutes();
-    let verified = store.verify_email(tokens[0].clone(), occasion_at(now)).await.expect("the store");
+    let verified = store.verify_email(tokens[0].clone(), audit_context_at(now)).await.expect("the store");
     assert_eq!(verified, Some(User { email_verified: true, update_time: now, ..user.clone() }));
     let found = store.credentials(&user.email).await.expect("the store").expect("an account");
     assert_eq!(Some(found.user), verified, "as it reads back");

@@ -2,15 +2,18 @@
 
 use std::net::IpAddr;
 
-use postern::{
-    domain::{SessionId, audit::Occasion, session::SessionSummary},
-    store::{NewSession, RotationOutcome, Store},
+use postern::domain::{
+    audit::AuditContext,
+    ids::SessionId,
+    ports::{NewSession, RotationOutcome, Store},
+    session::SessionSummary,
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        NOW, Token, is_alive, log_in, log_out, new_id, new_session, occasion, occasion_at, refresh, sign_up_quietly,
+        NOW, Token, audit_context, audit_context_at, is_alive, log_in, log_out, new_id, new_session, refresh,
+        sign_up_quietly,
     },
     support::{Database, Engine, on_each_engine},
 };
@@ -32,14 +35,15 @@ async fn a_session_is_listed_with_what_is_known_of_it(database: &Database) {
     let store = database.store().await;
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     let address: IpAddr = "2001:db8::1".parse().expect("an address");
-    let occasion = Occasion { client_ip: Some(address), ..occasion() };
-    let session = NewSession { occasion, user_agent: Some("curl/8 'x'".to_owned()), ..new_session(user.id) };
+    let context = AuditContext { client_ip: Some(address), ..audit_context() };
+    let session = NewSession { context, user_agent: Some("curl/8 'x'".to_owned()), ..new_session(user.id) };
     let token = Token { grant: session.grant.clone(), hash: session.refresh_hash };
     store.open_session(session).await.expect("the store");
     let mut next = refresh(store.as_ref(), &token).await;
     if database.engine == Engine::Sqlite {
         // Where the database has no clock, the last refresh is when its step was made.
-        let later = postern::store::Rotation { occasion: occasion_at(NOW + 5.minutes()), ..next.rotation() };
+        let later =
+            postern::domain::ports::Rotation { context: audit_context_at(NOW + 5.minutes()), ..next.rotation() };
         assert!(matches!(store.rotate_refresh(later).await.expect("the store"), RotationOutcome::Rotated(_)));
         next = next.successor("");
     }
@@ -99,9 +103,9 @@ async fn somebodys_own_session_ends_at_once_and_the_others_go_on(database: &Data
     let store = store.as_ref();
     let user = sign_up_quietly(database, store, "ada").await;
     let [stays, ends] = [log_in(store, &user).await, log_in(store, &user).await];
-    assert!(store.revoke_session(ends.grant.session_id, user.id, occasion()).await.expect("the store"));
+    assert!(store.revoke_session(ends.grant.session_id, user.id, audit_context()).await.expect("the store"));
     assert!(!is_alive(store, &ends).await);
-    assert_eq!(store.rotate_refresh(ends.rotation()).await.expect("the store"), RotationOutcome::Dead);
+    assert_eq!(store.rotate_refresh(ends.rotation()).await.expect("the store"), RotationOutcome::Invalid);
     assert_eq!(database.revoke_reason(&ends).await, "ended_by_owner");
     assert_eq!(listed(store, &stays).await, [stays.grant.session_id]);
     refresh(store, &stays).await;
@@ -116,16 +120,16 @@ async fn only_an_open_session_of_ones_own_can_be_ended(database: &Database) {
     let (id, foreign) = (token.grant.session_id, log_in(store, &other).await.grant.session_id);
     let before = database.everything().await;
     for (session, by) in [(foreign, user.id), (id, other.id), (SessionId(new_id()), user.id)] {
-        assert!(!store.revoke_session(session, by, occasion()).await.expect("the store"));
+        assert!(!store.revoke_session(session, by, audit_context()).await.expect("the store"));
     }
-    let late = occasion_at(token.grant.expire_time);
+    let late = audit_context_at(token.grant.expire_time);
     assert!(!store.revoke_session(id, user.id, late).await.expect("the store"), "it has expired");
     assert_eq!(database.everything().await, before);
 
-    let just = occasion_at(token.grant.expire_time - 1.microseconds());
+    let just = audit_context_at(token.grant.expire_time - 1.microseconds());
     assert!(store.revoke_session(id, user.id, just).await.expect("the store"));
     let before = database.everything().await;
-    assert!(!store.revoke_session(id, user.id, occasion()).await.expect("the store"), "not twice");
+    assert!(!store.revoke_session(id, user.id, audit_context()).await.expect("the store"), "not twice");
     assert_eq!(database.everything().await, before);
 }
 
@@ -138,14 +142,14 @@ async fn all_sessions_of_an_account_end_and_are_counted(database: &Database) {
     let before = log_in(store, &user).await;
     log_out(store, &before).await;
     let open = [log_in(store, &user).await, log_in(store, &user).await, log_in(store, &user).await];
-    assert_eq!(store.revoke_user_sessions(user.id, occasion()).await.expect("the store"), Some(3));
+    assert_eq!(store.revoke_user_sessions(user.id, audit_context()).await.expect("the store"), Some(3));
     for token in &open {
         assert!(!is_alive(store, token).await);
-        assert_eq!(store.rotate_refresh(token.rotation()).await.expect("the store"), RotationOutcome::Dead);
+        assert_eq!(store.rotate_refresh(token.rotation()).await.expect("the store"), RotationOutcome::Invalid);
         assert_eq!(database.revoke_reason(token).await, "ended_by_admin");
     }
     assert_eq!(database.revoke_reason(&before).await, "logout");
     assert!(is_alive(store, &elsewhere).await);
-    assert_eq!(store.revoke_user_sessions(user.id, occasion()).await.expect("the store"), Some(0));
+    assert_eq!(store.revoke_user_sessions(user.id, audit_context()).await.expect("the store"), Some(0));
     log_in(store, &user).await;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use postern::store::Store;
+use postern::domain::ports::Store;
 use sqlx::AssertSqlSafe;
 use tokio::task::JoinHandle;
 

@@ -1,20 +1,18 @@
 //! Another password, by a token from a mail or by the one before: what it ends, and what it leaves alone.
 
-use postern::{
-    domain::{
-        UserId,
-        account::User,
-        mail::{MailKind, NewMail},
-        one_time::{OneTimeGrant, Purpose},
-    },
-    store::{NewSession, PasswordChange, PasswordReset, PasswordResetOutcome, SessionOpening, Store},
+use postern::domain::{
+    account::User,
+    ids::UserId,
+    mail::{MailKind, NewMail},
+    one_time::{OneTimeGrant, Purpose},
+    ports::{NewSession, PasswordChange, PasswordReset, PasswordResetOutcome, SessionOpening, Store},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        NEW_HASH, NOW, OLD_HASH, Token, deliver, is_alive, log_in, log_out, mail, mail_with_token, new_id, new_session,
-        occasion_at, password_change, post, reset_by, sign_up_quietly, token,
+        NEW_HASH, NOW, OLD_HASH, Token, audit_context_at, deliver, is_alive, log_in, log_out, mail, mail_with_token,
+        new_id, new_session, password_change, post, reset_by, sign_up_quietly, token,
     },
     support::{Database, on_each_engine},
 };
@@ -62,7 +60,7 @@ async fn a_reset_sets_the_password_and_verifies_the_address(database: &Database)
     let other = sign_up_quietly(database, store.as_ref(), "grace").await;
     let token = token(store.as_ref(), &user, Purpose::ResetPassword).await;
     let now = NOW + 1.minutes();
-    reset(store.as_ref(), PasswordReset { occasion: occasion_at(now), ..reset_by(token) }).await;
+    reset(store.as_ref(), PasswordReset { context: audit_context_at(now), ..reset_by(token) }).await;
     assert_eq!(database.sessions_where("true").await, 0, "a reset logs nobody in");
     assert_new_password(store.as_ref(), &User { email_verified: true, update_time: now, ..user }).await;
     let credentials = store.credentials(&other.email).await.expect("the store").expect("an account");
@@ -200,7 +198,7 @@ async fn a_change_sets_the_password_and_opens_a_session_by_it(database: &Databas
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     let other = sign_up_quietly(database, store.as_ref(), "grace").await;
     let mut by_password = password_change(&user);
-    by_password.session.occasion = occasion_at(NOW + 1.minutes());
+    by_password.session.context = audit_context_at(NOW + 1.minutes());
     by_password.session.user_agent = Some("curl/8".to_owned());
     let session = by_password.session.clone();
     let changed = change(store.as_ref(), by_password).await;

@@ -10,9 +10,9 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use postern::{
-    domain::account::{Email, Username},
-    store::{AccountCreation, LogoutOutcome, NewAccount, RotationOutcome, SessionOpening, Store},
+use postern::domain::{
+    account::{Email, Username},
+    ports::{AccountCreation, LogoutOutcome, NewAccount, RotationOutcome, SessionOpening, Store},
 };
 use time::ext::NumericalDuration as _;
 
@@ -62,7 +62,7 @@ async fn of_sixteen_exchanges_of_one_token_one_is_made_and_the_others_get_its_to
         let (winners, others) = sixteen_exchanges(&stores, &token, Duration::from_mins(1)).await;
         assert_eq!(winners.len(), 1, "round {round}");
         for other in others {
-            let RotationOutcome::Retried { grant, hash, .. } = other else {
+            let RotationOutcome::Replayed { grant, hash, .. } = other else {
                 panic!("round {round}: {other:?}");
             };
             assert_eq!(Token { grant, hash }, winners[0], "round {round}");
@@ -80,7 +80,7 @@ async fn of_sixteen_exchanges_without_a_window_one_is_made_and_the_session_ends(
         let (winners, others) = sixteen_exchanges(&stores, &token, Duration::ZERO).await;
         assert_eq!(winners.len(), 1, "round {round}");
         assert!(others.contains(&RotationOutcome::Reused), "round {round}: {others:?}");
-        let refused = |outcome: &RotationOutcome| matches!(outcome, RotationOutcome::Reused | RotationOutcome::Dead);
+        let refused = |outcome: &RotationOutcome| matches!(outcome, RotationOutcome::Reused | RotationOutcome::Invalid);
         assert!(others.iter().all(refused), "round {round}: {others:?}");
         assert!(!is_alive(stores[0].as_ref(), &token).await, "round {round}");
     }
@@ -92,7 +92,7 @@ async fn refresh_until_over(store: Arc<dyn Store>, mut token: Token) -> Token {
         let next = token.successor("");
         match store.rotate_refresh(token.replaced_by(&next)).await.expect("the store") {
             RotationOutcome::Rotated(_) => token = next,
-            RotationOutcome::Dead => return token,
+            RotationOutcome::Invalid => return token,
             other => panic!("nobody else presents this token: {other:?}"),
         }
     }
@@ -103,7 +103,7 @@ async fn assert_nothing_alive(database: &Database, store: &dyn Store, tokens: &[
     for token in tokens {
         assert!(!is_alive(store, token).await);
         let outcome = store.rotate_refresh(token.rotation()).await.expect("the store");
-        assert_eq!(outcome, RotationOutcome::Dead);
+        assert_eq!(outcome, RotationOutcome::Invalid);
     }
     assert_eq!(database.sessions_where("revoke_time IS NULL").await, 0);
 }
@@ -289,7 +289,7 @@ async fn on_postgres_a_refresh_does_not_outrun_a_logout_that_is_about_to_commit(
             });
             assert_waits(database, &refreshing).await;
             transaction.commit().await.expect("a commit");
-            assert_eq!(refreshing.await.expect("no panic"), RotationOutcome::Dead);
+            assert_eq!(refreshing.await.expect("no panic"), RotationOutcome::Invalid);
             database.sql.execute(&format!("UPDATE sessions SET revoke_time = NULL WHERE id = {id}")).await;
         }
     })

@@ -2,16 +2,19 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use postern::{
-    domain::{SessionId, account::User, audit::Occasion, one_time::Purpose},
-    store::{Logout, NewSession, PasswordChange, PasswordReset, Revocation, Revoked, Rotation, Store, UserDeletion},
+use postern::domain::{
+    account::User,
+    audit::AuditContext,
+    ids::SessionId,
+    one_time::Purpose,
+    ports::{Logout, NewSession, PasswordChange, PasswordReset, Revocation, Revoked, Rotation, Store, UserDeletion},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        NOW, Token, deletion, log_in, log_out, new_id, occasion, occasion_at, occasion_of, password_change, refresh,
-        reset_by, sign_up_quietly, token,
+        NOW, Token, audit_context, audit_context_at, audit_context_of, deletion, log_in, log_out, new_id,
+        password_change, refresh, reset_by, sign_up_quietly, token,
     },
     parallel::{all_at_once, begin, replicas},
     support::{Database, Engine, on_each_engine, with_database},
@@ -59,35 +62,35 @@ impl End {
     }
 
     /// Ends the session of a token twice exchanged, or all of its user's.
-    async fn come(self, store: &dyn Store, user: &User, spent: &Token, reset: PasswordReset, of: Occasion) {
+    async fn come(self, store: &dyn Store, user: &User, spent: &Token, reset: PasswordReset, of: AuditContext) {
         match self {
             Self::LogoutEverywhere | Self::Logout => {
                 let generation = spent.grant.generation + 2;
                 let everywhere = matches!(self, Self::LogoutEverywhere);
-                let logout = Logout { presented_generation: generation, everywhere, occasion: of, ..spent.logout() };
+                let logout = Logout { presented_generation: generation, everywhere, context: of, ..spent.logout() };
                 store.logout(logout).await.expect("the store");
             }
             Self::PasswordChange => {
                 let change = password_change(user);
-                let session = NewSession { occasion: of, ..change.session.clone() };
+                let session = NewSession { context: of, ..change.session.clone() };
                 drop(store.change_password(PasswordChange { session, ..change }).await.expect("the store"));
             }
             Self::PasswordReset => {
-                store.reset_password(PasswordReset { occasion: of, ..reset }).await.expect("the store");
+                store.reset_password(PasswordReset { context: of, ..reset }).await.expect("the store");
             }
             Self::ByAdmin => {
                 store.revoke_user_sessions(user.id, of).await.expect("the store");
             }
             Self::Disabling => drop(store.disable_user(user.id, None, of).await.expect("the store")),
             Self::Deletion => {
-                let deletion = UserDeletion { occasion: of, ..deletion(user) };
+                let deletion = UserDeletion { context: of, ..deletion(user) };
                 store.delete_user(deletion).await.expect("the store");
             }
             Self::Reuse => {
-                drop(store.rotate_refresh(Rotation { occasion: of, ..spent.rotation() }).await.expect("the store"));
+                drop(store.rotate_refresh(Rotation { context: of, ..spent.rotation() }).await.expect("the store"));
             }
             Self::ReuseAtLogout => {
-                let logout = Logout { occasion: of, ..spent.logout_everywhere() };
+                let logout = Logout { context: of, ..spent.logout_everywhere() };
                 store.logout(logout).await.expect("the store");
             }
             Self::ByOwner => {
@@ -125,10 +128,10 @@ async fn each_way_a_session_ends_leaves_one_line_for_each_that_ended(database: &
     for end in ALL {
         let (user, open, reset) = user_with_sessions(database, store, &format!("{end:?}")).await;
         let after = newest(store).await;
-        let of = occasion_of(Some(user.id));
+        let of = audit_context_of(Some(user.id));
         // Twice: what has ended does not end again.
         for _ in 0..2 {
-            let of = Occasion { event: occasion().event, ..of };
+            let of = AuditContext { event: audit_context().event, ..of };
             end.come(store, &user, &open[0], reset.clone(), of).await;
         }
         let lines = store.revocations(after, &[]).await.expect("the store");
@@ -137,7 +140,7 @@ async fn each_way_a_session_ends_leaves_one_line_for_each_that_ended(database: &
         let ended: HashSet<_> = lines.iter().map(session_of).collect();
         assert_eq!(ended, expected.iter().map(|token| token.grant.session_id).collect(), "{end:?}");
         for line in lines {
-            assert_eq!(line.forget_time, of.forget_time, "{end:?}");
+            assert_eq!(line.retain_until, of.retain_until, "{end:?}");
         }
     }
 }
@@ -152,7 +155,7 @@ async fn a_session_that_many_end_at_once_leaves_one_line(database: &Database) {
         let steps = ends.map(|(number, end)| {
             let (store, user, spent, reset) =
                 (Arc::clone(&stores[(number + round) % 2]), user.clone(), open[0].clone(), reset.clone());
-            async move { end.come(store.as_ref(), &user, &spent, reset, occasion()).await }
+            async move { end.come(store.as_ref(), &user, &spent, reset, audit_context()).await }
         });
         all_at_once(steps).await;
         assert_eq!(database.revocations().await - before, 3, "round {round}");
@@ -168,9 +171,9 @@ async fn what_ends_no_session_leaves_no_line(database: &Database) {
     for _ in 0..2 {
         store.rotate_refresh(token.replaced_by(&next)).await.expect("the store");
     }
-    store.revoke_session(SessionId(new_id()), user.id, occasion()).await.expect("the store");
-    store.enable_user(user.id, occasion()).await.expect("the store");
-    store.login_failed(Some(user.id), occasion()).await.expect("the store");
+    store.revoke_session(SessionId(new_id()), user.id, audit_context()).await.expect("the store");
+    store.enable_user(user.id, audit_context()).await.expect("the store");
+    store.login_failed(Some(user.id), audit_context()).await.expect("the store");
     assert_eq!(store.revocations(0, &[]).await.expect("the store"), []);
 }
 
@@ -201,17 +204,17 @@ async fn lines_are_forgotten_once_no_token_is_affected_and_numbers_are_not_given
     let user = sign_up_quietly(database, store, "ada").await;
     for minutes in 0..3 {
         let token = log_in(store, &user).await;
-        let logout = Logout { occasion: occasion_at(NOW + minutes.minutes()), ..token.logout() };
+        let logout = Logout { context: audit_context_at(NOW + minutes.minutes()), ..token.logout() };
         store.logout(logout).await.expect("the store");
     }
     let all = store.revocations(0, &[]).await.expect("the store");
-    let second = all[1].forget_time;
-    store.forget_revocations(second).await.expect("the store");
+    let second = all[1].retain_until;
+    store.purge_revocations(second).await.expect("the store");
     assert_eq!(store.revocations(0, &[]).await.expect("the store"), all[1..], "it may be presented at that moment");
-    store.forget_revocations(second + 1.microseconds()).await.expect("the store");
+    store.purge_revocations(second + 1.microseconds()).await.expect("the store");
     assert_eq!(store.revocations(0, &[]).await.expect("the store"), all[2..]);
 
-    store.forget_revocations(second + 1.hours()).await.expect("the store");
+    store.purge_revocations(second + 1.hours()).await.expect("the store");
     assert_eq!(store.revocations(0, &[]).await.expect("the store"), []);
     log_out(store, &log_in(store, &user).await).await;
     let new = store.revocations(all[2].number, &[]).await.expect("the store");
@@ -273,17 +276,17 @@ async fn on_postgres_replicas_that_listen_hear_of_each_others_revocations() {
         let user = sign_up_quietly(database, writer.as_ref(), "ada").await;
         let listening = database.store().await;
         assert!(hears(writer.as_ref(), &user, listening.as_ref(), 20).await);
-        let postern::store::Location::Postgres { url, max_connections, .. } = database.location() else {
+        let postern::database_url::DatabaseUrl::Postgres { url, max_connections, .. } = database.database() else {
             panic!("not PostgreSQL");
         };
-        let deaf = postern::store::Location::Postgres { url, max_connections, notifications: false };
+        let deaf = postern::database_url::DatabaseUrl::Postgres { url, max_connections, notifications: false };
         let deaf = postern::store::connect(&deaf, postern::store::Migrate::Check).await.expect("a store");
         assert!(!hears(writer.as_ref(), &user, deaf.as_ref(), 2).await);
         for role in ["support", "user"] {
             // A change of roles, too.
             while tokio::time::timeout(Duration::from_millis(200), listening.revocation_written()).await.is_ok() {}
             let names = if role == "user" { vec!["user"] } else { vec![role, "user"] };
-            writer.set_roles(user.id, crate::fixtures::roles(&names), occasion()).await.expect("the store");
+            writer.set_roles(user.id, crate::fixtures::roles(&names), audit_context()).await.expect("the store");
             let heard = tokio::time::timeout(Duration::from_secs(10), listening.revocation_written()).await;
             assert!(heard.is_ok(), "{role}");
         }

@@ -1,12 +1,14 @@
 //! Roles: set, added, taken away, and told to every replica.
 
-use postern::{
-    domain::{UserId, account::User, admin::role_set},
-    store::{Revocation, Revoked, RotationOutcome, UserChange},
+use postern::domain::{
+    account::User,
+    admin::role_set,
+    ids::UserId,
+    ports::{Revocation, Revoked, RotationOutcome, UserChange},
 };
 
 use crate::{
-    fixtures::{is_alive, log_in, new_id, occasion, occasion_of, roles, sign_up_quietly},
+    fixtures::{audit_context, audit_context_of, is_alive, log_in, new_id, roles, sign_up_quietly},
     support::{Database, Engine, on_each_engine, with_database},
 };
 
@@ -31,7 +33,7 @@ async fn roles_that_are_set_take_the_place_of_those_before(database: &Database) 
     ] {
         // Another admin, so that the first may cease to be one.
         database.add_role(other.id, "admin").await;
-        let of = occasion_of(None);
+        let of = audit_context_of(None);
         // As they come: they are sorted when they are read.
         let mut asked = roles(names);
         asked.reverse();
@@ -51,15 +53,18 @@ async fn a_change_of_roles_is_in_the_log_with_the_roles_since(database: &Databas
     let store = database.store().await;
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     log_in(store.as_ref(), &user).await;
-    let of = occasion_of(None);
+    let of = audit_context_of(None);
     for names in [&["admin", "support", "user"][..], &["user"]] {
         database.add_role(sign_up_quietly(database, store.as_ref(), names[0]).await.id, "admin").await;
-        let of = postern::domain::audit::Occasion { event: occasion().event, ..of };
+        let of = postern::domain::audit::AuditContext { event: audit_context().event, ..of };
         store.set_roles(user.id, roles(names), of).await.expect("the store");
     }
     let lines = store.revocations(0, &[]).await.expect("the store");
-    let expected =
-        |number, names| Revocation { number, what: Revoked::Roles(user.id, roles(names)), forget_time: of.forget_time };
+    let expected = |number, names| Revocation {
+        number,
+        what: Revoked::Roles(user.id, roles(names)),
+        retain_until: of.retain_until,
+    };
     assert_eq!(lines, [expected(1, &["admin", "support", "user"][..]), expected(2, &["user"])]);
 }
 
@@ -67,12 +72,12 @@ async fn the_same_roles_again_write_nothing(database: &Database) {
     let store = database.store().await;
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     let names = ["billing-read", "billing_read", "support", "user"];
-    let UserChange::Changed(user) = store.set_roles(user.id, roles(&names), occasion()).await.expect("the store")
+    let UserChange::Changed(user) = store.set_roles(user.id, roles(&names), audit_context()).await.expect("the store")
     else {
         panic!("refused");
     };
     let before = database.everything().await;
-    let again = store.set_roles(user.id, roles(&names), occasion_of(None)).await.expect("the store");
+    let again = store.set_roles(user.id, roles(&names), audit_context_of(None)).await.expect("the store");
     assert_eq!(again, UserChange::Changed(user));
     assert_eq!(database.everything().await, before);
 }
@@ -101,7 +106,7 @@ async fn a_change_of_roles_bites_at_the_next_refresh_and_ends_no_session(databas
     let store = database.store().await;
     let user = sign_up_quietly(database, store.as_ref(), "ada").await;
     let token = log_in(store.as_ref(), &user).await;
-    store.set_roles(user.id, roles(&["support", "user"]), occasion()).await.expect("the store");
+    store.set_roles(user.id, roles(&["support", "user"]), audit_context()).await.expect("the store");
     assert!(is_alive(store.as_ref(), &token).await);
     let RotationOutcome::Rotated(user) = store.rotate_refresh(token.rotation()).await.expect("the store") else {
         panic!("the session ended");
@@ -112,7 +117,7 @@ async fn a_change_of_roles_bites_at_the_next_refresh_and_ends_no_session(databas
 async fn nobody_gets_no_roles(database: &Database) {
     let store = database.store().await;
     let before = database.everything().await;
-    let change = store.set_roles(UserId(new_id()), roles(&["admin"]), occasion()).await.expect("the store");
+    let change = store.set_roles(UserId(new_id()), roles(&["admin"]), audit_context()).await.expect("the store");
     assert_eq!(change, UserChange::NoSuchUser);
     assert_eq!(database.everything().await, before);
 }

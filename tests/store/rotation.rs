@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use postern::{
-    domain::{SessionId, UserId},
-    store::{RefreshHash, Rotation, RotationOutcome, Store},
+use postern::domain::{
+    ids::{SessionId, UserId},
+    ports::{Rotation, RotationOutcome, Store},
+    session::RefreshHash,
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{ISSUED, Token, WINDOW, is_alive, log_in, log_out, new_id, occasion, occasion_at, refresh, sign_up},
+    fixtures::{
+        ISSUED, Token, WINDOW, audit_context, audit_context_at, is_alive, log_in, log_out, new_id, refresh, sign_up,
+    },
     support::{Database, Engine, on_each_engine},
 };
 
@@ -46,7 +49,7 @@ async fn refreshed_once(store: &dyn Store) -> (Token, Token) {
 /// Presents what is dead, and sees that it stays as it is.
 async fn assert_dead(database: &Database, store: &dyn Store, token: &Token, rotation: Rotation) {
     let before = database.session_row(token).await;
-    assert_eq!(rotate(store, rotation).await, RotationOutcome::Dead);
+    assert_eq!(rotate(store, rotation).await, RotationOutcome::Invalid);
     assert_eq!(database.session_row(token).await, before);
 }
 
@@ -56,8 +59,8 @@ async fn assert_reuse(database: &Database, store: &dyn Store, live: &Token, rota
     assert_eq!(rotate(store, rotation.clone()).await, RotationOutcome::Reused);
     assert!(database.is_revoked(live).await);
     assert!(!is_alive(store, live).await);
-    assert_eq!(rotate(store, live.rotation()).await, RotationOutcome::Dead);
-    assert_eq!(rotate(store, rotation).await, RotationOutcome::Dead, "again");
+    assert_eq!(rotate(store, live.rotation()).await, RotationOutcome::Invalid);
+    assert_eq!(rotate(store, rotation).await, RotationOutcome::Invalid, "again");
 }
 
 async fn a_live_token_is_exchanged_for_the_next_one(database: &Database) {
@@ -82,7 +85,7 @@ async fn roles_are_read_anew_at_every_exchange(database: &Database) {
 
     for (attempt, role) in [("the exchange", "admin"), ("the retry", "billing")] {
         database.add_role(user.id, role).await;
-        let (RotationOutcome::Rotated(found) | RotationOutcome::Retried { user: found, .. }) =
+        let (RotationOutcome::Rotated(found) | RotationOutcome::Replayed { user: found, .. }) =
             rotate(store.as_ref(), token.rotation()).await
         else {
             panic!("{attempt} failed");
@@ -113,7 +116,7 @@ async fn a_retry_in_time_is_given_the_same_token_and_changes_nothing(database: &
     elsewhere.grant.issue_time += 1.seconds();
     elsewhere.grant.expire_time += 1.seconds();
     for _ in 0..3 {
-        let RotationOutcome::Retried { grant, hash, user } =
+        let RotationOutcome::Replayed { grant, hash, user } =
             rotate(store.as_ref(), first.replaced_by(&elsewhere)).await
         else {
             panic!("no retry");
@@ -138,7 +141,7 @@ async fn a_retry_is_in_time_up_to_the_window_and_not_after(database: &Database) 
     };
     database.age_rotation(&second, in_time).await;
     let outcome = rotate(store.as_ref(), presented.clone()).await;
-    assert!(matches!(outcome, RotationOutcome::Retried { .. }), "{outcome:?}");
+    assert!(matches!(outcome, RotationOutcome::Replayed { .. }), "{outcome:?}");
     database.age_rotation(&second, more).await;
     assert_reuse(database, store.as_ref(), &second, presented).await;
 }
@@ -149,7 +152,7 @@ async fn the_window_opens_with_the_last_exchange_and_not_with_the_session(databa
     database.age_rotation(&second, 2 * WINDOW).await;
     let third = refresh(store.as_ref(), &second).await;
     let outcome = rotate(store.as_ref(), second.rotation()).await;
-    assert!(matches!(outcome, RotationOutcome::Retried { .. }), "{outcome:?}");
+    assert!(matches!(outcome, RotationOutcome::Replayed { .. }), "{outcome:?}");
     assert_reuse(database, store.as_ref(), &third, first.rotation()).await;
 }
 
@@ -219,10 +222,10 @@ async fn an_expired_token_is_dead_and_unchanged(database: &Database) {
     let expiry = second.grant.expire_time;
     assert_eq!(expiry, ISSUED + 7.days() + 1.hours());
     for token in [&first, &second] {
-        let rotation = Rotation { occasion: occasion_at(expiry), retry_window: 2 * WINDOW, ..token.rotation() };
+        let rotation = Rotation { context: audit_context_at(expiry), retry_window: 2 * WINDOW, ..token.rotation() };
         assert_dead(database, store.as_ref(), &second, rotation).await;
     }
-    let rotation = Rotation { occasion: occasion_at(expiry - 1.microseconds()), ..second.rotation() };
+    let rotation = Rotation { context: audit_context_at(expiry - 1.microseconds()), ..second.rotation() };
     let outcome = rotate(store.as_ref(), rotation).await;
     assert!(matches!(outcome, RotationOutcome::Rotated(_)), "a moment before: {outcome:?}");
 }
@@ -232,7 +235,7 @@ async fn the_session_of_a_disabled_user_is_dead_and_unchanged(database: &Databas
     let (first, second) = refreshed_once(store.as_ref()).await;
     let user = second.grant.user_id;
     database.set_user(user, "disabled = true").await;
-    let unknown = Rotation { presented_hash: RefreshHash([7; 32]), occasion: occasion(), ..second.rotation() };
+    let unknown = Rotation { presented_hash: RefreshHash([7; 32]), context: audit_context(), ..second.rotation() };
     for rotation in [first.rotation(), second.rotation(), unknown] {
         assert_dead(database, store.as_ref(), &second, rotation).await;
     }

@@ -1,7 +1,10 @@
 //! The schema: brought up to date, checked, and laid out so that a refresh stays cheap.
 
 use futures_util::future::join_all;
-use postern::store::{self, Location, Migrate, OpenError};
+use postern::{
+    database_url::DatabaseUrl,
+    store::{self, Migrate, OpenError},
+};
 use secrecy::SecretString;
 use time::ext::NumericalDuration as _;
 
@@ -18,7 +21,7 @@ on_each_engine![
 ];
 
 async fn open(database: &Database, migrate: Migrate) -> Result<(), OpenError> {
-    store::connect(&database.location(), migrate).await.map(drop)
+    store::connect(&database.database(), migrate).await.map(drop)
 }
 
 async fn bringing_an_up_to_date_schema_up_to_date_changes_nothing(database: &Database) {
@@ -33,8 +36,8 @@ async fn bringing_an_up_to_date_schema_up_to_date_changes_nothing(database: &Dat
 }
 
 async fn an_empty_database_is_refused_unless_it_may_be_changed(database: &Database) {
-    if let Location::Sqlite(file) = database.location() {
-        database.location().prepare().expect("a directory");
+    if let DatabaseUrl::Sqlite(file) = database.database() {
+        database.database().create_directory().expect("a directory");
         std::fs::write(file, "").expect("an empty database");
     }
     let refusal = open(database, Migrate::Check).await.expect_err("nothing is there");
@@ -50,7 +53,7 @@ async fn an_empty_database_is_refused_unless_it_may_be_changed(database: &Databa
 }
 
 async fn a_migration_of_a_release_to_come_stops_nobody(database: &Database) {
-    database.location().prepare().expect("a directory");
+    database.database().create_directory().expect("a directory");
     open(database, Migrate::Apply).await.expect("a schema");
     let bytes = match database.engine {
         Engine::Sqlite => "x'00'",
@@ -77,7 +80,7 @@ async fn times_are_kept_to_the_microsecond(database: &Database) {
         session.grant.session_end_time = end + offset;
         store.open_session(session).await.expect("the store");
     }
-    let forget = async |now| store.forget_ended_sessions(now, 10).await.expect("the store");
+    let forget = async |now| store.purge_sessions(now, 10).await.expect("the store");
     assert_eq!(forget(end + 1.microseconds()).await, 1);
     assert_eq!(forget(end + 2.microseconds()).await, 1);
     assert_eq!(forget(end + 77_777.days()).await, 0);
@@ -141,7 +144,7 @@ async fn heap_only_updates(database: &Database, updates: i64) -> i64 {
 /// A database that cannot be spoken to is named for what it is, and its password is not.
 #[tokio::test]
 async fn a_url_that_is_none_is_refused_without_its_password() {
-    let location = Location::Postgres {
+    let location = DatabaseUrl::Postgres {
         url: SecretString::from("postgres://u:hunter2@[::1/postern"),
         max_connections: 1,
         notifications: false,

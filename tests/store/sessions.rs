@@ -2,14 +2,17 @@
 
 use std::net::IpAddr;
 
-use postern::{
-    domain::{UserId, account::User, audit::Occasion, password::PasswordHash},
-    store::{NewSession, Rehash, SessionOpening, Store},
+use postern::domain::{
+    account::User,
+    audit::AuditContext,
+    ids::UserId,
+    password::PasswordHash,
+    ports::{NewSession, Rehash, SessionOpening, Store},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{ISSUED, OLD_HASH, is_alive, log_in, log_out, new_id, new_session, occasion, refresh, sign_up},
+    fixtures::{ISSUED, OLD_HASH, audit_context, is_alive, log_in, log_out, new_id, new_session, refresh, sign_up},
     support::{Database, Engine, on_each_engine},
 };
 
@@ -40,8 +43,8 @@ async fn a_session_opens_with_everything_that_is_known_of_it(database: &Database
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let address: IpAddr = "2001:db8::1".parse().expect("an address");
-    let occasion = Occasion { client_ip: Some(address), ..occasion() };
-    let session = NewSession { occasion, user_agent: Some("curl/8 'x'".to_owned()), ..new_session(user.id) };
+    let context = AuditContext { client_ip: Some(address), ..audit_context() };
+    let session = NewSession { context, user_agent: Some("curl/8 'x'".to_owned()), ..new_session(user.id) };
     let id = session.grant.session_id;
 
     let opening = store.open_session(session).await.expect("the store");
@@ -162,7 +165,7 @@ async fn only_sessions_past_their_end_are_forgotten(database: &Database) {
     ending_after(store.as_ref(), &user, 90).await;
     ending_after(store.as_ref(), &user, 89).await;
 
-    let forget = async |now| store.forget_ended_sessions(now, 100).await.expect("the store");
+    let forget = async |now| store.purge_sessions(now, 100).await.expect("the store");
     assert_eq!(forget(ISSUED + 89.days()).await, 0, "one ends at this very moment");
     assert_eq!(forget(ISSUED + 89.days() + 1.microseconds()).await, 1);
     assert_eq!(forget(ISSUED + 90.days()).await, 0, "one that was revoked is kept, so that a replay is still known");
@@ -177,7 +180,7 @@ async fn sessions_are_forgotten_oldest_first_and_no_more_than_asked(database: &D
     for days in [4, 2, 5, 1, 3] {
         ending_after(store.as_ref(), &user, days).await;
     }
-    let forget = async |limit| store.forget_ended_sessions(ISSUED + 10.days(), limit).await.expect("the store");
+    let forget = async |limit| store.purge_sessions(ISSUED + 10.days(), limit).await.expect("the store");
     assert_eq!(forget(2).await, 2);
     let oldest = match database.engine {
         Engine::Sqlite => "SELECT min(end_time - refresh_issue_time) / 1000000 / 86400 FROM sessions",

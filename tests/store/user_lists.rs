@@ -8,14 +8,12 @@ use std::{
     },
 };
 
-use postern::{
-    domain::{
-        UserId,
-        account::{Email, User, Username},
-        admin::search_text,
-        mail::NewMail,
-    },
-    store::{AccountCreation, NewAccount, Store, UserOrder, UserPage},
+use postern::domain::{
+    account::{Email, User, Username},
+    admin::search_text,
+    ids::UserId,
+    mail::NewMail,
+    ports::{AccountCreation, NewAccount, Store, UserOrder, UserPage},
 };
 use uuid::Uuid;
 

@@ -9,6 +9,7 @@ use std::{
 use postern::{
     app::{self, Addresses},
     config::Config,
+    database_url::DatabaseUrl,
     domain::{
         env::{Clock, Env, ManualClock},
         mail::MailKind,
@@ -21,7 +22,6 @@ use postern::{
         SignUpRequest, TokenPair, User, account_service_client::AccountServiceClient,
         auth_service_client::AuthServiceClient,
     },
-    store::Location,
 };
 use secrecy::ExposeSecret as _;
 use time::{OffsetDateTime, macros::datetime};
@@ -63,9 +63,9 @@ pub fn parse(arguments: &[&str]) -> Result<Config, clap::Error> {
 
 /// The configuration of a test on this database; hashing costs next to nothing unless the arguments say otherwise.
 pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
-    let url = match database.location() {
-        Location::Sqlite(file) => format!("sqlite:{}", file.display()),
-        Location::Postgres { url, .. } => url.expose_secret().to_owned(),
+    let url = match database.database() {
+        DatabaseUrl::Sqlite(file) => format!("sqlite:{}", file.display()),
+        DatabaseUrl::Postgres { url, .. } => url.expose_secret().to_owned(),
     };
     let url = format!("--database-url={url}");
     let master_key = format!("--master-key={MASTER_KEY}");
@@ -77,7 +77,7 @@ pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
         "--argon2-iterations=1",
         &url,
     ];
-    if matches!(database.location(), Location::Postgres { .. }) {
+    if matches!(database.database(), DatabaseUrl::Postgres { .. }) {
         all.extend([master_key.as_str(), "--database-max-connections=8"]);
     }
     all.extend(arguments);

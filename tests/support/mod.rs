@@ -15,8 +15,9 @@ use std::{
 
 use futures_util::FutureExt as _;
 use postern::{
-    domain::env::Env,
-    store::{self, Location, Migrate, Store},
+    database_url::DatabaseUrl,
+    domain::{env::Env, ports::Store},
+    store::{self, Migrate},
 };
 use secrecy::SecretString;
 use tempfile::TempDir;
@@ -107,20 +108,20 @@ impl Database {
         }
     }
 
-    pub fn location(&self) -> Location {
+    pub fn database(&self) -> DatabaseUrl {
         match self.engine {
-            Engine::Sqlite => Location::Sqlite(sqlite_file(&self.directory)),
+            Engine::Sqlite => DatabaseUrl::Sqlite(sqlite_file(&self.directory)),
             Engine::Postgres => {
                 let url = SecretString::from(self.url.as_str());
-                Location::Postgres { url, max_connections: 16, notifications: true }
+                DatabaseUrl::Postgres { url, max_connections: 16, notifications: true }
             }
         }
     }
 
     /// A store of its own on this database, its schema up to date.
     pub async fn store(&self) -> Arc<dyn Store> {
-        let location = self.location();
-        location.prepare().expect("a directory for the database");
+        let location = self.database();
+        location.create_directory().expect("a directory for the database");
         store::connect(&location, Migrate::Apply).await.expect("a store")
     }
 

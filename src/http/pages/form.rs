@@ -5,7 +5,7 @@ use axum::body::Body;
 use http::{HeaderMap, header};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::http::call::{self, BodyFault};
+use crate::http::call::{self, BodyError};
 
 /// The fields of the forms. The first two are named as in the contract.
 pub const TOKEN: &str = "token";
@@ -18,17 +18,17 @@ const TOKEN_LENGTH: usize = 64;
 
 /// Why a form was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FormFault {
+pub enum FormError {
     /// It is not `application/x-www-form-urlencoded`.
     MediaType,
-    Body(BodyFault),
+    Body(BodyError),
     /// No browser sends what was sent: a field twice, or what is not UTF-8; or the RPC refused a field that nobody typed.
     Malformed,
 }
 
 /// Why the form's passwords are to be typed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PasswordFault {
+pub enum PasswordError {
     /// The two fields differ.
     NotTheSame,
     /// The policy refused it, for these reasons: each goes on where "The new password" begins.
@@ -68,17 +68,17 @@ pub struct Form {
 
 impl Form {
     /// Reads a request's form, and wipes what it was read from.
-    pub async fn read(headers: &HeaderMap, body: Body) -> Result<Self, FormFault> {
+    pub async fn read(headers: &HeaderMap, body: Body) -> Result<Self, FormError> {
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case(CONTENT_TYPE) {
-            return Err(FormFault::MediaType);
+            return Err(FormError::MediaType);
         }
-        let body = call::read_body(body).await.map_err(FormFault::Body)?;
+        let body = call::read_body(body).await.map_err(FormError::Body)?;
         Self::parse(&Zeroizing::new(Vec::from(body)))
     }
 
-    fn parse(body: &[u8]) -> Result<Self, FormFault> {
+    fn parse(body: &[u8]) -> Result<Self, FormError> {
         let mut form = Self::default();
         for (name, value) in form_urlencoded::parse(body) {
             let field = match name.as_ref() {
@@ -92,7 +92,7 @@ impl Form {
             // What is not UTF-8 arrives as U+FFFD. It would become a password that nobody typed.
             if !field.is_empty() || value.contains(char::REPLACEMENT_CHARACTER) {
                 value.zeroize();
-                return Err(FormFault::Malformed);
+                return Err(FormError::Malformed);
             }
             *field = value;
         }
@@ -104,8 +104,8 @@ impl Form {
     }
 
     /// The new password, if it was typed twice alike.
-    pub fn into_new_password(self) -> Result<Zeroizing<String>, PasswordFault> {
-        if self.new_password == self.repeat_password { Ok(self.new_password) } else { Err(PasswordFault::NotTheSame) }
+    pub fn into_new_password(self) -> Result<Zeroizing<String>, PasswordError> {
+        if self.new_password == self.repeat_password { Ok(self.new_password) } else { Err(PasswordError::NotTheSame) }
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
 
     const GOOD: &str = "AZaz09-_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-    fn parse(body: &str) -> Result<Form, FormFault> {
+    fn parse(body: &str) -> Result<Form, FormError> {
         Form::parse(body.as_bytes())
     }
 
@@ -153,7 +153,7 @@ mod tests {
     fn passwords_that_differ_in_anything_are_not_the_same() {
         for (one, other) in [("correct", "Correct"), ("correct", "correct+"), ("correct", ""), ("", "correct")] {
             let form = parse(&format!("new_password={one}&repeat_password={other}")).expect("a form");
-            assert_eq!(form.into_new_password().expect_err("different"), PasswordFault::NotTheSame);
+            assert_eq!(form.into_new_password().expect_err("different"), PasswordError::NotTheSame);
         }
         assert!(parse("new_password=correct").expect("a form").into_new_password().is_err());
     }
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn what_no_browser_sends_is_refused() {
         for body in ["new_password=a&new_password=b", "token=a&token=a", "new_password=%FF", "new_password=caf%E9"] {
-            assert_eq!(parse(body).err(), Some(FormFault::Malformed), "{body}");
+            assert_eq!(parse(body).err(), Some(FormError::Malformed), "{body}");
         }
     }
 }

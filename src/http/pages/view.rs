@@ -1,5 +1,5 @@
 //! The pages as HTML: `templates/pages`, filled in. Whatever leaves here is complete and has the headers that it needs to
-//! be safe; it fetches nothing, and no script is let run in it. Knows what is shown, not why; what it says is `words.rs`.
+//! be safe; it fetches nothing, and no script is let run in it. Knows what is shown, not why; what it says is `copy.rs`.
 
 use askama::Template;
 use axum::{
@@ -11,13 +11,14 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     error::Error,
-    http::{call::BodyFault, refusal::Refusal},
+    http::{call::BodyError, refusal::ErrorResponse},
 };
 
 use super::{
-    form::{FormFault, NEW_PASSWORD, PasswordFault, REPEAT_PASSWORD, Token},
+    copy::{self, FormWords, NoticeWords},
+    form::{FormError, NEW_PASSWORD, PasswordError, REPEAT_PASSWORD, Token},
     link::Link,
-    words::{self, FormWords, NoticeWords},
+    outcome::{FormState, Notice},
 };
 
 /// The one style of all pages, inline: they work where nothing else can be fetched.
@@ -33,40 +34,16 @@ pub struct PageOptions {
     pub min_password_length: usize,
 }
 
-/// How a form is shown.
-#[derive(Debug)]
-pub enum FormState {
-    /// As the link opens it.
-    Fresh,
-    /// The passwords are to be typed again.
-    Refused(PasswordFault),
-    /// The call failed for now. `seconds` says when to repeat it.
-    TryAgain { status: StatusCode, seconds: u64 },
-}
-
-/// A page without a form.
-#[derive(Debug)]
-pub enum Notice<'a> {
-    EmailVerified { email: Option<String> },
-    PasswordReset,
-    EmailChanged { email: Option<String> },
-    DeadLink(Link),
-    EmailTaken,
-    Failed { request_id: Option<&'a str> },
-    Unreadable(FormFault),
-    MethodNotAllowed,
-}
-
 /// What all pages have in common.
 #[derive(Debug)]
-pub struct Site {
+pub struct PageRenderer {
     service_name: String,
     min_password_length: usize,
     style: &'static str,
     security_policy: HeaderValue,
 }
 
-impl Site {
+impl PageRenderer {
     pub fn new(options: &PageOptions) -> Result<Self, Error> {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
         // The style is known by its hash (CSP Level 3 §6.7.3.3), so that none which got in otherwise applies.
@@ -95,7 +72,7 @@ impl Site {
             // Relative, so that it also holds below a proxy's path; without a query, so that the token leaves the URL.
             action: link.path().trim_start_matches('/'),
             token: token.as_str(),
-            trouble: seconds.map(|seconds| words::trouble(link, seconds)),
+            retry_message: seconds.map(|seconds| copy::retry_message(link, seconds)),
             inputs: match link {
                 Link::VerifyEmail | Link::ConfirmEmailChange => Vec::new(),
                 Link::ResetPassword => self.password_inputs(state),
@@ -112,14 +89,14 @@ impl Site {
     pub fn notice(&self, notice: Notice) -> Response {
         let status = match notice {
             Notice::EmailVerified { .. } | Notice::PasswordReset | Notice::EmailChanged { .. } => StatusCode::OK,
-            Notice::DeadLink(_) => StatusCode::BAD_REQUEST,
+            Notice::InvalidLink(_) => StatusCode::BAD_REQUEST,
             Notice::EmailTaken => StatusCode::CONFLICT,
             Notice::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Notice::Unreadable(fault) => match fault {
-                FormFault::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                FormFault::Body(BodyFault::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
-                FormFault::Body(BodyFault::TooSlow) => StatusCode::REQUEST_TIMEOUT,
-                FormFault::Body(BodyFault::BrokeOff) | FormFault::Malformed => StatusCode::BAD_REQUEST,
+                FormError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                FormError::Body(BodyError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+                FormError::Body(BodyError::TooSlow) => StatusCode::REQUEST_TIMEOUT,
+                FormError::Body(BodyError::BrokeOff) | FormError::Malformed => StatusCode::BAD_REQUEST,
             },
             Notice::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         };
@@ -135,7 +112,7 @@ impl Site {
     fn respond(&self, status: StatusCode, page: askama::Result<String>) -> Response {
         let page = match page {
             Ok(page) => page,
-            Err(error) => return Refusal::from(Error::internal(error)).into_response(),
+            Err(error) => return ErrorResponse::from(Error::internal(error)).into_response(),
         };
         let mut response = Response::new(Body::from(page));
         *response.status_mut() = status;
@@ -159,7 +136,7 @@ impl Site {
         let mut new = PasswordInput {
             name: NEW_PASSWORD,
             label: "New password",
-            hint: Some(words::password_hint(self.min_password_length)),
+            hint: Some(copy::password_hint(self.min_password_length)),
             described_by: format!("{NEW_PASSWORD}-hint"),
             ..PasswordInput::default()
         };
@@ -167,14 +144,14 @@ impl Site {
             PasswordInput { name: REPEAT_PASSWORD, label: "Repeat the new password", ..PasswordInput::default() };
         match state {
             FormState::Fresh | FormState::TryAgain { .. } => {}
-            FormState::Refused(PasswordFault::NotAccepted(reasons)) => {
-                new.problems = reasons.iter().map(|reason| words::refused(reason)).collect();
+            FormState::Refused(PasswordError::NotAccepted(reasons)) => {
+                new.problems = reasons.iter().map(|reason| copy::refused(reason)).collect();
                 new.described_by = format!("{NEW_PASSWORD}-error {NEW_PASSWORD}-hint");
                 new.is_invalid = true;
                 new.has_focus = true;
             }
-            FormState::Refused(PasswordFault::NotTheSame) => {
-                repeat.problems = vec![words::NOT_THE_SAME.to_owned()];
+            FormState::Refused(PasswordError::NotTheSame) => {
+                repeat.problems = vec![copy::NOT_THE_SAME.to_owned()];
                 repeat.described_by = format!("{REPEAT_PASSWORD}-error");
                 repeat.is_invalid = true;
                 // Which of them was mistyped, nobody knows; the first is where to begin again.
@@ -190,12 +167,12 @@ impl Site {
 #[derive(Template)]
 #[template(path = "pages/form.html")]
 struct FormPage<'a> {
-    site: &'a Site,
+    site: &'a PageRenderer,
     words: FormWords,
     action: &'static str,
     token: &'a str,
     /// Why the button is to be pressed again.
-    trouble: Option<String>,
+    retry_message: Option<String>,
     inputs: Vec<PasswordInput>,
 }
 
@@ -205,7 +182,7 @@ impl FormPage<'_> {
     }
 
     fn has_failed(&self) -> bool {
-        self.trouble.is_some() || self.is_refused()
+        self.retry_message.is_some() || self.is_refused()
     }
 }
 
@@ -225,7 +202,7 @@ struct PasswordInput {
 #[derive(Template)]
 #[template(path = "pages/notice.html")]
 struct NoticePage<'a> {
-    site: &'a Site,
+    site: &'a PageRenderer,
     words: NoticeWords,
     is_good: bool,
     request_id: Option<&'a str>,
@@ -240,16 +217,16 @@ mod tests {
     const TOKEN: &str = "AZaz09-_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     const HOSTILE: &str = "\"><script src=//evil.example>'&";
 
-    fn site(service_name: &str) -> Site {
+    fn site(service_name: &str) -> PageRenderer {
         let options = PageOptions { service_name: service_name.to_owned(), min_password_length: 8 };
-        Site::new(&options).expect("a site")
+        PageRenderer::new(&options).expect("a site")
     }
 
     /// Every page there is, by a name; a text of each kind that comes from elsewhere can be given.
-    fn all_pages(site: &Site, email: &str, reason: &str, request_id: &str) -> Vec<(&'static str, Response)> {
+    fn all_pages(site: &PageRenderer, email: &str, reason: &str, request_id: &str) -> Vec<(&'static str, Response)> {
         let token = Token::of_query(&format!("token={TOKEN}")).expect("a token");
         let form = |link, state| site.form(link, &token, &state);
-        let weak = || PasswordFault::NotAccepted(vec![reason.to_owned()]);
+        let weak = || PasswordError::NotAccepted(vec![reason.to_owned()]);
         let busy = || FormState::TryAgain { status: StatusCode::TOO_MANY_REQUESTS, seconds: 300 };
         let away = || FormState::TryAgain { status: StatusCode::SERVICE_UNAVAILABLE, seconds: 1 };
         let email = || Some(email.to_owned());
@@ -258,22 +235,22 @@ mod tests {
             ("verify-retry", form(Link::VerifyEmail, away())),
             ("verify-done", site.notice(Notice::EmailVerified { email: email() })),
             ("verify-done-without-address", site.notice(Notice::EmailVerified { email: None })),
-            ("verify-dead", site.notice(Notice::DeadLink(Link::VerifyEmail))),
+            ("verify-dead", site.notice(Notice::InvalidLink(Link::VerifyEmail))),
             ("reset-form", form(Link::ResetPassword, FormState::Fresh)),
             ("reset-weak", form(Link::ResetPassword, FormState::Refused(weak()))),
-            ("reset-differ", form(Link::ResetPassword, FormState::Refused(PasswordFault::NotTheSame))),
+            ("reset-differ", form(Link::ResetPassword, FormState::Refused(PasswordError::NotTheSame))),
             ("reset-retry", form(Link::ResetPassword, busy())),
             ("reset-done", site.notice(Notice::PasswordReset)),
-            ("reset-dead", site.notice(Notice::DeadLink(Link::ResetPassword))),
+            ("reset-dead", site.notice(Notice::InvalidLink(Link::ResetPassword))),
             ("change-form", form(Link::ConfirmEmailChange, FormState::Fresh)),
             ("change-retry", form(Link::ConfirmEmailChange, busy())),
             ("change-done", site.notice(Notice::EmailChanged { email: email() })),
             ("change-done-without-address", site.notice(Notice::EmailChanged { email: None })),
             ("change-taken", site.notice(Notice::EmailTaken)),
-            ("change-dead", site.notice(Notice::DeadLink(Link::ConfirmEmailChange))),
+            ("change-dead", site.notice(Notice::InvalidLink(Link::ConfirmEmailChange))),
             ("failed", site.notice(Notice::Failed { request_id: Some(request_id) })),
             ("failed-without-id", site.notice(Notice::Failed { request_id: None })),
-            ("not-understood", site.notice(Notice::Unreadable(FormFault::MediaType))),
+            ("not-understood", site.notice(Notice::Unreadable(FormError::MediaType))),
             ("method-not-allowed", site.notice(Notice::MethodNotAllowed)),
         ]
     }

@@ -1,46 +1,41 @@
-//! The outbox and one-time tokens.
-//!
-//! Order of locks, so that no two steps wait for each other: the user's row first, then its tokens and mails. The claim
-//! itself takes a mail without waiting and lets go of it again before it asks for the user.
+//! The steps of the outbox, in PostgreSQL's dialect. The claim takes a mail without waiting, and releases it again
+//! before it locks the user, so that it follows the order of locks in `steps`.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
-use uuid::Uuid;
 
-use crate::domain::{
-    MailId, UserId,
-    account::{Email, User},
-    audit::{Action, Occasion},
-    mail::NewMail,
-    one_time::{OneTimeGrant, Purpose},
+use crate::{
+    domain::{
+        audit::AuditContext,
+        ids::MailId,
+        mail::NewMail,
+        one_time::OneTimeGrant,
+        ports::{Enqueued, MailClaim, MailRetry, MailStore},
+        throttle::AddressLimit,
+    },
+    error::StoreError,
+    store::{
+        rows::OutboxRow,
+        shared::{Stamp, run_to_completion},
+        steps::{self, Backend as _, WriteTransaction as _},
+    },
 };
 
-use super::{PostgresStore, Time, Tx, accounts::user_by_id, audit};
-use crate::store::{
-    About, AddressLimit, Enqueued, MailClaim, MailQueue, MailRetry, MailStore, OneTimeToken, StoreError, is_wanted,
-    rows::{LeasedMail, MailQueueRow, OneTimeTokenRow, OutboxRow, user_columns},
-    to_the_end,
-};
+use super::PostgresStore;
 
 #[async_trait]
 impl MailStore for PostgresStore {
     async fn request_mail(&self, mail: NewMail, limit: AddressLimit) -> Result<Enqueued, StoreError> {
-        let pool = self.pool()?.clone();
-        to_the_end(async move {
-            let mut tx = pool.begin().await?;
-            let enqueued = queue_within(&mut tx, &mail, limit).await?;
-            tx.commit().await?;
-            Ok(enqueued)
-        })
-        .await
+        steps::write(self, move |tx| steps::request_mail(tx, mail, limit)).await
     }
 
     async fn claim_mail(&self, now: OffsetDateTime, lease: Duration) -> Result<MailClaim, StoreError> {
         let pool = self.pool()?.clone();
-        to_the_end(async move {
-            let Some(leased) = sqlx::query_as::<_, OutboxRow<Time>>(
+        let backend = self.clone();
+        run_to_completion(async move {
+            let leased = sqlx::query_as::<_, OutboxRow>(
                 "UPDATE mail_outbox SET attempts = attempts + 1, \
                  next_attempt_time = clock_timestamp() + make_interval(secs => $1) \
                  WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL AND next_attempt_time <= clock_timestamp() \
@@ -49,13 +44,13 @@ impl MailStore for PostgresStore {
             )
             .bind(lease.as_secs_f64())
             .fetch_optional(&pool)
-            .await?
-            else {
+            .await?;
+            let Some(leased) = leased else {
                 return Ok(MailClaim::NoneDue);
             };
             let leased = leased.into_leased()?;
-            let mut tx = pool.begin().await?;
-            let claim = prepare(&mut tx, leased, now).await?;
+            let mut tx = backend.begin().await?;
+            let claim = steps::prepare(&mut tx, leased, now).await?;
             tx.commit().await?;
             Ok(claim)
         })
@@ -64,7 +59,7 @@ impl MailStore for PostgresStore {
 
     async fn mail_sent(&self, mail: MailId, attempt: i64) -> Result<bool, StoreError> {
         let pool = self.pool()?.clone();
-        to_the_end(async move {
+        run_to_completion(async move {
             let sent = sqlx::query("DELETE FROM mail_outbox WHERE id = $1 AND attempts = $2")
                 .bind(mail.0)
                 .bind(attempt)
@@ -83,7 +78,7 @@ impl MailStore for PostgresStore {
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let pool = self.pool()?.clone();
-        to_the_end(async move {
+        run_to_completion(async move {
             let settled = match retry {
                 MailRetry::After(delay) => sqlx::query(
                     "UPDATE mail_outbox SET next_attempt_time = clock_timestamp() + make_interval(secs => $3) \
@@ -97,57 +92,26 @@ impl MailStore for PostgresStore {
                 )
                 .bind(mail.0)
                 .bind(attempt)
-                .bind(now),
+                .bind(Stamp(now)),
             };
             Ok(settled.execute(&pool).await?.rows_affected() == 1)
         })
         .await
     }
 
-    async fn mail_queue(&self) -> Result<MailQueue, StoreError> {
-        let queue = sqlx::query_as::<_, MailQueueRow>(
-            "SELECT count(*) FILTER (WHERE dead_time IS NULL) AS waiting, \
-             count(*) FILTER (WHERE dead_time IS NOT NULL) AS dead FROM mail_outbox",
-        )
-        .fetch_one(self.pool()?)
-        .await?;
-        Ok(queue.into_queue())
+    async fn mail_queued(&self) {
+        self.mail_queued.notified().await;
     }
 
-    async fn one_time_token(&self, token: MailId) -> Result<Option<OneTimeToken>, StoreError> {
-        sqlx::query_as::<_, OneTimeTokenRow<Time>>(concat!(
-            "SELECT t.id AS token_id, t.purpose, t.email AS token_email, t.expire_time, ",
-            user_columns!(),
-            " FROM one_time_tokens t JOIN users u ON u.id = t.user_id WHERE t.id = $1"
-        ))
-        .bind(token.0)
-        .fetch_optional(self.pool()?)
-        .await?
-        .map(OneTimeTokenRow::into_token)
-        .transpose()
+    async fn issue_token(&self, token: OneTimeGrant, context: AuditContext) -> Result<bool, StoreError> {
+        steps::write(self, move |tx| steps::issue_token(tx, token, context)).await
     }
 
-    async fn issue_token(&self, token: OneTimeGrant, occasion: Occasion) -> Result<bool, StoreError> {
+    async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
         let pool = self.pool()?.clone();
-        to_the_end(async move {
-            let mut tx = pool.begin().await?;
-            let user = lock_user(&mut tx, token.user_id).await?;
-            if !user.is_some_and(|user| !user.disabled && user.email == token.email) {
-                return Ok(false);
-            }
-            issue(&mut tx, Some(&token), occasion.now, occasion.now).await?;
-            audit::record(&mut tx, Action::ResetLinkIssued, &occasion, About::user(token.user_id)).await?;
-            tx.commit().await?;
-            Ok(true)
-        })
-        .await
-    }
-
-    async fn forget_old_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
-        let pool = self.pool()?.clone();
-        to_the_end(async move {
-            // What another step holds is left for the next time: to wait for it while holding others could be half of a
-            // deadlock.
+        run_to_completion(async move {
+            // Rows that another step has locked are left for the next purge. Waiting for them while holding other locks could
+            // cause a deadlock.
             for (statement, time) in [
                 (
                     "DELETE FROM one_time_tokens WHERE id IN \
@@ -165,185 +129,10 @@ impl MailStore for PostgresStore {
                     dead_before,
                 ),
             ] {
-                sqlx::query(statement).bind(time).execute(&pool).await?;
+                sqlx::query(statement).bind(Stamp(time)).execute(&pool).await?;
             }
             Ok(())
         })
         .await
-    }
-}
-
-/// Puts a mail into the outbox, due at once.
-pub(super) async fn queue(tx: &mut Tx, mail: &NewMail) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO mail_outbox (id, kind, recipient, user_id, new_email, create_time, next_attempt_time) \
-         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp())",
-    )
-    .bind(mail.id.0)
-    .bind(mail.kind.as_str())
-    .bind(mail.recipient.as_str())
-    .bind(mail.user_id.map(|user| user.0))
-    .bind(mail.new_email.as_ref().map(Email::as_str))
-    .bind(mail.create_time)
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
-/// The same, if its address has not had too many.
-pub(super) async fn queue_within(tx: &mut Tx, mail: &NewMail, limit: AddressLimit) -> Result<Enqueued, StoreError> {
-    let taken = sqlx::query(
-        "INSERT INTO mail_limits (email, spent_until) VALUES ($1, $2 + make_interval(secs => $3)) \
-         ON CONFLICT (email) DO UPDATE SET spent_until = \
-         greatest(mail_limits.spent_until, $2) + make_interval(secs => $3) \
-         WHERE mail_limits.spent_until <= $2 + make_interval(secs => $4)",
-    )
-    .bind(mail.recipient.as_str())
-    .bind(mail.create_time)
-    .bind(limit.interval.as_secs_f64())
-    .bind(limit.tolerance().as_secs_f64())
-    .execute(&mut **tx)
-    .await?
-    .rows_affected();
-    if taken == 0 {
-        return Ok(Enqueued::OverLimit);
-    }
-    queue(tx, mail).await?;
-    Ok(Enqueued::Queued)
-}
-
-/// Ends an account's tokens for these purposes, and the mails that would bring more. The caller holds the user's row.
-pub(super) async fn void_tokens(
-    tx: &mut Tx,
-    user: UserId,
-    email: &Email,
-    purposes: &[Purpose],
-) -> Result<(), StoreError> {
-    for purpose in purposes {
-        sqlx::query("DELETE FROM one_time_tokens WHERE user_id = $1 AND purpose = $2")
-            .bind(user.0)
-            .bind(purpose.as_str())
-            .execute(&mut **tx)
-            .await?;
-        sqlx::query("DELETE FROM mail_outbox WHERE user_id = $1 AND kind = $2")
-            .bind(user.0)
-            .bind(purpose.carrier().as_str())
-            .execute(&mut **tx)
-            .await?;
-        // Those that were asked for by the address alone.
-        sqlx::query("DELETE FROM mail_outbox WHERE recipient = $1 AND user_id IS NULL AND kind = $2")
-            .bind(email.as_str())
-            .bind(purpose.carrier().as_str())
-            .execute(&mut **tx)
-            .await?;
-    }
-    Ok(())
-}
-
-/// Uses up a live token for that purpose. `false` if it is none: of two that try at once, the second waits and finds
-/// nothing.
-pub(super) async fn use_up(
-    tx: &mut Tx,
-    purpose: Purpose,
-    token: &OneTimeGrant,
-    now: OffsetDateTime,
-) -> Result<bool, StoreError> {
-    if token.purpose != purpose {
-        return Ok(false);
-    }
-    let used = sqlx::query(
-        "DELETE FROM one_time_tokens WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
-    )
-    .bind(token.id.0)
-    .bind(token.user_id.0)
-    .bind(purpose.as_str())
-    .bind(token.email.as_str())
-    .bind(now)
-    .execute(&mut **tx)
-    .await?;
-    Ok(used.rows_affected() == 1)
-}
-
-/// Finds out whose a leased mail is and whether it is still called for, and makes its token the live one.
-async fn prepare(tx: &mut Tx, leased: LeasedMail, now: OffsetDateTime) -> Result<MailClaim, StoreError> {
-    let dropped = MailClaim::Dropped(leased.mail.kind);
-    // Whoever ends this user's tokens waits for this row, or has this wait for it and find the mail gone.
-    let user = match leased.mail.user_id {
-        Some(id) => lock_user(tx, id).await?,
-        None => lock_user_of(tx, &leased.mail.recipient).await?,
-    };
-    let still_there = sqlx::query("SELECT id FROM mail_outbox WHERE id = $1 AND attempts = $2 FOR UPDATE")
-        .bind(leased.mail.id.0)
-        .bind(leased.attempt)
-        .fetch_optional(&mut **tx)
-        .await?
-        .is_some();
-    if !still_there {
-        return Ok(dropped);
-    }
-    if let Some(user) = user.filter(|user| is_wanted(leased.mail.kind, &leased.mail.recipient, user)) {
-        let grant = leased.grant(&user);
-        if issue(tx, grant.as_ref(), leased.mail.create_time, now).await? {
-            return Ok(MailClaim::Claimed(leased.claimed(user, grant)));
-        }
-    }
-    sqlx::query("DELETE FROM mail_outbox WHERE id = $1").bind(leased.mail.id.0).execute(&mut **tx).await?;
-    Ok(dropped)
-}
-
-/// Makes a token its account's one live token for its purpose. `false` if a newer one is there, or if it would be
-/// expired already. A mail without a token passes.
-async fn issue(
-    tx: &mut Tx,
-    grant: Option<&OneTimeGrant>,
-    create_time: OffsetDateTime,
-    now: OffsetDateTime,
-) -> Result<bool, StoreError> {
-    let Some(grant) = grant else {
-        return Ok(true);
-    };
-    let expire_time = create_time + grant.purpose.lifetime();
-    if expire_time <= now {
-        return Ok(false);
-    }
-    let issued = sqlx::query(
-        "INSERT INTO one_time_tokens (id, user_id, purpose, email, create_time, expire_time) \
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (user_id, purpose) DO UPDATE SET id = excluded.id, \
-         email = excluded.email, create_time = excluded.create_time, expire_time = excluded.expire_time \
-         WHERE one_time_tokens.create_time <= excluded.create_time",
-    )
-    .bind(grant.id.0)
-    .bind(grant.user_id.0)
-    .bind(grant.purpose.as_str())
-    .bind(grant.email.as_str())
-    .bind(create_time)
-    .bind(expire_time)
-    .execute(&mut **tx)
-    .await?;
-    Ok(issued.rows_affected() == 1)
-}
-
-/// The user, whose row is locked against every other step that changes the account. Read after the lock was had: what the
-/// waiting statement itself found of other tables, the roles, would be from before the wait.
-pub(super) async fn lock_user(tx: &mut Tx, id: UserId) -> Result<Option<User>, StoreError> {
-    let locked: Option<Uuid> = sqlx::query_scalar("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE")
-        .bind(id.0)
-        .fetch_optional(&mut **tx)
-        .await?;
-    match locked {
-        Some(id) => user_by_id(tx, UserId(id)).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-/// The same by the address.
-async fn lock_user_of(tx: &mut Tx, email: &Email) -> Result<Option<User>, StoreError> {
-    let locked: Option<Uuid> = sqlx::query_scalar("SELECT id FROM users WHERE email = $1 FOR NO KEY UPDATE")
-        .bind(email.as_str())
-        .fetch_optional(&mut **tx)
-        .await?;
-    match locked {
-        Some(id) => user_by_id(tx, UserId(id)).await.map(Some),
-        None => Ok(None),
     }
 }

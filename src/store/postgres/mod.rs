@@ -1,12 +1,10 @@
-//! PostgreSQL 15 or newer: what several replicas share. Isolation is READ COMMITTED throughout; where two steps could
-//! meet, the comment at the lock says which row decides. Nothing here outlives a transaction (no session settings, no
-//! advisory locks), so PgBouncer in transaction mode may stand between.
+//! PostgreSQL 15 or newer, which several replicas can share. Nothing outlives a transaction: there are no session settings
+//! and no advisory locks.
 
-mod accounts;
-mod admin;
-mod audit;
 mod mail;
+mod queries;
 mod sessions;
+mod transaction;
 
 use std::{
     sync::{
@@ -19,62 +17,59 @@ use std::{
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction,
+    ConnectOptions, Connection, Executor, PgConnection, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
-use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex, Notify},
     task::JoinHandle,
 };
 
-use crate::domain::keyring::SealedSigningKey;
+use crate::{
+    domain::ports::{Connections, SealedSigningKey, Store},
+    error::StoreError,
+};
 
-use super::{Connections, Migrate, OpenError, Store, StoreError, first_missing, rows::SigningKeyRow, to_the_end};
+use self::transaction::{REVOCATIONS, Tx};
+use super::{
+    opening::{Migrate, OpenError},
+    rows::SigningKeyRow,
+    shared::{Stamp, first_pending, run_to_completion},
+    steps::Backend,
+};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// How long a call waits for a connection, be it for a free one or for a new one.
+/// How long a call waits for a connection, free or new.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long it may take to connect for the first ping, or for the first after a failed one.
+/// How long connecting may take for the first ping, or for the first one after a failed ping.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a ping may take until the database counts as away.
+/// How long a ping may take before the database counts as unavailable.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection may take to forget its last user.
+/// How long resetting a released connection may take.
 const RESET_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that lay idle longer than this is tested before it is used.
+/// A connection that was idle for longer than this is tested before it is used.
 const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
-/// The channel on which replicas tell each other that there is something new in the log of revocations.
-const REVOCATIONS: &str = "postern_revocations";
-/// How long after it was lost the connection for notifications is made anew.
+/// How long after it was lost the connection for notifications is opened again.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
-
-type Tx = Transaction<'static, Postgres>;
-type Time = OffsetDateTime;
 
 /// A handle to the database.
 #[derive(Debug, Clone)]
 pub struct PostgresStore {
     pool: PgPool,
-    /// What new connections are made from.
+    /// The options of new connections.
     options: PgConnectOptions,
-    /// One connection for pings alone, so that a busy pool is not taken for a database that is away.
+    /// A connection for pings only, so that a busy pool does not look like a database that is down.
     probe: Arc<Mutex<Option<PgConnection>>>,
-    /// What the last ping found. While it is false every step fails at once.
+    /// The result of the last ping. While it is false, every step fails at once.
     reachable: Arc<AtomicBool>,
-    /// Woken by whatever replica writes a revocation, where the connection passes notifications on.
+    /// Woken when a replica has written a revocation, where the connection passes notifications on.
     revocation_written: Arc<Notify>,
-    /// Ends with the store.
+    /// Woken when this process has queued mail.
+    mail_queued: Arc<Notify>,
+    /// Stopped with the store.
     _listener: Option<Arc<AbortOnDrop>>,
-}
-
-/// Whether an SQLSTATE is the database's trouble of the moment.
-pub(super) fn is_transient(sqlstate: &str) -> bool {
-    let class = sqlstate.get(..2).unwrap_or_default();
-    // Connection, resources, operator and system; then serialization, deadlock, lock timeout, and the read-only
-    // standby that a failover may leave us connected to.
-    matches!(class, "08" | "53" | "57" | "58") || matches!(sqlstate, "40001" | "40P01" | "55P03" | "25006")
 }
 
 impl PostgresStore {
@@ -94,15 +89,15 @@ impl PostgresStore {
             .test_before_acquire(false)
             .before_acquire(|connection, metadata| {
                 Box::pin(async move {
-                    // A stale connection is replaced instead of failing its next caller.
+                    // A stale connection is replaced, so that its next caller does not fail.
                     Ok(metadata.idle_for < TEST_AFTER_IDLE || connection.ping().await.is_ok())
                 })
             })
             .after_release(|connection, _| {
                 Box::pin(async move {
-                    // Whatever state a dropped future left behind ends here (see `to_the_end`). The BEGIN is there
-                    // because a ROLLBACK alone, outside a transaction, fills the server's log with warnings.
-                    // One that does not answer is cut off: an error, where `false` would take leave of the server first.
+                    // Ends a transaction that a dropped future left open (see `run_to_completion`). The BEGIN is needed
+                    // because a ROLLBACK outside a transaction writes a warning to the server's log. A connection that
+                    // does not answer is cut off by returning an error; `false` would first say goodbye to the server.
                     let reset = tokio::time::timeout(RESET_TIMEOUT, connection.execute("BEGIN; ROLLBACK")).await;
                     reset.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|_| true)
                 })
@@ -117,11 +112,12 @@ impl PostgresStore {
             probe: Arc::default(),
             reachable: Arc::new(AtomicBool::new(true)),
             revocation_written,
+            mail_queued: Arc::default(),
             _listener: listener,
         };
         match migrate {
             Migrate::Apply => {
-                // A replica of the release to come may have gone one step ahead.
+                // A replica of a newer release may have applied more migrations.
                 let migrator = Migrator { ignore_missing: true, ..borrowed(&MIGRATOR) };
                 migrator.run(&store.pool).await?;
             }
@@ -143,29 +139,29 @@ impl PostgresStore {
         } else {
             Vec::new()
         };
-        first_missing(&MIGRATOR, &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
+        first_pending(&MIGRATOR, &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
     }
 
-    /// The pool, unless the database is known to be away.
+    /// The pool, unless the database is known to be down.
     fn pool(&self) -> Result<&PgPool, StoreError> {
-        self.known_reachable().map(|()| &self.pool)
+        self.ensure_reachable().map(|()| &self.pool)
     }
 
-    /// Asks on the connection that is there for it, or makes that first. Signing in gets more time than an answer: it
-    /// costs thousands of hash rounds, and to break off a slow one only to begin anew might never end.
+    /// Pings on its own connection, which it opens first if necessary. Opening gets more time than the ping itself:
+    /// authentication costs thousands of hash rounds, and retrying a slow one from the start might never succeed.
     async fn probe(&self) -> Result<(), StoreError> {
         let mut probe = self.probe.lock().await;
         let mut connection = match probe.take() {
             Some(connection) => connection,
-            None => within(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await?,
+            None => with_timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await?,
         };
-        within(PING_TIMEOUT, connection.ping()).await?;
+        with_timeout(PING_TIMEOUT, connection.ping()).await?;
         *probe = Some(connection);
         Ok(())
     }
 }
 
-/// A task that ends with what it works for.
+/// A task that is aborted when its owner is dropped.
 #[derive(Debug)]
 struct AbortOnDrop(JoinHandle<()>);
 
@@ -175,8 +171,8 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Listens on a connection of its own. It only shortens a wait: through PgBouncer in transaction mode nothing arrives,
-/// and polling does as well.
+/// Listens on its own connection. It only shortens a wait: through PgBouncer in transaction mode nothing arrives, and
+/// polling works without it.
 async fn listen(options: PgConnectOptions, written: Arc<Notify>) {
     loop {
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.clone());
@@ -190,7 +186,7 @@ async fn listen(options: PgConnectOptions, written: Arc<Notify>) {
         }
         .await;
         if let Err(error) = outcome {
-            tracing::debug!(%error, "notifications of the database are not heard; polling");
+            tracing::debug!(%error, "notifications from the database do not arrive; polling");
         }
         tokio::time::sleep(LISTEN_RETRY).await;
     }
@@ -201,6 +197,14 @@ fn borrowed(migrator: &'static Migrator) -> Migrator {
     Migrator { migrations: migrator.migrations.as_ref().into(), ..Migrator::DEFAULT }
 }
 
+impl Backend for PostgresStore {
+    type Transaction = Tx;
+
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(Tx::new(self.pool()?.begin().await?, Arc::clone(&self.mail_queued)))
+    }
+}
+
 #[async_trait]
 impl Store for PostgresStore {
     async fn ping(&self) -> Result<(), StoreError> {
@@ -209,11 +213,11 @@ impl Store for PostgresStore {
         outcome
     }
 
-    fn known_reachable(&self) -> Result<(), StoreError> {
+    fn ensure_reachable(&self) -> Result<(), StoreError> {
         if self.reachable.load(Ordering::Relaxed) {
             Ok(())
         } else {
-            Err(StoreError::Unavailable("it did not answer the last ping".into()))
+            Err(StoreError::Unavailable("the database did not answer the last ping".into()))
         }
     }
 
@@ -222,21 +226,19 @@ impl Store for PostgresStore {
     }
 
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        sqlx::query_as::<_, SigningKeyRow<Time>>(
-            "SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys",
-        )
-        .fetch_all(self.pool()?)
-        .await?
-        .into_iter()
-        .map(SigningKeyRow::into_key)
-        .collect()
+        sqlx::query_as::<_, SigningKeyRow>("SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys")
+            .fetch_all(self.pool()?)
+            .await?
+            .into_iter()
+            .map(SigningKeyRow::into_key)
+            .collect()
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {
         let pool = self.pool()?.clone();
-        to_the_end(async move {
+        run_to_completion(async move {
             let mut tx = pool.begin().await?;
-            // Replicas that start together come one after the other; readers are not held up.
+            // Replicas that start together take turns. Readers do not wait.
             sqlx::query("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE").execute(&mut *tx).await?;
             sqlx::query(
                 "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
@@ -245,7 +247,7 @@ impl Store for PostgresStore {
             .bind(key.kid)
             .bind(key.algorithm)
             .bind(key.sealed_private_key)
-            .bind(key.create_time)
+            .bind(Stamp(key.create_time))
             .execute(&mut *tx)
             .await?;
             tx.commit().await?;
@@ -255,8 +257,8 @@ impl Store for PostgresStore {
     }
 }
 
-/// The outcome of a step on one connection, or that it took too long.
-async fn within<T>(limit: Duration, step: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+/// Runs a step on one connection, with a time limit.
+async fn with_timeout<T>(limit: Duration, step: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
     match tokio::time::timeout(limit, step).await {
         Ok(outcome) => Ok(outcome?),
         Err(elapsed) => Err(StoreError::Unavailable(Box::new(elapsed))),

@@ -1,27 +1,35 @@
-//! SQLite: the embedded default, for one process. One connection writes, with `BEGIN IMMEDIATE`, so every step that
-//! writes is alone from its first statement to its commit; a few others read beside it (WAL). `synchronous = FULL`:
-//! what was acknowledged survives a kill and a power cut.
+//! SQLite, the embedded default, for one serving process. One connection writes, with `BEGIN IMMEDIATE`, so a step that
+//! writes is alone from its first statement to its commit. Other connections read at the same time (WAL).
+//! `synchronous = FULL`: what was acknowledged survives a kill and a power cut.
 
-mod accounts;
-mod admin;
-mod audit;
 mod mail;
+mod queries;
 mod sessions;
+mod transaction;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions, Executor, Sqlite, SqlitePool, Transaction,
+    ConnectOptions, Executor, Sqlite, SqlitePool,
     migrate::Migrator,
     pool::PoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use time::OffsetDateTime;
+use tokio::sync::Notify;
 
-use crate::domain::keyring::SealedSigningKey;
+use crate::{
+    domain::ports::{Connections, SealedSigningKey, Store},
+    error::StoreError,
+};
 
-use super::{Connections, Migrate, OpenError, Store, StoreError, first_missing, rows::SigningKeyRow, to_the_end};
+use self::transaction::Tx;
+use super::{
+    opening::{Migrate, OpenError},
+    rows::SigningKeyRow,
+    shared::{Stamp, first_pending, run_to_completion},
+    steps::Backend,
+};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -30,25 +38,18 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long SQLite waits for another process's lock, such as a backup's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 const READERS: u32 = 4;
-/// How often migrations are tried, and how long apart.
+/// How often the migrations are tried.
 const MIGRATION_ATTEMPTS: u32 = 10;
+/// The pause between two tries.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(100);
-
-type Tx = Transaction<'static, Sqlite>;
-/// Microseconds since the Unix epoch.
-type Time = i64;
 
 /// A handle to the database file.
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
-}
-
-/// Whether a SQLite result code is the machine's trouble of the moment.
-pub(super) fn is_transient(code: &str) -> bool {
-    // The low byte is the primary code: BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL.
-    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14 | 15))
+    /// Woken when this process has queued mail.
+    mail_queued: Arc<Notify>,
 }
 
 impl SqliteStore {
@@ -72,19 +73,14 @@ impl SqliteStore {
             Migrate::Check => check_schema(&writer).await?,
         }
         let readers = pool().max_connections(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
-        Ok(Self { writer, readers })
-    }
-
-    /// Begins a step that writes. No other step writes until it ends.
-    async fn begin(writer: &SqlitePool) -> Result<Tx, StoreError> {
-        Ok(writer.begin_with("BEGIN IMMEDIATE").await?)
+        Ok(Self { writer, readers, mail_queued: Arc::default() })
     }
 }
 
-/// Makes the file where it is missing, for its owner alone; SQLite gives the files beside it the same mode.
+/// Creates the file, readable by its owner only, if it does not exist. SQLite gives the files beside it the same mode.
 fn make_private(path: &Path) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
-    // Only a new file: to open and close one that SQLite has open in this process would drop SQLite's locks on it.
+    // Only a new file is opened: closing a file that SQLite has open in this process would drop SQLite's locks on it.
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
@@ -97,16 +93,16 @@ fn make_private(path: &Path) -> std::io::Result<()> {
 fn pool() -> PoolOptions<Sqlite> {
     SqlitePoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).after_release(|connection, _| {
         Box::pin(async move {
-            // Whatever state a dropped future left behind ends here (see `to_the_end`); where there is none, as nearly
-            // always, SQLite says so and nothing is lost.
+            // Ends a transaction that a dropped future left open (see `run_to_completion`). Nearly always there is none, and
+            // SQLite reports that.
             let _ = connection.execute("ROLLBACK").await;
             Ok(true)
         })
     })
 }
 
-/// Brings the schema up to date. sqlx takes no lock for it on SQLite, so of several processes that start on one new file
-/// all but the first may stumble over its tables; a moment later they find nothing left to do.
+/// Applies the migrations. sqlx takes no lock on SQLite, so of several processes that start on one new file all but the
+/// first may fail because a table exists. A moment later they find nothing left to do.
 async fn apply_migrations(writer: &SqlitePool) -> Result<(), OpenError> {
     let migrations = MIGRATOR.migrations.as_ref().into();
     let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
@@ -133,17 +129,16 @@ async fn check_schema(writer: &SqlitePool) -> Result<(), OpenError> {
     } else {
         Vec::new()
     };
-    first_missing(&MIGRATOR, &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
+    first_pending(&MIGRATOR, &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
 }
 
-fn microseconds(time: OffsetDateTime) -> i64 {
-    // 292,000 years on either side of 1970; `OffsetDateTime` ends before.
-    i64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or(i64::MAX)
-}
+impl Backend for SqliteStore {
+    type Transaction = Tx;
 
-/// A length of time as the database keeps it, in microseconds.
-fn span(length: Duration) -> i64 {
-    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+    /// No other step writes until this transaction ends.
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(Tx::new(self.writer.begin_with("BEGIN IMMEDIATE").await?, Arc::clone(&self.mail_queued)))
+    }
 }
 
 #[async_trait]
@@ -153,7 +148,7 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    fn known_reachable(&self) -> Result<(), StoreError> {
+    fn ensure_reachable(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -165,20 +160,17 @@ impl Store for SqliteStore {
     }
 
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        sqlx::query_as::<_, SigningKeyRow<Time>>(
-            "SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys",
-        )
-        .fetch_all(&self.readers)
-        .await?
-        .into_iter()
-        .map(SigningKeyRow::into_key)
-        .collect()
+        sqlx::query_as::<_, SigningKeyRow>("SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys")
+            .fetch_all(&self.readers)
+            .await?
+            .into_iter()
+            .map(SigningKeyRow::into_key)
+            .collect()
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {
         let writer = self.writer.clone();
-        to_the_end(async move {
-            let mut tx = Self::begin(&writer).await?;
+        run_to_completion(async move {
             sqlx::query(
                 "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
                  SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM signing_keys)",
@@ -186,10 +178,9 @@ impl Store for SqliteStore {
             .bind(key.kid)
             .bind(key.algorithm)
             .bind(key.sealed_private_key)
-            .bind(microseconds(key.create_time))
-            .execute(&mut *tx)
+            .bind(Stamp(key.create_time))
+            .execute(&writer)
             .await?;
-            tx.commit().await?;
             Ok(())
         })
         .await

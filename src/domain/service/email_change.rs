@@ -1,29 +1,34 @@
-//! An account's address: proving it, and changing it. What a token from a mail is worth is looked up here, for every
-//! purpose; that it is used only once is decided in the store's step.
+//! The address of an account: verifying it and changing it. A token from a mail is looked up here, for every purpose. That
+//! it is used only once is decided in the store's step.
 
 use crate::{
+    domain::{
+        account::{Email, User},
+        env::Deadline,
+        ids::MailId,
+        mail::{MailKind, NewMail},
+        one_time::{PresentedToken, Purpose},
+        password::Password,
+        ports::{EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome, OneTimeToken},
+        role::Caller,
+        session::Client,
+    },
     error::Error,
-    store::{EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome, OneTimeToken},
 };
 
-use super::{
-    Deadline, MailId, Postern,
-    account::{Email, User},
-    mail::{MailKind, NewMail},
-    one_time::{PresentedToken, Purpose},
-    password::Password,
-    role::Caller,
-    session::Client,
-};
+use super::Service;
 
-impl Postern {
-    /// Marks the address of an account as verified, by the token that was mailed there.
+impl Service {
+    /// Marks the address of an account as verified, given the token that was mailed there.
     pub async fn verify_email(&self, token: &str, client: &Client) -> Result<User, Error> {
         let token = self.live_token(token, Purpose::VerifyEmail).await?;
-        self.store.verify_email(token.grant, self.occasion(None, client.ip)?).await?.ok_or(Error::OneTimeTokenInvalid)
+        self.store
+            .verify_email(token.grant, self.audit_context(None, client.ip)?)
+            .await?
+            .ok_or(Error::OneTimeTokenInvalid)
     }
 
-    /// Mails a new verification token, if the address is of an account that has not verified it.
+    /// Mails a new verification token, if an account has the address and has not verified it.
     pub async fn resend_verification_email(&self, email: Email, client: &Client) -> Result<(), Error> {
         self.request_mail(MailKind::VerifyEmail, email, client.ip).await
     }
@@ -39,20 +44,20 @@ impl Postern {
     ) -> Result<(), Error> {
         let account = self.credentials_of(caller).await?;
         if account.user.email == new_email {
-            return Err(Error::field("new_email", "is the address of this account already"));
+            return Err(Error::field("new_email", "is already the address of this account"));
         }
-        self.mails.per_client.take(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
-        self.prove_password(&account, password, client, deadline).await?;
-        let about = |mail: NewMail| NewMail { new_email: Some(new_email.clone()), ..mail };
-        let confirmation = self.mail_to(MailKind::ConfirmEmailChange, new_email.clone(), Some(caller.user_id))?;
-        let notice = self.mail_to(MailKind::EmailChangeRequested, account.user.email, Some(caller.user_id))?;
+        self.mails.limiter.check(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
+        self.verify_password(&account, password, client, deadline).await?;
+        let with_new_email = |mail: NewMail| NewMail { new_email: Some(new_email.clone()), ..mail };
+        let confirmation = self.new_mail(MailKind::ConfirmEmailChange, new_email.clone(), Some(caller.user_id))?;
+        let notice = self.new_mail(MailKind::EmailChangeRequested, account.user.email, Some(caller.user_id))?;
         let change = EmailChange {
             user_id: caller.user_id,
             password_version: account.password_version,
-            confirmation: about(confirmation),
-            notice: about(notice),
-            concealed: self.concealed(&new_email)?,
-            occasion: self.occasion(Some(caller.user_id), client.ip)?,
+            confirmation: with_new_email(confirmation),
+            notice: with_new_email(notice),
+            owner_notice: self.owner_notice(&new_email)?,
+            context: self.audit_context(Some(caller.user_id), client.ip)?,
             limit: self.mails.per_address,
         };
         match self.store.request_email_change(change).await? {
@@ -63,13 +68,13 @@ impl Postern {
         }
     }
 
-    /// Changes an account's address to the one that the token was mailed to.
+    /// Changes the address of an account to the one that the token was mailed to.
     pub async fn confirm_email_change(&self, token: &str, client: &Client) -> Result<User, Error> {
         let token = self.live_token(token, Purpose::ChangeEmail).await?;
         let confirmation = EmailConfirmation {
             token: token.grant,
             notice: MailId(self.env.uuid()?),
-            occasion: self.occasion(None, client.ip)?,
+            context: self.audit_context(None, client.ip)?,
         };
         match self.store.confirm_email_change(confirmation).await? {
             EmailConfirmationOutcome::Changed(user) => Ok(user),
@@ -78,11 +83,11 @@ impl Postern {
         }
     }
 
-    /// What a token from a mail stands for, if it is a live one for that purpose. One answer for all that are not.
+    /// Looks up a token from a mail, if it is live and has this purpose. Every other token gets the same error.
     pub(super) async fn live_token(&self, text: &str, purpose: Purpose) -> Result<OneTimeToken, Error> {
         let presented = PresentedToken::parse(text).ok_or(Error::OneTimeTokenInvalid)?;
         let token = self.store.one_time_token(presented.id).await?.ok_or(Error::OneTimeTokenInvalid)?;
-        let live = self.one_time.is_of(&presented, &token.grant)
+        let live = self.one_time.matches(&presented, &token.grant)
             && token.grant.purpose == purpose
             && token.expire_time > self.env.now();
         if live { Ok(token) } else { Err(Error::OneTimeTokenInvalid) }

@@ -1,7 +1,7 @@
 //! What the pages say. Plain words for people who never asked for an authentication service: what happened, and what they
 //! can do now. Names no cause that a person could do nothing about.
 
-use super::{link::Link, view::Notice};
+use super::{link::Link, outcome::Notice};
 
 /// Said where the two fields for the new password differ.
 pub const NOT_THE_SAME: &str = "The two passwords are not the same.";
@@ -60,7 +60,7 @@ pub struct NoticeWords {
 }
 
 /// Why a link may have died, as far as anybody is told.
-const DEATHS: [&str; 4] = [
+const INVALID_LINK_REASONS: [&str; 4] = [
     "It was used already. Each link works once.",
     "A newer mail has replaced it. Only the link in the newest one works.",
     "It has expired. Links work for a limited time.",
@@ -92,10 +92,10 @@ impl NoticeWords {
                 },
                 "You can close this page and log in with the new address.",
             ),
-            Notice::DeadLink(link) => Self {
+            Notice::InvalidLink(link) => Self {
                 heading: "This link no longer works",
                 lead: "There are a few reasons why that can be:".to_owned(),
-                list: &DEATHS,
+                list: &INVALID_LINK_REASONS,
                 next: after_a_dead_link(link, service),
             },
             Notice::EmailTaken => say(
@@ -140,7 +140,7 @@ fn after_a_dead_link(link: Link, service: &str) -> String {
 }
 
 /// What to do when the service could not be reached, or would not.
-pub fn trouble(link: Link, seconds: u64) -> String {
+pub fn retry_message(link: Link, seconds: u64) -> String {
     let wait = match seconds {
         0..=10 => "a moment".to_owned(),
         11..=90 => plural(seconds, "second"),
@@ -187,8 +187,8 @@ mod tests {
                 minutes",
             ),
         ] {
-            let trouble = trouble(Link::VerifyEmail, seconds);
-            assert!(trouble.contains(&format!("Wait {told}, then press")), "{seconds}: {trouble}");
+            let retry_message = retry_message(Link::VerifyEmail, seconds);
+            assert!(retry_message.contains(&format!("Wait {told}, then press")), "{seconds}: {retry_message}");
         }
     }
 

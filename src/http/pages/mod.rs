@@ -1,12 +1,13 @@
 //! The pages that links in mails open. A link only shows a form, because mail scanners open links too; the button of the
 //! form is what acts. It calls the RPC that a program would call, through the gRPC stack, and the answer is a page again.
 //! No script, no cookie, no redirect. Which RPC, and what each of its outcomes means to a person, is decided here; the
-//! words are in `words.rs`.
+//! words are in `copy.rs`.
 
+mod copy;
 mod form;
 mod link;
+mod outcome;
 mod view;
-mod words;
 
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::{
     error::Error,
     grpc,
-    listen::Peer,
+    listen::ClientAddr,
     proto::{
         ConfirmEmailChangeRequest, ConfirmEmailChangeResponse, ErrorReason, ResetPasswordRequest,
         ResetPasswordResponse, User, VerifyEmailRequest, VerifyEmailResponse,
@@ -36,9 +37,10 @@ use super::{call::call, refusal};
 
 pub use self::view::PageOptions;
 use self::{
-    form::{Form, FormFault, NEW_PASSWORD, PasswordFault, Token},
+    form::{Form, FormError, NEW_PASSWORD, PasswordError, Token},
     link::Link,
-    view::{FormState, Notice, Site},
+    outcome::{FormState, Notice},
+    view::PageRenderer,
 };
 
 /// The header of a W3C trace context, which ties a page's call to what the proxy in front saw.
@@ -48,7 +50,7 @@ const RETRY: u64 = 5;
 
 /// The pages as a router over the gRPC stack.
 pub fn router(grpc: &Router, options: &PageOptions) -> Result<Router, Error> {
-    let pages = Arc::new(Pages { site: Site::new(options)?, grpc: grpc.clone() });
+    let pages = Arc::new(Pages { site: PageRenderer::new(options)?, grpc: grpc.clone() });
     let router = Link::ALL.into_iter().fold(Router::new(), |router, link| {
         let show = move |State(pages): State<Arc<Pages>>, uri: Uri| async move { pages.show(link, &uri) };
         let act =
@@ -62,7 +64,7 @@ pub fn router(grpc: &Router, options: &PageOptions) -> Result<Router, Error> {
 /// What every page works with.
 #[derive(Debug)]
 struct Pages {
-    site: Site,
+    site: PageRenderer,
     grpc: Router,
 }
 
@@ -71,7 +73,7 @@ impl Pages {
     fn show(&self, link: Link, uri: &Uri) -> Response {
         match Token::of_query(uri.query().unwrap_or_default()) {
             Some(token) => self.site.form(link, &token, &FormState::Fresh),
-            None => self.site.notice(Notice::DeadLink(link)),
+            None => self.site.notice(Notice::InvalidLink(link)),
         }
     }
 
@@ -87,7 +89,7 @@ impl Pages {
             Err(fault) => return self.site.notice(Notice::Unreadable(fault)),
         };
         let Some(token) = form.token() else {
-            return self.site.notice(Notice::DeadLink(link));
+            return self.site.notice(Notice::InvalidLink(link));
         };
         let outcome = match link {
             Link::VerifyEmail => {
@@ -133,7 +135,7 @@ impl Pages {
                 metadata.insert(name, value.clone());
             }
         }
-        let peer = parts.extensions.get::<Peer>().copied();
+        let peer = parts.extensions.get::<ClientAddr>().copied();
         let answer = call(self.grpc.clone(), link.rpc_path(), message, metadata, peer).await?;
         Ok(A::decode(answer).map_err(Error::internal)?)
     }
@@ -142,15 +144,15 @@ impl Pages {
     fn failed(&self, link: Link, token: &Token, status: &Status, request: &HeaderMap) -> Response {
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         if reason == grpc::reason_name(ErrorReason::OneTimeTokenInvalid) {
-            return self.site.notice(Notice::DeadLink(link));
+            return self.site.notice(Notice::InvalidLink(link));
         }
         if reason == grpc::reason_name(ErrorReason::EmailTaken) {
             return self.site.notice(Notice::EmailTaken);
         }
         match status.code() {
             Code::InvalidArgument => match refused_passwords(status) {
-                problems if problems.is_empty() => self.site.notice(Notice::Unreadable(FormFault::Malformed)),
-                problems => self.site.form(link, token, &FormState::Refused(PasswordFault::NotAccepted(problems))),
+                problems if problems.is_empty() => self.site.notice(Notice::Unreadable(FormError::Malformed)),
+                problems => self.site.form(link, token, &FormState::Refused(PasswordError::NotAccepted(problems))),
             },
             code @ (Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => {
                 let seconds = refusal::retry_after(status).unwrap_or(RETRY);
@@ -201,7 +203,10 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::{error::FieldViolation, http::pages::form::TOKEN, store::StoreError};
+    use crate::{
+        error::{FieldViolation, StoreError},
+        http::pages::form::TOKEN,
+    };
 
     const GOOD: &str = "AZaz09-_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     const PASSWORD: &str = "tin-whistle-77";
@@ -350,7 +355,7 @@ mod tests {
         }
 
         let world = World::obliging();
-        let mut request = http::Request::post("/verify-email").extension(Peer(([192, 0, 2, 7], 4711).into()));
+        let mut request = http::Request::post("/verify-email").extension(ClientAddr(([192, 0, 2, 7], 4711).into()));
         for (name, value) in [
             ("content-type", "APPLICATION/x-www-form-urlencoded ; charset=UTF-8"),
             ("x-request-id", ID),
@@ -372,7 +377,10 @@ mod tests {
         let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "te", "traceparent", "x-request-id"]);
-        assert_eq!(parts.extensions.get::<Peer>().map(|peer| peer.0.to_string()).as_deref(), Some("192.0.2.7:4711"));
+        assert_eq!(
+            parts.extensions.get::<ClientAddr>().map(|peer| peer.0.to_string()).as_deref(),
+            Some("192.0.2.7:4711")
+        );
     }
 
     #[tokio::test]
@@ -404,8 +412,9 @@ mod tests {
     async fn a_refused_password_is_explained_where_it_was_typed() {
         let page = World::failing(weak).press(Link::ResetPassword).await;
         let html = page.html;
-        let said = "The new password is too easy to guess: &#60;b&#62;&#34;This&#34;&#60;/b&#62; is a common password.";
-        assert_eq!(html.matches(said).count(), 2, "in the summary and at the field: {html}");
+        let violation_message =
+            "The new password is too easy to guess: &#60;b&#62;&#34;This&#34;&#60;/b&#62; is a common password.";
+        assert_eq!(html.matches(violation_message).count(), 2, "in the summary and at the field: {html}");
         assert!(html.contains(r#"role="alert""#));
         assert!(html.contains(r##"<a href="#new_password">"##));
         let input = between(&html, r#"<input type="password" id="new_password""#, ">");

@@ -1,16 +1,17 @@
-//! Page tokens: where a list goes on. Encrypted and bound to the query that they were given out for, so that nobody reads
-//! an address out of one, makes one up, or takes one to another list.
+//! Page tokens: the position at which a list continues. A token is encrypted and bound to its query, so nobody can read
+//! an address out of one, forge one, or use one with another list.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 use crate::error::Error;
 
-use super::{env::Env, keyring::MasterKey};
+use super::{env::Env, master_key::MasterKey};
 
+/// The length of an AES-GCM nonce, in bytes.
 const NONCE_BYTES: usize = 12;
 
-/// Makes and reads page tokens, under a key of their own.
+/// Makes and reads page tokens, with a key of their own.
 pub struct PageTokens(LessSafeKey);
 
 impl std::fmt::Debug for PageTokens {
@@ -27,11 +28,11 @@ impl PageTokens {
         Ok(Self(LessSafeKey::new(key)))
     }
 
-    /// The token for a place in the list that `query` describes.
-    pub fn seal(&self, query: &str, place: &str, env: &Env) -> Result<String, Error> {
+    /// The token for a position in the list that `query` describes.
+    pub fn seal(&self, query: &str, cursor: &str, env: &Env) -> Result<String, Error> {
         let mut sealed = env.random::<NONCE_BYTES>()?.to_vec();
         let nonce = Nonce::try_assume_unique_for_key(&sealed).map_err(|_| Error::internal("a nonce has 12 bytes"))?;
-        let mut text = place.as_bytes().to_vec();
+        let mut text = cursor.as_bytes().to_vec();
         self.0
             .seal_in_place_append_tag(nonce, Aad::from(query.as_bytes()), &mut text)
             .map_err(|_| Error::internal("a page token could not be encrypted"))?;
@@ -39,14 +40,14 @@ impl PageTokens {
         Ok(BASE64_URL_SAFE_NO_PAD.encode(sealed))
     }
 
-    /// The place that a token stands for, if it was given out for this very query.
+    /// The position in a token, if the token was made for exactly this query.
     pub fn open(&self, query: &str, token: &str) -> Option<String> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).ok()?;
         let (nonce, text) = bytes.split_at_checked(NONCE_BYTES)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut text = text.to_vec();
-        let place = self.0.open_in_place(nonce, Aad::from(query.as_bytes()), &mut text).ok()?;
-        String::from_utf8(place.to_vec()).ok()
+        let cursor = self.0.open_in_place(nonce, Aad::from(query.as_bytes()), &mut text).ok()?;
+        String::from_utf8(cursor.to_vec()).ok()
     }
 }
 
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_token_is_good_for_its_own_query_alone() {
+    fn a_page_token_works_only_with_its_own_query() {
         let env = Env::system();
         let master = MasterKey::parse(&MasterKey::generate(&env).expect("a key")).expect("a key");
         let pages = PageTokens::new(&master).expect("page tokens");

@@ -1,29 +1,32 @@
-//! Another password: by the one before, or by a token from a mail. Either ends every session that there was.
+//! Changing a password: with the current one, or with a token from a mail. Both end every session that was open.
 
 use crate::{
+    domain::{
+        account::{Email, User},
+        env::Deadline,
+        hasher::Verification,
+        ids::MailId,
+        mail::MailKind,
+        one_time::{OneTimeGrant, Purpose},
+        password::{NewPassword, Password},
+        ports::{Credentials, PasswordChange, PasswordReset, PasswordResetOutcome, SessionOpening},
+        role::Caller,
+        session::Client,
+        token::TokenPair,
+    },
     error::Error,
-    store::{Credentials, PasswordChange, PasswordReset, PasswordResetOutcome, SessionOpening},
 };
 
-use super::{
-    Deadline, MailId, Postern,
-    account::{Email, User},
-    hasher::Verification,
-    mail::MailKind,
-    one_time::{OneTimeGrant, Purpose},
-    password::{NewPassword, Password},
-    role::Caller,
-    session::{Client, TokenPair},
-};
+use super::Service;
 
-impl Postern {
-    /// Mails a token to reset the password by, if the address is of an enabled account.
+impl Service {
+    /// Mails a token that resets the password, if an enabled account has the address.
     pub async fn request_password_reset(&self, email: Email, client: &Client) -> Result<(), Error> {
         self.request_mail(MailKind::ResetPassword, email, client.ip).await
     }
 
-    /// A token to reset an account's password by, for whoever has the command line to hand on. Whoever made older ones
-    /// void by it is told in the audit.
+    /// Issues a token that resets an account's password, for an operator to pass on. It invalidates earlier reset tokens
+    /// and is recorded in the audit log.
     pub async fn issue_reset_token(&self, email: &Email) -> Result<String, Error> {
         let account = self.store.credentials(email).await?.ok_or(Error::NotFound("user"))?;
         let token = OneTimeGrant {
@@ -33,13 +36,14 @@ impl Postern {
             email: account.user.email,
         };
         let text = self.one_time.mint(&token);
-        if !self.store.issue_token(token, self.occasion(None, None)?).await? {
+        if !self.store.issue_token(token, self.audit_context(None, None)?).await? {
             return Err(Error::NotFound("enabled user"));
         }
         Ok(text)
     }
 
-    /// Sets a new password by a token that was mailed. It does not log in: who reads a mail need not be who asked.
+    /// Sets a new password with a token that was mailed. It does not log in: the reader of a mail need not be the person who
+    /// asked for it.
     pub async fn reset_password(
         &self,
         token: &str,
@@ -48,26 +52,26 @@ impl Postern {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let token = self.live_token(token, Purpose::ResetPassword).await?;
-        // A password that is refused leaves the token as it is.
+        // A refused password leaves the token unused.
         let new = self.accept_new(new, &token.user)?;
         let password_hash = self.hasher.hash(new.into_password(), deadline).await?;
         let reset = PasswordReset {
             password_hash,
-            attempts: self.guesses.subject(&token.user.email),
-            notice: self.mail_to(MailKind::PasswordChanged, token.user.email, Some(token.user.id))?,
+            attempts: self.login_attempts.subject(&token.user.email),
+            notice: self.new_mail(MailKind::PasswordChanged, token.user.email, Some(token.user.id))?,
             token: token.grant,
-            occasion: self.occasion(None, client.ip)?,
+            context: self.audit_context(None, client.ip)?,
         };
         match self.store.reset_password(reset).await? {
             PasswordResetOutcome::Reset => {
-                self.spread().await;
+                self.sync_revocations().await;
                 Ok(())
             }
             PasswordResetOutcome::TokenDead => Err(Error::OneTimeTokenInvalid),
         }
     }
 
-    /// Changes the caller's password, and opens the one session that there is then.
+    /// Changes the caller's password and opens a new session, the only one that is open afterwards.
     pub async fn change_password(
         &self,
         caller: &Caller,
@@ -78,30 +82,30 @@ impl Postern {
     ) -> Result<TokenPair, Error> {
         let account = self.credentials_of(caller).await?;
         let new = self.accept_new(new, &account.user)?;
-        self.prove_password(&account, current, &client, deadline).await?;
+        self.verify_password(&account, current, &client, deadline).await?;
         let password_hash = self.hasher.hash(new.into_password(), deadline).await?;
         let (session, refresh) = self.new_session(caller.user_id, account.password_version, client)?;
         let session_id = session.grant.session_id;
-        let notice = self.mail_to(MailKind::PasswordChanged, account.user.email, Some(caller.user_id))?;
+        let notice = self.new_mail(MailKind::PasswordChanged, account.user.email, Some(caller.user_id))?;
         match self.store.change_password(PasswordChange { password_hash, session, notice }).await? {
             SessionOpening::Opened(user) => {
-                self.spread().await;
+                self.sync_revocations().await;
                 metrics::counter!("postern_sessions_opened_total").increment(1);
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;
                 Ok(TokenPair { access, refresh })
             }
-            // While the passwords were being hashed it was changed, or the account disabled or deleted.
+            // The password was changed, or the account disabled or deleted, while the hashes were computed.
             SessionOpening::Refused => Err(Error::InvalidCredentials),
         }
     }
 
-    /// The caller's account with its password hash, while the caller's session lives.
+    /// The caller's account with its password hash, while the caller's session is open.
     pub(super) async fn credentials_of(&self, caller: &Caller) -> Result<Credentials, Error> {
         self.store.credentials_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
     }
 
-    /// Goes on only with the password of an account that is known already. A wrong one counts as a guess at it.
-    pub(super) async fn prove_password(
+    /// Verifies the password of an account that has been looked up. A wrong one counts as a failed login.
+    pub(super) async fn verify_password(
         &self,
         account: &Credentials,
         password: Password,
@@ -109,11 +113,11 @@ impl Postern {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let user = &account.user;
-        let subject = self.reserve_guess(&user.email, client).await?;
-        match self.guess(subject, password, Some(account.password_hash.clone()), deadline).await? {
-            Verification::Match { rehash: _ } => Ok(self.store.guess_was_right(subject).await?),
+        let subject = self.reserve_attempt(&user.email, client).await?;
+        match self.verify_attempt(subject, password, Some(account.password_hash.clone()), deadline).await? {
+            Verification::Match { rehash: _ } => Ok(self.store.attempt_succeeded(subject).await?),
             Verification::Mismatch => {
-                self.store.login_failed(Some(user.id), self.occasion(Some(user.id), client.ip)?).await?;
+                self.store.login_failed(Some(user.id), self.audit_context(Some(user.id), client.ip)?).await?;
                 Err(Error::InvalidCredentials)
             }
         }

@@ -1,0 +1,74 @@
+//! The master key: where it is read from, and how the embedded default creates it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
+
+use crate::{
+    database_url::DatabaseUrl,
+    domain::{env::Env, master_key::MasterKey},
+};
+
+use super::{error::ConfigError, value::read_secret};
+
+/// The master key, under which signing keys lie encrypted and from which the refresh-token key is derived.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Keys")]
+pub struct MasterKeySettings {
+    /// 32 bytes in base64; required with PostgreSQL [default with SQLite: generated beside the database]
+    #[arg(long, env = "POSTERN_MASTER_KEY", hide_env_values = true, value_name = "BASE64")]
+    pub master_key: Option<SecretString>,
+    /// File that holds the master key
+    #[arg(long, env = "POSTERN_MASTER_KEY_FILE", value_name = "FILE", conflicts_with = "master_key")]
+    pub master_key_file: Option<PathBuf>,
+}
+
+impl MasterKeySettings {
+    /// The master key that was given. `None` stands for the one beside a SQLite file; PostgreSQL has none of its own.
+    pub fn given(&self, database: &DatabaseUrl) -> Result<Option<MasterKey>, ConfigError> {
+        let (text, from_file) = match (&self.master_key, &self.master_key_file, database) {
+            (Some(key), _, _) => (Zeroizing::new(key.expose_secret().to_owned()), false),
+            (None, Some(path), _) => (read_secret("POSTERN_MASTER_KEY_FILE", path)?, true),
+            (None, None, DatabaseUrl::Sqlite(_)) => return Ok(None),
+            (None, None, DatabaseUrl::Postgres { .. }) => return Err(ConfigError::MasterKeyMissing),
+        };
+        MasterKey::parse(&text).map(Some).map_err(|source| ConfigError::MasterKey { from_file, source })
+    }
+}
+
+/// The master key beside a SQLite file. Where there is none it is made, unless something lies in the database that only
+/// the lost one opens.
+pub fn master_key_beside(database: &Path, something_is_sealed: bool, env: &Env) -> Result<MasterKey, ConfigError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".key");
+    let path = PathBuf::from(path);
+    if !path.exists() {
+        if something_is_sealed {
+            return Err(ConfigError::MasterKeyLost { database: database.to_owned(), key: path });
+        }
+        write_new_secret(&path, &MasterKey::generate(env)?)?;
+    }
+    MasterKey::parse(&read_secret("the master key", &path)?)
+        .map_err(|source| ConfigError::MasterKey { from_file: true, source })
+}
+
+/// Writes a secret to a file that does not exist yet, readable by its owner alone, and makes sure that it stays.
+fn write_new_secret(path: &Path, secret: &str) -> Result<(), ConfigError> {
+    use std::io::Write as _;
+    let write = || -> std::io::Result<()> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path)?;
+        file.write_all(secret.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()
+    };
+    write().map_err(|source| ConfigError::Unwritable { path: path.to_owned(), source })
+}

@@ -1,0 +1,57 @@
+//! Settings of the password policy and of password hashing.
+
+use clap::Args;
+
+use crate::domain::{hasher::HasherConfig, password::PasswordPolicy};
+
+/// How passwords are judged and hashed.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Passwords")]
+pub struct PasswordSettings {
+    /// Memory of one Argon2id hash, in KiB
+    #[arg(long, env = "POSTERN_ARGON2_MEMORY_KIB", default_value_t = 19_456, value_name = "KIB",
+        value_parser = clap::value_parser!(u32).range(8..=1_048_576))]
+    pub argon2_memory_kib: u32,
+    /// Iterations of one Argon2id hash
+    #[arg(long, env = "POSTERN_ARGON2_ITERATIONS", default_value_t = 2, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub argon2_iterations: u32,
+    /// Hashes that run at once [default: the cores]
+    #[arg(long, env = "POSTERN_HASH_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub hash_threads: Option<u16>,
+    /// Hashes that may wait, over all threads [default: 16 per thread]
+    #[arg(long, env = "POSTERN_HASH_QUEUE", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub hash_queue: Option<u32>,
+    /// The shortest new password, in characters; NIST SP 800-63B-4 asks for 15 where the password is the only factor
+    #[arg(long, env = "POSTERN_PASSWORD_MIN_LENGTH", default_value_t = 8, value_name = "COUNT",
+        value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub password_min_length: u16,
+    /// The least zxcvbn score of a new password, 0 (guessed at once) to 4
+    #[arg(long, env = "POSTERN_PASSWORD_MIN_SCORE", default_value_t = 2, value_name = "SCORE",
+        value_parser = clap::value_parser!(u8).range(0..=4))]
+    pub password_min_score: u8,
+}
+
+impl PasswordSettings {
+    pub fn hasher_config(&self) -> HasherConfig {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.hash_threads.map_or_else(cores, usize::from);
+        HasherConfig {
+            memory_kib: self.argon2_memory_kib,
+            iterations: self.argon2_iterations,
+            threads,
+            queue: self.hash_queue.map_or(16 * threads, |queue| usize::try_from(queue).unwrap_or(usize::MAX)),
+        }
+    }
+
+    /// What a new password must satisfy. The words of the service's name are among the first that somebody would guess.
+    pub fn policy(&self, service_name: &str) -> PasswordPolicy {
+        let name = service_name.to_lowercase();
+        let words = name.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+        PasswordPolicy {
+            min_length: usize::from(self.password_min_length),
+            min_score: self.password_min_score,
+            common_words: std::iter::once("postern").chain(words).map(str::to_owned).collect(),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Settings of tokens and sessions.
+
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+
+use crate::domain::{session::SessionPolicy, token::TokenConfig};
+
+use super::{error::ConfigError, value::duration};
+
+/// What tokens say and how long they live.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Tokens and sessions")]
+pub struct TokenSettings {
+    /// `iss` of every token: the URL that the service is known by
+    #[arg(long, env = "POSTERN_ISSUER", default_value = "http://localhost:8080", value_name = "URL")]
+    pub issuer: String,
+    /// `aud` of access tokens
+    #[arg(long, env = "POSTERN_AUDIENCE", default_value = "postern", value_name = "NAME")]
+    pub audience: String,
+    /// How long an access token lives
+    #[arg(long, env = "POSTERN_ACCESS_TOKEN_TTL", default_value = "15m", value_parser = duration, value_name = "DURATION")]
+    pub access_token_ttl: Duration,
+    /// How long a refresh token lives, from its minting
+    #[arg(long, env = "POSTERN_REFRESH_TOKEN_TTL", default_value = "7d", value_parser = duration, value_name = "DURATION")]
+    pub refresh_token_ttl: Duration,
+    /// How long a session lives, however often it is refreshed
+    #[arg(long, env = "POSTERN_SESSION_MAX_LIFETIME", default_value = "90d", value_parser = duration, value_name = "DURATION")]
+    pub session_max_lifetime: Duration,
+    /// How long a used refresh token still yields the same answer, for clients that lost it; 0s to 60s
+    #[arg(long, env = "POSTERN_REFRESH_RETRY_WINDOW", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub refresh_retry_window: Duration,
+    /// Refuse to log in an account whose email address is not verified
+    #[arg(long, env = "POSTERN_REQUIRE_VERIFIED_EMAIL", default_value_t = false, action = ArgAction::Set,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub require_verified_email: bool,
+}
+
+impl TokenSettings {
+    /// Refuses lifetimes that would make the rules of sessions meaningless.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let out_of_range = |variable, value: Duration, limit: &str| {
+            Err(ConfigError::OutOfRange(variable, format!("{} ({limit})", humantime::format_duration(value))))
+        };
+        let (second, day) = (Duration::from_secs(1), Duration::from_hours(24));
+        for (variable, value, most) in [
+            ("POSTERN_ACCESS_TOKEN_TTL", self.access_token_ttl, day),
+            ("POSTERN_REFRESH_TOKEN_TTL", self.refresh_token_ttl, 3_650 * day),
+            ("POSTERN_SESSION_MAX_LIFETIME", self.session_max_lifetime, 3_650 * day),
+        ] {
+            if !(second..=most).contains(&value) {
+                return out_of_range(variable, value, &format!("1s to {}", humantime::format_duration(most)));
+            }
+        }
+        if self.refresh_retry_window > Duration::from_mins(1) {
+            return out_of_range("POSTERN_REFRESH_RETRY_WINDOW", self.refresh_retry_window, "0s to 60s");
+        }
+        for (variable, value) in [("POSTERN_ISSUER", &self.issuer), ("POSTERN_AUDIENCE", &self.audience)] {
+            if value.is_empty() || value.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                return Err(ConfigError::OutOfRange(variable, "empty or contain white space".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn token_config(&self) -> TokenConfig {
+        TokenConfig { issuer: self.issuer.clone(), audience: self.audience.clone(), access_ttl: self.access_token_ttl }
+    }
+
+    pub fn session_policy(&self) -> SessionPolicy {
+        SessionPolicy {
+            refresh_ttl: self.refresh_token_ttl,
+            max_lifetime: self.session_max_lifetime,
+            retry_window: self.refresh_retry_window,
+            require_verified_email: self.require_verified_email,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Refuses environment variables that look like settings and are not.
+
+use clap::CommandFactory;
+
+use super::error::ConfigError;
+
+/// Variables of the contract that protect something: ignoring them would be a lie.
+const NOT_IMPLEMENTED: [&str; 6] = [
+    "POSTERN_PREVIOUS_MASTER_KEY",
+    "POSTERN_PREVIOUS_MASTER_KEY_FILE",
+    "POSTERN_SIGNING_ALGORITHM",
+    "POSTERN_TLS_CERT",
+    "POSTERN_TLS_KEY",
+    "POSTERN_TLS_CLIENT_CA",
+];
+
+/// Looks through the names of the environment's variables: an unknown `POSTERN_*` is an error, because a misspelt
+/// setting must not pass for one that holds.
+pub fn check_variables<C: CommandFactory>(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
+    let known = known_variables(&C::command());
+    for name in names.filter(|name| name.starts_with("POSTERN_")) {
+        if NOT_IMPLEMENTED.contains(&name.as_str()) {
+            return Err(ConfigError::NotImplemented(name));
+        } else if !known.contains(&name) && !is_kubernetes_service_link(&name) {
+            return Err(ConfigError::UnknownVariable(name));
+        }
+    }
+    Ok(())
+}
+
+fn known_variables(command: &clap::Command) -> Vec<String> {
+    let own = command.get_arguments().filter_map(|argument| Some(argument.get_env()?.to_str()?.to_owned()));
+    own.chain(command.get_subcommands().flat_map(known_variables)).collect()
+}
+
+/// Kubernetes tells every pod about the services beside it: one called `service` gives `POSTERN_SERVICE_HOST`,
+/// `POSTERN_PORT`, `POSTERN_PORT_50051_TCP_ADDR` and so on. Nobody set those.
+fn is_kubernetes_service_link(name: &str) -> bool {
+    name == "POSTERN_PORT"
+        || ["POSTERN_PORT_", "POSTERN_SERVICE_HOST", "POSTERN_SERVICE_PORT"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+}

@@ -1,0 +1,42 @@
+//! Which database to open: what the configuration reads and the store opens.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The database, as `POSTERN_DATABASE_URL` names it.
+#[derive(Debug, Clone)]
+pub enum DatabaseUrl {
+    /// A SQLite file. It is created if it does not exist.
+    Sqlite(PathBuf),
+    /// A `postgres://` URL, which may contain a password.
+    Postgres {
+        url: secrecy::SecretString,
+        /// The most connections to open.
+        max_connections: u32,
+        /// Whether to listen for what other replicas write.
+        notifications: bool,
+    },
+}
+
+impl DatabaseUrl {
+    /// Creates the directory of a SQLite file, readable by its owner only. An error names the directory.
+    pub fn create_directory(&self) -> Result<(), (PathBuf, io::Error)> {
+        let Self::Sqlite(path) = self else {
+            return Ok(());
+        };
+        let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) else {
+            return Ok(());
+        };
+        make_private_directory(directory).map_err(|error| (directory.to_owned(), error))
+    }
+}
+
+fn make_private_directory(directory: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory)
+}

@@ -1,0 +1,74 @@
+//! What the domain asks of a store: traits whose methods are the steps, and the types of those steps.
+//!
+//! A method is one atomic step with an outcome enum. Its transaction begins and ends inside, so nobody can hold one
+//! during a hash or while a mail is sent. `Err` means that the store failed, never that a rule was broken.
+//!
+//! `crate::store` implements these traits. `tests/store` runs every method on every backend.
+
+mod accounts;
+mod admin;
+mod mail;
+mod queries;
+mod sessions;
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use time::OffsetDateTime;
+
+use crate::error::StoreError;
+
+pub use accounts::*;
+pub use admin::*;
+pub use mail::*;
+pub use queries::*;
+pub use sessions::*;
+
+/// The longest that a write may take. A store gives a slower one up, so what was not committed by then never will be.
+pub const LONGEST_WRITE: Duration = Duration::from_secs(20);
+
+/// A store: all its steps, and what belongs to the store as a whole.
+#[async_trait]
+pub trait Store: AccountStore + AdminStore + SessionStore + MailStore + Queries + Send + Sync + 'static {
+    /// Asks the database whether it answers. A backend whose database can go away fails every other step at once from a
+    /// failed ping until the next successful one, so that callers do not queue for a database that is down.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// The result of the last ping, without asking the database. Lets callers skip work that would fail.
+    fn ensure_reachable(&self) -> Result<(), StoreError>;
+
+    /// How many connections are open, and how many of them are idle.
+    fn connections(&self) -> Connections;
+
+    /// Every signing key, in no particular order.
+    async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError>;
+
+    /// Stores the key if the store has none yet. Of several callers at the same time, one wins.
+    async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError>;
+}
+
+impl fmt::Debug for dyn Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+/// The state of a connection pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// All connections, busy or idle.
+    pub open: u32,
+    pub idle: usize,
+}
+
+/// A signing key as the store keeps it: the private part is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSigningKey {
+    /// The RFC 7638 SHA-256 thumbprint of the public key.
+    pub kid: String,
+    /// The JWS algorithm that the key is bound to, such as `ES256`.
+    pub algorithm: String,
+    /// The PKCS#8 private key: nonce, then AES-256-GCM ciphertext and tag.
+    pub sealed_private_key: Vec<u8>,
+    pub create_time: OffsetDateTime,
+}

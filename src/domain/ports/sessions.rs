@@ -1,0 +1,186 @@
+//! The steps of a session's life, of password attempts, and of the log of revocations.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use time::OffsetDateTime;
+
+use crate::{
+    domain::{
+        account::User,
+        audit::AuditContext,
+        ids::{SessionId, UserId},
+        password::PasswordHash,
+        role::Role,
+        session::{RefreshGrant, RefreshHash},
+        throttle::{AttemptPolicy, AttemptSubject},
+    },
+    error::StoreError,
+};
+
+/// The steps of a session's life.
+#[async_trait]
+pub trait SessionStore {
+    /// Opens a session, if the account is still enabled and its password is still the one that was verified. Replaces
+    /// the hash of the password in the same step where a rehash is due.
+    async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError>;
+
+    /// Classifies a presented refresh token and continues or ends its session. At most one caller rotates any one
+    /// generation.
+    async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError>;
+
+    /// Ends a session, or all sessions of its user.
+    async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError>;
+
+    /// Reserves one attempt at a password, before anything is hashed for it. Of attempts at the same time, on any number
+    /// of replicas, no more than the policy allows are reserved.
+    async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError>;
+
+    /// The password of a reserved attempt was right: that attempt and those before it no longer count.
+    async fn attempt_succeeded(&self, subject: AttemptSubject) -> Result<(), StoreError>;
+
+    /// A reserved attempt was never made, because the hasher had no time or no room: it does not count.
+    async fn attempt_abandoned(&self, subject: AttemptSubject) -> Result<(), StoreError>;
+
+    /// Writes a failed attempt to the audit log. It was counted when it was reserved.
+    async fn login_failed(&self, user: Option<UserId>, context: AuditContext) -> Result<(), StoreError>;
+
+    /// The log of revocations: every entry after number `after`, and the entries with the numbers in `missed`.
+    async fn revocations(&self, after: i64, missed: &[i64]) -> Result<Vec<Revocation>, StoreError>;
+
+    /// Waits until the log may have a new entry; for ever where the backend has no way to tell.
+    async fn revocation_written(&self);
+
+    /// Deletes revocations that can no longer affect any token, and attempts that no longer count.
+    async fn purge_revocations(&self, now: OffsetDateTime) -> Result<(), StoreError>;
+
+    /// Deletes sessions whose absolute end is past, at most `limit` of them. Returns how many.
+    async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError>;
+}
+
+/// A session to open.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    /// Of generation 0.
+    pub grant: RefreshGrant,
+    pub refresh_hash: RefreshHash,
+    /// The version of the password that was verified.
+    pub password_version: i64,
+    /// The hash that the password was verified against and its replacement, where one is due.
+    pub rehash: Option<Rehash>,
+    pub user_agent: Option<String>,
+    /// The attempt that succeeded: it and those before it no longer count.
+    pub attempt: Option<AttemptSubject>,
+    /// Its client address becomes the session's.
+    pub context: AuditContext,
+}
+
+/// A new hash of the same password, with the current parameters.
+#[derive(Debug, Clone)]
+pub struct Rehash {
+    pub from: PasswordHash,
+    pub to: PasswordHash,
+}
+
+/// The result of opening a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionOpening {
+    Opened(User),
+    /// The account is deleted or disabled, or its password has changed since it was verified.
+    Refused,
+}
+
+/// A presented refresh token, and the token that replaces it.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    pub presented_generation: i64,
+    pub presented_hash: RefreshHash,
+    /// Its generation is the presented one plus one.
+    pub next: RefreshGrant,
+    pub next_hash: RefreshHash,
+    /// Its time decides expiry. The retry window is measured by the database's own clock where it has one.
+    pub context: AuditContext,
+    pub retry_window: Duration,
+}
+
+/// The result of presenting a refresh token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RotationOutcome {
+    /// The token was the current one. Now `next` is.
+    Rotated(User),
+    /// The token was the previous one, within the retry window: this is the successor that it was exchanged for, to be
+    /// returned again. Nothing changed.
+    Replayed { user: User, grant: RefreshGrant, hash: RefreshHash },
+    /// The token was consumed long ago: it was stolen, or its client lost count. The session was ended, durably.
+    Reused,
+    /// There is no such session, or it has ended, or its user is disabled. Nothing changed.
+    Invalid,
+}
+
+impl RotationOutcome {
+    /// The outcome as metrics name it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Rotated(_) => "rotated",
+            Self::Replayed { .. } => "retried",
+            Self::Reused => "reused",
+            Self::Invalid => "dead",
+        }
+    }
+}
+
+/// A refresh token that was presented to log out.
+#[derive(Debug, Clone)]
+pub struct Logout {
+    pub session_id: SessionId,
+    pub user_id: UserId,
+    pub presented_generation: i64,
+    /// Whether every session of the user is to end.
+    pub everywhere: bool,
+    pub context: AuditContext,
+}
+
+/// The result of a logout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogoutOutcome {
+    /// What was to end has ended, now or before.
+    LoggedOut,
+    /// There is no such session; or a consumed token was presented to end other sessions than its own, which it cannot
+    /// do. Its own session has ended all the same.
+    Refused,
+}
+
+/// A password attempt to reserve.
+#[derive(Debug, Clone, Copy)]
+pub struct LoginAttempt {
+    pub subject: AttemptSubject,
+    pub policy: AttemptPolicy,
+    /// Used where the database has no clock of its own.
+    pub now: OffsetDateTime,
+}
+
+/// The result of reserving an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reservation {
+    Reserved,
+    Blocked { retry_after: Duration },
+}
+
+/// An entry of the log of revocations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// Numbers are given in the order of writing, which can differ from the order in which entries become visible.
+    pub number: i64,
+    pub what: Revoked,
+    /// When the last access token that this entry affects has expired.
+    pub retain_until: OffsetDateTime,
+}
+
+/// What an entry of the log revokes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revoked {
+    /// The session ended.
+    Session(SessionId),
+    /// The account has these roles from now on.
+    Roles(UserId, Vec<Role>),
+}

@@ -1,0 +1,69 @@
+//! The service: every operation that a transport or the command line can ask for. It holds the collaborators and calls
+//! the store; the types and the rules that it works with stand in the other files of the domain, which never name it.
+//!
+//! One file for each subject. Each operation takes values that are parsed already and returns domain values or an
+//! [`Error`].
+
+mod admin;
+mod attempts;
+mod email_change;
+mod mail;
+mod password_change;
+mod purge;
+mod revocations;
+mod sessions;
+mod sign_up;
+
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+
+use crate::error::Error;
+
+use super::{
+    audit::AuditContext,
+    env::Env,
+    hasher::Hasher,
+    ids::{AuditEventId, UserId},
+    mail::MailPolicy,
+    one_time::OneTimeTokens,
+    page_token::PageTokens,
+    password::PasswordPolicy,
+    ports::Store,
+    revocation::Revocations,
+    session::SessionPolicy,
+    throttle::{LoginAttempts, RateLimiter},
+    token::Tokens,
+};
+
+/// The service with its collaborators. A transport holds one of these and nothing below it.
+pub struct Service {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) env: Env,
+    pub(crate) tokens: Tokens,
+    pub(crate) hasher: Hasher,
+    pub(crate) passwords: PasswordPolicy,
+    pub(crate) sessions: SessionPolicy,
+    pub(crate) one_time: Arc<OneTimeTokens>,
+    pub(crate) mails: MailPolicy,
+    pub(crate) login_attempts: LoginAttempts,
+    /// Password attempts of one client.
+    pub(crate) login_limiter: RateLimiter,
+    pub(crate) revocations: Revocations,
+    pub(crate) pages: PageTokens,
+    /// How long audit rows are kept.
+    pub(crate) audit_retention: Duration,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postern").finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// The context of a step that runs now.
+    fn audit_context(&self, actor: Option<UserId>, client_ip: Option<IpAddr>) -> Result<AuditContext, Error> {
+        let now = self.env.now();
+        let event = AuditEventId(self.env.uuid()?);
+        Ok(AuditContext { event, now, actor, client_ip, retain_until: now + self.tokens.max_access_token_lifetime() })
+    }
+}

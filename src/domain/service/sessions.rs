@@ -1,0 +1,184 @@
+//! Sessions: opened by login, continued by refresh, ended by logout; and who an access token identifies.
+
+use jsonwebtoken::jwk::JwkSet;
+use time::OffsetDateTime;
+
+use crate::{
+    domain::{
+        account::{Email, User},
+        env::Deadline,
+        hasher::Verification,
+        ids::{SessionId, UserId},
+        password::Password,
+        ports::{Logout, LogoutOutcome, NewSession, Rehash, Rotation, RotationOutcome, SessionOpening},
+        role::Caller,
+        session::{Client, RefreshGrant, RefreshHash},
+        token::{AccessTokenError, Minted, TokenPair, whole_seconds},
+    },
+    error::Error,
+};
+
+use super::Service;
+
+impl Service {
+    /// The caller of an access token, with its current roles. Costs no I/O.
+    pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenError> {
+        self.revocations.check(self.tokens.verify_access(access_token, self.env.now())?)
+    }
+
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        self.tokens.issuer()
+    }
+
+    /// The public keys of access tokens.
+    pub fn jwks(&self) -> JwkSet {
+        self.tokens.jwks()
+    }
+}
+
+impl Service {
+    /// Opens a session.
+    ///
+    /// A wrong password, an unknown address and a disabled account take the same path: one reserved attempt, one look-up,
+    /// one hash, one audit row, one answer.
+    pub async fn login(
+        &self,
+        email: &Email,
+        password: Password,
+        client: Client,
+        deadline: Deadline,
+    ) -> Result<(TokenPair, User), Error> {
+        let attempt = self.reserve_attempt(email, &client).await?;
+        let account = self.store.credentials(email).await?;
+        let stored = account.as_ref().map(|account| account.password_hash.clone());
+        let verification = self.verify_attempt(attempt, password, stored, deadline).await?;
+        let user_id = account.as_ref().map(|account| account.user.id);
+        let (account, rehash) = match (account, verification) {
+            (Some(account), Verification::Match { rehash }) if !account.user.disabled => (account, rehash),
+            (Some(_) | None, Verification::Match { rehash: _ } | Verification::Mismatch) => {
+                self.store.login_failed(user_id, self.audit_context(None, client.ip)?).await?;
+                return Err(Error::InvalidCredentials);
+            }
+        };
+        if self.sessions.require_verified_email && !account.user.email_verified {
+            // The password was right, so the attempt does not count as a failure.
+            self.store.attempt_succeeded(attempt).await?;
+            return Err(Error::EmailNotVerified);
+        }
+        let (mut session, refresh) = self.new_session(account.user.id, account.password_version, client)?;
+        session.rehash = rehash.map(|to| Rehash { from: account.password_hash, to });
+        session.attempt = Some(attempt);
+        let session_id = session.grant.session_id;
+        match self.store.open_session(session).await? {
+            SessionOpening::Opened(user) => {
+                metrics::counter!("postern_sessions_opened_total").increment(1);
+                let access = self.tokens.mint_access(&user, session_id, &self.env)?;
+                Ok((TokenPair { access, refresh }, user))
+            }
+            // The password was changed, or the account disabled or deleted, while the hash was computed.
+            SessionOpening::Refused => Err(Error::InvalidCredentials),
+        }
+    }
+
+    /// A new session, and its first refresh token.
+    pub(super) fn new_session(
+        &self,
+        user_id: UserId,
+        password_version: i64,
+        client: Client,
+    ) -> Result<(NewSession, Minted), Error> {
+        let context = self.audit_context(Some(user_id), client.ip)?;
+        let now = context.now;
+        let session_end_time = whole_seconds(now + self.sessions.max_lifetime);
+        let grant = RefreshGrant {
+            session_id: SessionId(self.env.uuid()?),
+            user_id,
+            generation: 0,
+            issue_time: whole_seconds(now),
+            expire_time: self.refresh_expiry(now, session_end_time),
+            session_end_time,
+        };
+        let refresh = self.tokens.mint_refresh(&grant)?;
+        let session = NewSession {
+            grant,
+            refresh_hash: RefreshHash::of(&refresh.token),
+            password_version,
+            rehash: None,
+            user_agent: client.user_agent,
+            attempt: None,
+            context,
+        };
+        Ok((session, refresh))
+    }
+
+    /// Exchanges a refresh token for the next pair.
+    pub async fn refresh(&self, refresh_token: &str, client: &Client) -> Result<TokenPair, Error> {
+        let context = self.audit_context(None, client.ip)?;
+        let now = context.now;
+        // Expiry is checked with the session row: an expired token that was consumed must still end the session.
+        let presented = self.tokens.verify_refresh(refresh_token).ok_or(Error::RefreshTokenInvalid)?;
+        let next = RefreshGrant {
+            generation: presented.generation.saturating_add(1),
+            issue_time: whole_seconds(now),
+            expire_time: self.refresh_expiry(now, presented.session_end_time),
+            ..presented.clone()
+        };
+        let refresh = self.tokens.mint_refresh(&next)?;
+        let rotation = Rotation {
+            presented_generation: presented.generation,
+            presented_hash: RefreshHash::of(refresh_token),
+            next,
+            next_hash: RefreshHash::of(&refresh.token),
+            context,
+            retry_window: self.sessions.retry_window,
+        };
+        let outcome = self.store.rotate_refresh(rotation).await?;
+        metrics::counter!("postern_refreshes_total", "outcome" => outcome.as_str()).increment(1);
+        let (user, refresh) = match outcome {
+            RotationOutcome::Rotated(user) => (user, refresh),
+            RotationOutcome::Replayed { user, grant, hash } => {
+                // The client lost our answer, or two of its calls raced: return the same successor again.
+                let again = self.tokens.mint_refresh(&grant)?;
+                if RefreshHash::of(&again.token) != hash {
+                    // It was minted with another issuer or master key.
+                    tracing::warn!(session_id = %grant.session_id, "a refresh token could not be minted again with the same bytes");
+                    return Err(Error::RefreshTokenInvalid);
+                }
+                (user, again)
+            }
+            RotationOutcome::Reused => {
+                self.sync_revocations().await;
+                tracing::warn!(session_id = %presented.session_id, user_id = %presented.user_id,
+                    generation = presented.generation, "a consumed refresh token was presented: its session was ended");
+                return Err(Error::RefreshTokenInvalid);
+            }
+            RotationOutcome::Invalid => return Err(Error::RefreshTokenInvalid),
+        };
+        let access = self.tokens.mint_access(&user, presented.session_id, &self.env)?;
+        Ok(TokenPair { access, refresh })
+    }
+
+    /// Ends the session of a refresh token, or with `everywhere` every session of its user.
+    pub async fn logout(&self, refresh_token: &str, everywhere: bool, client: &Client) -> Result<(), Error> {
+        let presented = self.tokens.verify_refresh(refresh_token).ok_or(Error::RefreshTokenInvalid)?;
+        let logout = Logout {
+            session_id: presented.session_id,
+            user_id: presented.user_id,
+            presented_generation: presented.generation,
+            everywhere,
+            context: self.audit_context(None, client.ip)?,
+        };
+        match self.store.logout(logout).await? {
+            LogoutOutcome::LoggedOut => {
+                self.sync_revocations().await;
+                Ok(())
+            }
+            LogoutOutcome::Refused => Err(Error::RefreshTokenInvalid),
+        }
+    }
+
+    fn refresh_expiry(&self, now: OffsetDateTime, session_end_time: OffsetDateTime) -> OffsetDateTime {
+        whole_seconds(now + self.sessions.refresh_ttl).min(session_end_time)
+    }
+}

@@ -1,0 +1,110 @@
+//! Accounts: signing up, and looking them up.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    domain::{
+        account::{Email, SignUp, User},
+        admin::Administrator,
+        env::Deadline,
+        ids::UserId,
+        mail::{MailKind, NewMail},
+        password::{NewPassword, Password},
+        ports::{AccountCreation, NewAccount},
+        role::{Caller, Role},
+        session::Client,
+    },
+    error::{Error, FieldViolation},
+};
+
+use super::Service;
+
+/// How long the command line waits for a hash.
+
+/// How long a command waits for a hash.
+const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
+
+impl Service {
+    /// Checks a new password against the deployment's policy. `account_words` is what an attacker knows of the account.
+    pub fn accept_password(
+        &self,
+        field: &'static str,
+        password: Password,
+        account_words: &[&str],
+    ) -> Result<NewPassword, FieldViolation> {
+        self.passwords.accept(field, password, account_words)
+    }
+
+    /// Creates an account with the role `user` and mails a verification token to its address.
+    ///
+    /// The password is hashed even if the address turns out to be taken, so that probing a thousand addresses costs a
+    /// thousand hashes. Where the deployment conceals which accounts exist, a taken address gets the answer of a free
+    /// one, and its owner gets a mail instead.
+    pub async fn sign_up(&self, request: SignUp, client: &Client, deadline: Deadline) -> Result<User, Error> {
+        let owner_notice = self.owner_notice(&request.email)?;
+        self.register(request, owner_notice, Some(client), deadline).await
+    }
+
+    /// Creates the account. There is no client on the command line.
+    async fn register(
+        &self,
+        request: SignUp,
+        owner_notice: Option<NewMail>,
+        client: Option<&Client>,
+        deadline: Deadline,
+    ) -> Result<User, Error> {
+        // No hash is computed while the database is down.
+        self.store.ensure_reachable()?;
+        let SignUp { username, email, password } = request;
+        let password_hash = self.hasher.hash(password.into_password(), deadline).await?;
+        let id = UserId(self.env.uuid()?);
+        let verification = self.new_mail(MailKind::VerifyEmail, email.clone(), Some(id))?;
+        let context = self.audit_context(client.map(|_| id), client.and_then(|client| client.ip))?;
+        // The account as it will be if nothing is in the way; also the answer where a taken address is concealed.
+        let user = User {
+            id,
+            username: username.clone(),
+            email: email.clone(),
+            email_verified: false,
+            roles: vec![Role::user()],
+            disabled: false,
+            create_time: context.now,
+            update_time: context.now,
+        };
+        let account = NewAccount {
+            id,
+            username,
+            email,
+            password_hash,
+            context,
+            owner_notice,
+            verification,
+            limit: self.mails.per_address,
+        };
+        let conceal = account.owner_notice.is_some();
+        match self.store.create_account(account).await? {
+            AccountCreation::Created(user) => Ok(user),
+            AccountCreation::EmailTaken if conceal => Ok(user),
+            AccountCreation::EmailTaken => Err(Error::EmailTaken),
+            AccountCreation::UsernameTaken => Err(Error::UsernameTaken),
+        }
+    }
+
+    /// Creates an account with these roles, for an operator. Its owner gets the same mail as after any sign-up.
+    pub async fn create_account(&self, request: SignUp, roles: Vec<Role>) -> Result<User, Error> {
+        let deadline = Deadline(Instant::now() + COMMAND_PATIENCE);
+        let user = self.register(request, None, None, deadline).await?;
+        self.set_roles(user.id, roles, Administrator::COMMAND_LINE).await
+    }
+
+    /// The account with this address.
+    pub async fn user_of(&self, email: &Email) -> Result<User, Error> {
+        Ok(self.store.credentials(email).await?.ok_or(Error::NotFound("user"))?.user)
+    }
+
+    /// The caller's account as it is now. The session is looked up with it, so a session is refused from the moment it
+    /// ends.
+    pub async fn me(&self, caller: &Caller) -> Result<User, Error> {
+        self.store.user_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
+    }
+}

@@ -1,0 +1,26 @@
+//! How a store is opened, and why that can fail.
+
+use crate::error::StoreError;
+
+/// Whether opening a store may change its schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migrate {
+    /// Apply the migrations that are missing.
+    Apply,
+    /// Fail if a migration is missing: `postern migrate` has to run first.
+    Check,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// With the number of the first missing migration.
+    #[error("the database schema is not up to date (it lacks migration {0}): run `postern migrate` first")]
+    SchemaOutdated(i64),
+    #[error("the migrations could not be applied: {0}")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    #[error("POSTERN_DATABASE_URL is not a usable PostgreSQL URL: {0}")]
+    Url(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

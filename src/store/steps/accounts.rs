@@ -1,0 +1,189 @@
+//! The steps that create and change accounts.
+
+use async_trait::async_trait;
+
+use crate::{
+    domain::{
+        account::User,
+        audit::{Action, AuditContext, AuditTarget},
+        mail::{MailKind, NewMail},
+        one_time::{OneTimeGrant, Purpose},
+        ports::{
+            AccountCreation, AccountStore, EmailChange, EmailChangeRequest, EmailConfirmation,
+            EmailConfirmationOutcome, Enqueued, NewAccount, PasswordChange, PasswordReset, PasswordResetOutcome,
+            SessionOpening,
+        },
+        role::Role,
+        session::RevokeReason,
+    },
+    error::StoreError,
+};
+
+use super::transaction::{Backend, WriteTransaction, consume_token, queue_within, void_tokens, write};
+
+#[async_trait]
+impl<B: Backend> AccountStore for B {
+    async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
+        write(self, |tx| create_account(tx, account)).await
+    }
+
+    async fn verify_email(&self, token: OneTimeGrant, context: AuditContext) -> Result<Option<User>, StoreError> {
+        write(self, move |tx| verify_email(tx, token, context)).await
+    }
+
+    async fn reset_password(&self, reset: PasswordReset) -> Result<PasswordResetOutcome, StoreError> {
+        write(self, |tx| reset_password(tx, reset)).await
+    }
+
+    async fn change_password(&self, change: PasswordChange) -> Result<SessionOpening, StoreError> {
+        write(self, |tx| change_password(tx, change)).await
+    }
+
+    async fn request_email_change(&self, change: EmailChange) -> Result<EmailChangeRequest, StoreError> {
+        write(self, |tx| request_email_change(tx, change)).await
+    }
+
+    async fn confirm_email_change(
+        &self,
+        confirmation: EmailConfirmation,
+    ) -> Result<EmailConfirmationOutcome, StoreError> {
+        write(self, |tx| confirm_email_change(tx, confirmation)).await
+    }
+}
+
+async fn create_account(mut tx: impl WriteTransaction, account: NewAccount) -> Result<AccountCreation, StoreError> {
+    // Waits for a sign-up with the same address or username that has not committed yet.
+    if !tx.insert_user(&account).await? {
+        let outcome = why_not_created(&mut tx, &account).await?;
+        tx.commit().await?;
+        return Ok(outcome);
+    }
+    tx.add_role(account.id, &Role::user()).await?;
+    queue_within(&mut tx, &account.verification, account.limit).await?;
+    tx.record(Action::SignUp, &account.context, AuditTarget::user(account.id)).await?;
+    let user = tx.user(account.id).await?;
+    tx.commit().await?;
+    Ok(AccountCreation::Created(user))
+}
+
+/// What was in the way of a new account. Where the caller must not learn that the address is taken, its owner is mailed.
+async fn why_not_created<T: WriteTransaction>(tx: &mut T, account: &NewAccount) -> Result<AccountCreation, StoreError> {
+    let Some(owner_notice) = &account.owner_notice else {
+        let email_taken = tx.is_email_taken(&account.email).await?;
+        return Ok(if email_taken { AccountCreation::EmailTaken } else { AccountCreation::UsernameTaken });
+    };
+    if tx.is_username_taken(&account.username).await? {
+        return Ok(AccountCreation::UsernameTaken);
+    }
+    queue_within(tx, owner_notice, account.limit).await?;
+    Ok(AccountCreation::EmailTaken)
+}
+
+async fn verify_email(
+    mut tx: impl WriteTransaction,
+    token: OneTimeGrant,
+    context: AuditContext,
+) -> Result<Option<User>, StoreError> {
+    if !tx.mark_email_verified(&token, context.now).await?
+        || !consume_token(&mut tx, Purpose::VerifyEmail, &token, context.now).await?
+    {
+        return Ok(None);
+    }
+    let id = token.user_id;
+    void_tokens(&mut tx, id, &token.email, &[Purpose::VerifyEmail]).await?;
+    tx.record(Action::EmailVerified, &context.by(id), AuditTarget::user(id)).await?;
+    let user = tx.user(id).await?;
+    tx.commit().await?;
+    Ok(Some(user))
+}
+
+async fn reset_password(
+    mut tx: impl WriteTransaction,
+    reset: PasswordReset,
+) -> Result<PasswordResetOutcome, StoreError> {
+    let PasswordReset { token, password_hash, notice, attempts, context } = reset;
+    if !tx.reset_password(&token, &password_hash, context.now).await?
+        || !consume_token(&mut tx, Purpose::ResetPassword, &token, context.now).await?
+    {
+        return Ok(PasswordResetOutcome::TokenDead);
+    }
+    let (id, context) = (token.user_id, context.by(token.user_id));
+    tx.revoke_all(id, RevokeReason::PasswordReset, &context).await?;
+    tx.reset_attempts(attempts).await?;
+    tx.record(Action::PasswordReset, &context, AuditTarget::user(id)).await?;
+    void_tokens(&mut tx, id, &token.email, &Purpose::ALL).await?;
+    tx.queue(&notice).await?;
+    tx.commit().await?;
+    Ok(PasswordResetOutcome::Reset)
+}
+
+async fn change_password(mut tx: impl WriteTransaction, change: PasswordChange) -> Result<SessionOpening, StoreError> {
+    let PasswordChange { password_hash, session, notice } = change;
+    let (id, context) = (session.grant.user_id, session.context);
+    if !tx.replace_password(id, session.password_version, &password_hash, context.now).await? {
+        return Ok(SessionOpening::Refused);
+    }
+    tx.revoke_all(id, RevokeReason::PasswordChanged, &context).await?;
+    let target = AuditTarget::session(id, session.grant.session_id);
+    tx.insert_session(session).await?;
+    tx.record(Action::PasswordChanged, &context, target).await?;
+    let user = tx.user(id).await?;
+    void_tokens(&mut tx, id, &user.email, &[Purpose::ResetPassword, Purpose::ChangeEmail]).await?;
+    tx.queue(&notice).await?;
+    tx.commit().await?;
+    Ok(SessionOpening::Opened(user))
+}
+
+async fn request_email_change(
+    mut tx: impl WriteTransaction,
+    change: EmailChange,
+) -> Result<EmailChangeRequest, StoreError> {
+    if !tx.lock_enabled_user(change.user_id, change.password_version).await? {
+        return Ok(EmailChangeRequest::Refused);
+    }
+    let taken = tx.is_email_taken(&change.confirmation.recipient).await?;
+    let mail = match (taken, &change.owner_notice) {
+        (false, _) => &change.confirmation,
+        (true, Some(owner_notice)) => owner_notice,
+        (true, None) => return Ok(EmailChangeRequest::EmailTaken),
+    };
+    if queue_within(&mut tx, mail, change.limit).await? == Enqueued::OverLimit {
+        return Ok(EmailChangeRequest::OverLimit);
+    }
+    tx.queue(&change.notice).await?;
+    tx.record(Action::EmailChangeRequested, &change.context, AuditTarget::user(change.user_id)).await?;
+    tx.commit().await?;
+    Ok(EmailChangeRequest::Requested)
+}
+
+async fn confirm_email_change(
+    mut tx: impl WriteTransaction,
+    confirmation: EmailConfirmation,
+) -> Result<EmailConfirmationOutcome, StoreError> {
+    let EmailConfirmation { token, notice, context } = confirmation;
+    let (id, now, context) = (token.user_id, context.now, context.by(token.user_id));
+    let Some(before) = tx.lock_user(id).await?.filter(|user| !user.disabled) else {
+        return Ok(EmailConfirmationOutcome::TokenDead);
+    };
+    if !consume_token(&mut tx, Purpose::ChangeEmail, &token, now).await? {
+        return Ok(EmailConfirmationOutcome::TokenDead);
+    }
+    // Another account can take the address between the two; without a commit the token stays live.
+    if tx.is_email_taken(&token.email).await? || !tx.set_email(id, &token.email, now).await? {
+        return Ok(EmailConfirmationOutcome::EmailTaken);
+    }
+    void_tokens(&mut tx, id, &before.email, &Purpose::ALL).await?;
+    let notice = NewMail {
+        id: notice,
+        kind: MailKind::EmailChanged,
+        recipient: before.email,
+        user_id: Some(id),
+        new_email: Some(token.email),
+        create_time: now,
+    };
+    tx.queue(&notice).await?;
+    tx.record(Action::EmailChanged, &context, AuditTarget::user(id)).await?;
+    let user = tx.user(id).await?;
+    tx.commit().await?;
+    Ok(EmailConfirmationOutcome::Changed(user))
+}

@@ -1,0 +1,84 @@
+//! The steps of mail and one-time tokens that are the same on every backend.
+
+use time::OffsetDateTime;
+
+use crate::{
+    domain::{
+        audit::{Action, AuditContext, AuditTarget},
+        mail::NewMail,
+        one_time::OneTimeGrant,
+        ports::{Enqueued, MailClaim},
+        throttle::AddressLimit,
+    },
+    error::StoreError,
+    store::rows::LeasedMail,
+};
+
+use super::transaction::{WriteTransaction, queue_within};
+
+pub(in crate::store) async fn request_mail(
+    mut tx: impl WriteTransaction,
+    mail: NewMail,
+    limit: AddressLimit,
+) -> Result<Enqueued, StoreError> {
+    let enqueued = queue_within(&mut tx, &mail, limit).await?;
+    tx.commit().await?;
+    Ok(enqueued)
+}
+
+pub(in crate::store) async fn issue_token(
+    mut tx: impl WriteTransaction,
+    token: OneTimeGrant,
+    context: AuditContext,
+) -> Result<bool, StoreError> {
+    let user = tx.lock_user(token.user_id).await?;
+    if !user.is_some_and(|user| !user.disabled && user.email == token.email) {
+        return Ok(false);
+    }
+    put_token(&mut tx, &token, context.now, context.now).await?;
+    tx.record(Action::ResetLinkIssued, &context, AuditTarget::user(token.user_id)).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Decides whose a leased mail is and whether it is still wanted, and makes its token the live one. The transaction is
+/// still to be committed, also if this fails.
+pub(in crate::store) async fn prepare<T: WriteTransaction>(
+    tx: &mut T,
+    leased: LeasedMail,
+    now: OffsetDateTime,
+) -> Result<MailClaim, StoreError> {
+    let dropped = MailClaim::Dropped(leased.mail.kind);
+    // A step that ends this user's tokens waits for this row; or this one waits for it, and finds the mail gone.
+    let user = match leased.mail.user_id {
+        Some(id) => tx.lock_user(id).await?,
+        None => tx.lock_user_by_email(&leased.mail.recipient).await?,
+    };
+    if !tx.lock_mail(leased.mail.id, leased.attempt).await? {
+        return Ok(dropped);
+    }
+    if let Some(user) = user.filter(|user| leased.mail.kind.is_wanted(&leased.mail.recipient, user)) {
+        let grant = leased.grant(&user);
+        let is_live = match &grant {
+            Some(grant) => put_token(tx, grant, leased.mail.create_time, now).await?,
+            None => true,
+        };
+        if is_live {
+            return Ok(MailClaim::Claimed(leased.claimed(user, grant)));
+        }
+    }
+    tx.delete_mail(leased.mail.id).await?;
+    Ok(dropped)
+}
+
+/// Makes a token its account's one live token for its purpose. `false` if a newer one exists, or if the token would be
+/// expired already.
+async fn put_token<T: WriteTransaction>(
+    tx: &mut T,
+    token: &OneTimeGrant,
+    create_time: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    let expire_time = create_time + token.purpose.lifetime();
+    Ok(expire_time > now && tx.put_token(token, create_time, expire_time).await?)
+}

@@ -1,0 +1,16 @@
+//! Steps that are the same on every backend. A step decides in code what happens, and does it with the verbs of a
+//! [`WriteTransaction`]. The rules of a step stand here once: what ends, what is voided, what is audited, and in which
+//! order rows are locked.
+//!
+//! Order of locks, so that no two steps wait for each other: the row of the user first, then its sessions, tokens and
+//! mails.
+
+mod accounts;
+mod admin;
+mod mail;
+mod sessions;
+mod transaction;
+
+pub(super) use mail::{issue_token, prepare, request_mail};
+pub(super) use sessions::{apply_logout, end_reused_session, insert_opened_session, login_failed, replayed};
+pub(super) use transaction::{Backend, WriteTransaction, write};
