@@ -1,5 +1,6 @@
-//! Documentation that is made from the code: the README's table of settings and the OpenAPI description. A test fails
-//! when the two differ, and with UPDATE_DOCS=1 in the environment writes the page instead.
+//! Documentation that is generated from the code: the table of settings in `docs/configuration.md` and the OpenAPI
+//! description. A test fails if the committed file differs; with UPDATE_DOCS=1 in the environment it writes the file
+//! instead.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -11,18 +12,26 @@ const BEGIN: &str = "<!-- configuration:";
 const END: &str = "<!-- /configuration -->";
 
 #[test]
-fn the_readme_lists_every_setting_as_serve_takes_it() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let page = fs::read_to_string(&path).expect("README.md");
+fn the_configuration_page_lists_every_setting_as_serve_takes_it() {
+    let path = root().join("docs/configuration.md");
+    let page = read(&path);
     let begin = page.find(BEGIN).expect("the beginning of the table");
     let table_begin = begin + page[begin..].find('\n').expect("a line") + 1;
     let table_end = page.find(END).expect("the end of the table");
     let table = settings();
     if updating() {
-        fs::write(&path, format!("{}{table}{}", &page[..table_begin], &page[table_end..])).expect("README.md");
+        fs::write(&path, format!("{}{table}{}", &page[..table_begin], &page[table_end..])).expect("the page");
     } else {
         assert_eq!(&page[table_begin..table_end], table, "{HOW_TO_UPDATE}");
     }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a switch of these tests, not of the service")]
@@ -50,7 +59,7 @@ fn settings() -> String {
             .expect("a string grows");
         }
         let help = argument.get_help().expect("help").to_string();
-        // Defaults that no literal can say stand in the help, in brackets.
+        // A default that is not a literal is stated in the help, in brackets.
         let (help, stated) = match help.rsplit_once(" [default") {
             Some((help, stated)) => {
                 (help.to_owned(), stated.trim_end_matches(']').trim_start_matches([':', ' ']).to_owned())
