@@ -1,7 +1,13 @@
-//! Documentation that is made from the code: the README's table of settings and the OpenAPI description. A test fails
-//! when the two differ, and with UPDATE_DOCS=1 in the environment writes the page instead.
+//! Documentation that is generated from the code: the table of settings in `docs/configuration.md` and the OpenAPI
+//! description. A test fails if the committed file differs; with UPDATE_DOCS=1 in the environment it writes the file
+//! instead. Other tests check what the pages refer to: settings and files.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::CommandFactory;
 use postern::cli::Cli;
@@ -10,19 +16,78 @@ const HOW_TO_UPDATE: &str = "run UPDATE_DOCS=1 cargo test --test api docs";
 const BEGIN: &str = "<!-- configuration:";
 const END: &str = "<!-- /configuration -->";
 
+/// What pages name although `serve` does not take it: a setting that does not exist yet, what Kubernetes sets for a
+/// Service called `postern`, and the prefix.
+const NOT_SETTINGS: [&str; 3] = ["POSTERN_TLS_CERT", "POSTERN_PORT", "POSTERN_"];
+
 #[test]
-fn the_readme_lists_every_setting_as_serve_takes_it() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let page = fs::read_to_string(&path).expect("README.md");
+fn the_configuration_page_lists_every_setting_as_serve_takes_it() {
+    let path = root().join("docs/configuration.md");
+    let page = read(&path);
     let begin = page.find(BEGIN).expect("the beginning of the table");
     let table_begin = begin + page[begin..].find('\n').expect("a line") + 1;
     let table_end = page.find(END).expect("the end of the table");
     let table = settings();
     if updating() {
-        fs::write(&path, format!("{}{table}{}", &page[..table_begin], &page[table_end..])).expect("README.md");
+        fs::write(&path, format!("{}{table}{}", &page[..table_begin], &page[table_end..])).expect("the page");
     } else {
         assert_eq!(&page[table_begin..table_end], table, "{HOW_TO_UPDATE}");
     }
+}
+
+#[test]
+fn every_setting_that_a_page_names_exists() {
+    let mut known: BTreeSet<String> = NOT_SETTINGS.map(str::to_owned).into();
+    let mut cli = Cli::command();
+    cli.build();
+    let serve = cli.find_subcommand("serve").expect("postern serve");
+    known.extend(serve.get_arguments().filter_map(|argument| Some(argument.get_env()?.to_str()?.to_owned())));
+    for path in pages() {
+        let page = read(&path);
+        let words = page.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+        for name in words.filter(|word| word.starts_with("POSTERN_")) {
+            assert!(known.contains(name), "{} names {name}, which is no setting", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_relative_link_in_a_page_leads_to_a_file() {
+    for path in pages() {
+        let page = read(&path);
+        let directory = path.parent().expect("a directory");
+        for (position, found) in page.match_indices("](") {
+            let rest = &page[position + found.len()..];
+            let target = rest.split(')').next().unwrap_or_default();
+            let file = target.split('#').next().unwrap_or_default();
+            if !file.is_empty() && !file.contains(':') {
+                assert!(directory.join(file).exists(), "{} links to {target}, which is missing", path.display());
+            }
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The pages that people read: all Markdown at the root and below `docs`.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = Vec::new();
+    for directory in ["", "docs", "docs/decisions"] {
+        for entry in fs::read_dir(root().join(directory)).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    assert!(pages.len() > 10, "the pages were not found");
+    pages
 }
 
 #[expect(clippy::disallowed_methods, reason = "a switch of these tests, not of the service")]
@@ -50,7 +115,7 @@ fn settings() -> String {
             .expect("a string grows");
         }
         let help = argument.get_help().expect("help").to_string();
-        // Defaults that no literal can say stand in the help, in brackets.
+        // A default that is not a literal is stated in the help, in brackets.
         let (help, stated) = match help.rsplit_once(" [default") {
             Some((help, stated)) => {
                 (help.to_owned(), stated.trim_end_matches(']').trim_start_matches([':', ' ']).to_owned())
