@@ -14,6 +14,7 @@ mod architecture;
 mod config;
 mod contract;
 mod docs;
+mod examples;
 mod imports;
 mod journey;
 mod lifetimes;
