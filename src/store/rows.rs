@@ -31,6 +31,22 @@ macro_rules! user_columns {
 }
 pub(super) use user_columns;
 
+/// The user of a live session: session `$1` of user `$2`. The same in both dialects.
+pub(super) const USER_OF_SESSION: &str = concat!(
+    "SELECT ",
+    user_columns!(),
+    " FROM users u JOIN sessions s ON s.user_id = u.id ",
+    "WHERE s.id = $1 AND u.id = $2 AND s.revoke_time IS NULL AND NOT u.disabled"
+);
+
+/// The same with the password hash.
+pub(super) const CREDENTIALS_OF_SESSION: &str = concat!(
+    "SELECT ",
+    user_columns!(),
+    ", u.password_hash, u.password_version FROM users u JOIN sessions s ON s.user_id = u.id ",
+    "WHERE s.id = $1 AND u.id = $2 AND s.revoke_time IS NULL AND NOT u.disabled"
+);
+
 /// The end of the range of texts that start with a prefix: U+10FFFF sorts after every other character.
 pub(super) fn end_of_prefix(prefix: &str) -> String {
     format!("{prefix}\u{10ffff}")

@@ -2,6 +2,11 @@
 //! `COLLATE "C"` makes the order and the index ranges independent of the database's locale.
 
 use async_trait::async_trait;
+use sqlx::{
+    FromRow, Postgres,
+    postgres::{PgArguments, PgRow},
+    query::QueryAs,
+};
 use time::OffsetDateTime;
 
 use crate::{
@@ -15,7 +20,8 @@ use crate::{
     error::StoreError,
     store::{
         rows::{
-            AuditRow, CredentialsRow, MailQueueRow, OneTimeTokenRow, SessionRow, UserRow, end_of_prefix, user_columns,
+            AuditRow, CREDENTIALS_OF_SESSION, CredentialsRow, MailQueueRow, OneTimeTokenRow, SessionRow,
+            USER_OF_SESSION, UserRow, end_of_prefix, user_columns,
         },
         shared::Stamp,
     },
@@ -23,43 +29,41 @@ use crate::{
 
 use super::PostgresStore;
 
+impl PostgresStore {
+    /// Runs a query and reads its rows as values of the domain.
+    async fn read<R, T>(
+        &self,
+        query: QueryAs<'_, Postgres, R, PgArguments>,
+        read: impl Fn(R) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        query.fetch_all(self.pool()?).await?.into_iter().map(read).collect()
+    }
+}
+
 #[async_trait]
 impl Queries for PostgresStore {
     async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
-        sqlx::query_as::<_, UserRow>(concat!("SELECT ", user_columns!(), " FROM users u WHERE u.id = $1"))
-            .bind(id.0)
-            .fetch_optional(self.pool()?)
-            .await?
-            .map(UserRow::into_user)
-            .transpose()
+        let query = sqlx::query_as::<_, UserRow>(concat!("SELECT ", user_columns!(), " FROM users u WHERE u.id = $1"))
+            .bind(id.0);
+        Ok(self.read(query, UserRow::into_user).await?.pop())
     }
 
     async fn user_of_session(&self, session: SessionId, user: UserId) -> Result<Option<User>, StoreError> {
-        sqlx::query_as::<_, UserRow>(concat!(
-            "SELECT ",
-            user_columns!(),
-            " FROM users u JOIN sessions s ON s.user_id = u.id ",
-            "WHERE s.id = $1 AND u.id = $2 AND s.revoke_time IS NULL AND NOT u.disabled"
-        ))
-        .bind(session.0)
-        .bind(user.0)
-        .fetch_optional(self.pool()?)
-        .await?
-        .map(UserRow::into_user)
-        .transpose()
+        let query = sqlx::query_as(USER_OF_SESSION).bind(session.0).bind(user.0);
+        Ok(self.read(query, UserRow::into_user).await?.pop())
     }
 
     async fn credentials(&self, email: &Email) -> Result<Option<Credentials>, StoreError> {
-        sqlx::query_as::<_, CredentialsRow>(concat!(
+        let query = sqlx::query_as::<_, CredentialsRow>(concat!(
             "SELECT ",
             user_columns!(),
             ", u.password_hash, u.password_version FROM users u WHERE u.email = $1"
         ))
-        .bind(email.as_str())
-        .fetch_optional(self.pool()?)
-        .await?
-        .map(CredentialsRow::into_credentials)
-        .transpose()
+        .bind(email.as_str());
+        Ok(self.read(query, CredentialsRow::into_credentials).await?.pop())
     }
 
     async fn credentials_of_session(
@@ -67,18 +71,8 @@ impl Queries for PostgresStore {
         session: SessionId,
         user: UserId,
     ) -> Result<Option<Credentials>, StoreError> {
-        sqlx::query_as::<_, CredentialsRow>(concat!(
-            "SELECT ",
-            user_columns!(),
-            ", u.password_hash, u.password_version FROM users u JOIN sessions s ON s.user_id = u.id ",
-            "WHERE s.id = $1 AND u.id = $2 AND s.revoke_time IS NULL AND NOT u.disabled"
-        ))
-        .bind(session.0)
-        .bind(user.0)
-        .fetch_optional(self.pool()?)
-        .await?
-        .map(CredentialsRow::into_credentials)
-        .transpose()
+        let query = sqlx::query_as(CREDENTIALS_OF_SESSION).bind(session.0).bind(user.0);
+        Ok(self.read(query, CredentialsRow::into_credentials).await?.pop())
     }
 
     async fn list_users(&self, page: UserPage) -> Result<Vec<User>, StoreError> {
@@ -97,44 +91,42 @@ impl Queries for PostgresStore {
             ))
             .bind(limit)
             .bind(after.0),
-            UserOrder::ByEmail { prefix, after } => sqlx::query_as::<_, UserRow>(concat!(
-                "SELECT ",
-                user_columns!(),
-                " FROM users u WHERE u.email COLLATE \"C\" > $2 AND u.email COLLATE \"C\" >= $3 ",
-                "AND u.email COLLATE \"C\" < $4 ORDER BY u.email COLLATE \"C\" LIMIT $1"
-            ))
-            .bind(limit)
-            .bind(after.unwrap_or_default())
-            .bind(prefix.clone())
-            .bind(end_of_prefix(&prefix)),
-            UserOrder::ByUsername { prefix, after } => sqlx::query_as::<_, UserRow>(concat!(
-                "SELECT ",
-                user_columns!(),
-                " FROM users u WHERE lower(u.username) COLLATE \"C\" > $2 AND lower(u.username) COLLATE \"C\" >= $3 ",
-                "AND lower(u.username) COLLATE \"C\" < $4 ",
-                "AND NOT (u.email COLLATE \"C\" >= $3 AND u.email COLLATE \"C\" < $4) ",
-                "ORDER BY lower(u.username) COLLATE \"C\" LIMIT $1"
-            ))
-            .bind(limit)
-            .bind(after.unwrap_or_default())
-            .bind(prefix.clone())
-            .bind(end_of_prefix(&prefix)),
+            UserOrder::ByEmail { prefix, after } => users_by_prefix(
+                concat!(
+                    "SELECT ",
+                    user_columns!(),
+                    " FROM users u WHERE u.email COLLATE \"C\" > $2 AND u.email COLLATE \"C\" >= $3 ",
+                    "AND u.email COLLATE \"C\" < $4 ORDER BY u.email COLLATE \"C\" LIMIT $1"
+                ),
+                limit,
+                &prefix,
+                after,
+            ),
+            UserOrder::ByUsername { prefix, after } => users_by_prefix(
+                concat!(
+                    "SELECT ",
+                    user_columns!(),
+                    " FROM users u WHERE lower(u.username) COLLATE \"C\" > $2 AND lower(u.username) COLLATE \"C\" >= $3 ",
+                    "AND lower(u.username) COLLATE \"C\" < $4 ",
+                    "AND NOT (u.email COLLATE \"C\" >= $3 AND u.email COLLATE \"C\" < $4) ",
+                    "ORDER BY lower(u.username) COLLATE \"C\" LIMIT $1"
+                ),
+                limit,
+                &prefix,
+                after,
+            ),
         };
-        users.fetch_all(self.pool()?).await?.into_iter().map(UserRow::into_user).collect()
+        self.read(users, UserRow::into_user).await
     }
 
     async fn list_sessions(&self, user: UserId, now: OffsetDateTime) -> Result<Vec<SessionSummary>, StoreError> {
-        sqlx::query_as::<_, SessionRow>(
+        let query = sqlx::query_as::<_, SessionRow>(
             "SELECT id, create_time, last_refresh_time, refresh_expire_time, client_ip, user_agent FROM sessions \
              WHERE user_id = $1 AND revoke_time IS NULL AND refresh_expire_time > $2 ORDER BY id DESC",
         )
         .bind(user.0)
-        .bind(Stamp(now))
-        .fetch_all(self.pool()?)
-        .await?
-        .into_iter()
-        .map(SessionRow::into_summary)
-        .collect()
+        .bind(Stamp(now));
+        self.read(query, SessionRow::into_summary).await
     }
 
     async fn list_audit_events(&self, page: AuditPage) -> Result<Vec<AuditEvent>, StoreError> {
@@ -172,20 +164,17 @@ impl Queries for PostgresStore {
             .bind(user.0)
             .bind(action),
         };
-        events.fetch_all(self.pool()?).await?.into_iter().map(AuditRow::into_event).collect()
+        self.read(events, AuditRow::into_event).await
     }
 
     async fn one_time_token(&self, token: MailId) -> Result<Option<OneTimeToken>, StoreError> {
-        sqlx::query_as::<_, OneTimeTokenRow>(concat!(
+        let query = sqlx::query_as::<_, OneTimeTokenRow>(concat!(
             "SELECT t.id AS token_id, t.purpose, t.email AS token_email, t.expire_time, ",
             user_columns!(),
             " FROM one_time_tokens t JOIN users u ON u.id = t.user_id WHERE t.id = $1"
         ))
-        .bind(token.0)
-        .fetch_optional(self.pool()?)
-        .await?
-        .map(OneTimeTokenRow::into_token)
-        .transpose()
+        .bind(token.0);
+        Ok(self.read(query, OneTimeTokenRow::into_token).await?.pop())
     }
 
     async fn mail_queue(&self) -> Result<MailQueue, StoreError> {
@@ -197,4 +186,15 @@ impl Queries for PostgresStore {
         .await?;
         Ok(queue.into_queue())
     }
+}
+
+/// Binds the range of a list of users that starts with a prefix.
+fn users_by_prefix(
+    sql: &'static str,
+    limit: i64,
+    prefix: &str,
+    after: Option<String>,
+) -> QueryAs<'static, Postgres, UserRow, PgArguments> {
+    let range = (prefix.to_owned(), end_of_prefix(prefix));
+    sqlx::query_as(sql).bind(limit).bind(after.unwrap_or_default()).bind(range.0).bind(range.1)
 }

@@ -3,9 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sqlx::{Sqlite, Transaction};
+use sqlx::{
+    Sqlite, Transaction,
+    query::{Query, QueryScalar},
+    sqlite::SqliteArguments,
+};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -28,6 +33,28 @@ use crate::{
     },
 };
 
+/// Logs the revocation of the sessions whose column has a value and that have not ended.
+macro_rules! log_revocations {
+    ($column:literal) => {
+        concat!(
+            "INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $2, $3 FROM sessions WHERE ",
+            $column,
+            " = $1 AND revoke_time IS NULL"
+        )
+    };
+}
+
+/// Ends the same sessions.
+macro_rules! end_sessions {
+    ($column:literal) => {
+        concat!(
+            "UPDATE sessions SET revoke_time = $2, revoke_reason = $3 WHERE ",
+            $column,
+            " = $1 AND revoke_time IS NULL"
+        )
+    };
+}
+
 /// A transaction that writes.
 pub(in crate::store) struct Tx {
     pub(super) sql: Transaction<'static, Sqlite>,
@@ -39,6 +66,40 @@ pub(in crate::store) struct Tx {
 impl Tx {
     pub(super) fn new(sql: Transaction<'static, Sqlite>, mail_queued: Arc<Notify>) -> Self {
         Self { sql, mail_queued, queued: false }
+    }
+
+    /// Runs a statement.
+    async fn run(&mut self, statement: Query<'_, Sqlite, SqliteArguments>) -> Result<(), StoreError> {
+        statement.execute(&mut *self.sql).await?;
+        Ok(())
+    }
+
+    /// Runs a statement and tells whether it changed one row.
+    async fn changes_one(&mut self, statement: Query<'_, Sqlite, SqliteArguments>) -> Result<bool, StoreError> {
+        Ok(statement.execute(&mut *self.sql).await?.rows_affected() == 1)
+    }
+
+    /// Tells whether a query finds a row.
+    async fn finds(&mut self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<bool, StoreError> {
+        Ok(query.fetch_optional(&mut *self.sql).await?.is_some())
+    }
+
+    /// Returns the one value of a query.
+    async fn is_true(&mut self, query: QueryScalar<'_, Sqlite, bool, SqliteArguments>) -> Result<bool, StoreError> {
+        Ok(query.fetch_one(&mut *self.sql).await?)
+    }
+
+    /// Runs [`log_revocations!`] and [`end_sessions!`], and tells whether they ended one session.
+    async fn end_sessions(
+        &mut self,
+        (log, end): (&'static str, &'static str),
+        id: Uuid,
+        reason: RevokeReason,
+        context: &AuditContext,
+    ) -> Result<bool, StoreError> {
+        let (now, retain_until) = (Stamp(context.now), Stamp(context.retain_until));
+        self.run(sqlx::query(log).bind(id).bind(now).bind(retain_until)).await?;
+        self.changes_one(sqlx::query(end).bind(id).bind(now).bind(reason.as_str())).await
     }
 }
 
@@ -53,7 +114,7 @@ impl WriteTransaction for Tx {
     }
 
     async fn insert_user(&mut self, account: &NewAccount) -> Result<bool, StoreError> {
-        let found = sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO users (id, username, email, password_hash, create_time, update_time) \
              VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT DO NOTHING",
         )
@@ -61,11 +122,8 @@ impl WriteTransaction for Tx {
         .bind(account.username.as_str())
         .bind(account.email.as_str())
         .bind(account.password_hash.as_str())
-        .bind(Stamp(account.context.now))
-        .execute(&mut *self.sql)
-        .await?
-        .rows_affected();
-        Ok(found == 1)
+        .bind(Stamp(account.context.now));
+        self.changes_one(statement).await
     }
 
     async fn user(&mut self, id: UserId) -> Result<User, StoreError> {
@@ -95,27 +153,23 @@ impl WriteTransaction for Tx {
     }
 
     async fn lock_enabled_user(&mut self, id: UserId, password_version: i64) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar(
+        let query = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM users WHERE id = $1 AND password_version = $2 AND NOT disabled)",
         )
         .bind(id.0)
-        .bind(password_version)
-        .fetch_one(&mut *self.sql)
-        .await?)
+        .bind(password_version);
+        self.is_true(query).await
     }
 
     async fn is_email_taken(&mut self, email: &Email) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE email = $1)")
-            .bind(email.as_str())
-            .fetch_one(&mut *self.sql)
-            .await?)
+        self.is_true(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE email = $1)").bind(email.as_str()))
+            .await
     }
 
     async fn is_username_taken(&mut self, username: &Username) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE lower(username) = lower($1))")
-            .bind(username.as_str())
-            .fetch_one(&mut *self.sql)
-            .await?)
+        let query = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users WHERE lower(username) = lower($1))")
+            .bind(username.as_str());
+        self.is_true(query).await
     }
 
     async fn mark_email_verified(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
@@ -136,18 +190,15 @@ impl WriteTransaction for Tx {
         hash: &PasswordHash,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let found = sqlx::query(
+        let statement = sqlx::query(
             "UPDATE users SET password_hash = $3, password_version = password_version + 1, email_verified = true, \
              update_time = $4 WHERE id = $1 AND email = $2 AND NOT disabled",
         )
         .bind(token.user_id.0)
         .bind(token.email.as_str())
         .bind(hash.as_str())
-        .bind(Stamp(now))
-        .execute(&mut *self.sql)
-        .await?
-        .rows_affected();
-        Ok(found == 1)
+        .bind(Stamp(now));
+        self.changes_one(statement).await
     }
 
     async fn replace_password(
@@ -157,28 +208,23 @@ impl WriteTransaction for Tx {
         hash: &PasswordHash,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let found = sqlx::query(
+        let statement = sqlx::query(
             "UPDATE users SET password_hash = $3, password_version = password_version + 1, update_time = $4 \
              WHERE id = $1 AND password_version = $2 AND NOT disabled",
         )
         .bind(id.0)
         .bind(password_version)
         .bind(hash.as_str())
-        .bind(Stamp(now))
-        .execute(&mut *self.sql)
-        .await?
-        .rows_affected();
-        Ok(found == 1)
+        .bind(Stamp(now));
+        self.changes_one(statement).await
     }
 
     async fn replace_hash(&mut self, id: UserId, rehash: &Rehash) -> Result<(), StoreError> {
-        sqlx::query("UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3")
+        let statement = sqlx::query("UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3")
             .bind(id.0)
             .bind(rehash.to.as_str())
-            .bind(rehash.from.as_str())
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+            .bind(rehash.from.as_str());
+        self.run(statement).await
     }
 
     async fn set_email(&mut self, id: UserId, email: &Email, now: OffsetDateTime) -> Result<bool, StoreError> {
@@ -193,55 +239,42 @@ impl WriteTransaction for Tx {
     }
 
     async fn set_disabled(&mut self, id: UserId, disabled: bool, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query("UPDATE users SET disabled = $2, update_time = $3 WHERE id = $1")
+        let statement = sqlx::query("UPDATE users SET disabled = $2, update_time = $3 WHERE id = $1")
             .bind(id.0)
             .bind(disabled)
-            .bind(Stamp(now))
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+            .bind(Stamp(now));
+        self.run(statement).await
     }
 
     async fn add_role(&mut self, id: UserId, role: &Role) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO user_roles (user_id, role) VALUES ($1, $2)")
-            .bind(id.0)
-            .bind(role.as_str())
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+        let statement =
+            sqlx::query("INSERT INTO user_roles (user_id, role) VALUES ($1, $2)").bind(id.0).bind(role.as_str());
+        self.run(statement).await
     }
 
     async fn remove_roles(&mut self, id: UserId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM user_roles WHERE user_id = $1").bind(id.0).execute(&mut *self.sql).await?;
-        Ok(())
+        self.run(sqlx::query("DELETE FROM user_roles WHERE user_id = $1").bind(id.0)).await
     }
 
     async fn touch(&mut self, id: UserId, now: OffsetDateTime) -> Result<(), StoreError> {
-        sqlx::query("UPDATE users SET update_time = $2 WHERE id = $1")
-            .bind(id.0)
-            .bind(Stamp(now))
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+        self.run(sqlx::query("UPDATE users SET update_time = $2 WHERE id = $1").bind(id.0).bind(Stamp(now))).await
     }
 
     async fn is_another_admin_enabled(&mut self, id: UserId) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar(
+        let query = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM user_roles r JOIN users u ON u.id = r.user_id \
              WHERE r.role = 'admin' AND NOT u.disabled AND u.id <> $1)",
         )
-        .bind(id.0)
-        .fetch_one(&mut *self.sql)
-        .await?)
+        .bind(id.0);
+        self.is_true(query).await
     }
 
     async fn delete_user(&mut self, id: UserId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM users WHERE id = $1").bind(id.0).execute(&mut *self.sql).await?;
-        Ok(())
+        self.run(sqlx::query("DELETE FROM users WHERE id = $1").bind(id.0)).await
     }
 
     async fn insert_session(&mut self, session: NewSession) -> Result<(), StoreError> {
-        sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO sessions (id, user_id, create_time, end_time, generation, refresh_hash, \
              refresh_issue_time, refresh_expire_time, last_refresh_time, client_ip, user_agent) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $3, $9, $10)",
@@ -255,10 +288,8 @@ impl WriteTransaction for Tx {
         .bind(Stamp(session.grant.issue_time))
         .bind(Stamp(session.grant.expire_time))
         .bind(session.context.client_ip.map(|ip| ip.to_string()))
-        .bind(session.user_agent)
-        .execute(&mut *self.sql)
-        .await?;
-        Ok(())
+        .bind(session.user_agent);
+        self.run(statement).await
     }
 
     async fn revoke(
@@ -267,24 +298,8 @@ impl WriteTransaction for Tx {
         reason: RevokeReason,
         context: &AuditContext,
     ) -> Result<bool, StoreError> {
-        sqlx::query(
-            "INSERT INTO revocations (session_id, revoke_time, forget_time) \
-             SELECT id, $2, $3 FROM sessions WHERE id = $1 AND revoke_time IS NULL",
-        )
-        .bind(session.0)
-        .bind(Stamp(context.now))
-        .bind(Stamp(context.retain_until))
-        .execute(&mut *self.sql)
-        .await?;
-        let revoked = sqlx::query(
-            "UPDATE sessions SET revoke_time = $2, revoke_reason = $3 WHERE id = $1 AND revoke_time IS NULL",
-        )
-        .bind(session.0)
-        .bind(Stamp(context.now))
-        .bind(reason.as_str())
-        .execute(&mut *self.sql)
-        .await?;
-        Ok(revoked.rows_affected() == 1)
+        let statements = (log_revocations!("id"), end_sessions!("id"));
+        self.end_sessions(statements, session.0, reason, context).await
     }
 
     async fn revoke_all(
@@ -293,24 +308,8 @@ impl WriteTransaction for Tx {
         reason: RevokeReason,
         context: &AuditContext,
     ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO revocations (session_id, revoke_time, forget_time) \
-             SELECT id, $2, $3 FROM sessions WHERE user_id = $1 AND revoke_time IS NULL",
-        )
-        .bind(user.0)
-        .bind(Stamp(context.now))
-        .bind(Stamp(context.retain_until))
-        .execute(&mut *self.sql)
-        .await?;
-        sqlx::query(
-            "UPDATE sessions SET revoke_time = $2, revoke_reason = $3 WHERE user_id = $1 AND revoke_time IS NULL",
-        )
-        .bind(user.0)
-        .bind(Stamp(context.now))
-        .bind(reason.as_str())
-        .execute(&mut *self.sql)
-        .await?;
-        Ok(())
+        let statements = (log_revocations!("user_id"), end_sessions!("user_id"));
+        self.end_sessions(statements, user.0, reason, context).await.map(drop)
     }
 
     async fn lock_open_session(
@@ -319,16 +318,14 @@ impl WriteTransaction for Tx {
         user: UserId,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let open = sqlx::query(
+        let query = sqlx::query(
             "SELECT id FROM sessions WHERE id = $1 AND user_id = $2 AND revoke_time IS NULL \
              AND refresh_expire_time > $3",
         )
         .bind(session.0)
         .bind(user.0)
-        .bind(Stamp(now))
-        .fetch_optional(&mut *self.sql)
-        .await?;
-        Ok(open.is_some())
+        .bind(Stamp(now));
+        self.finds(query).await
     }
 
     async fn count_open_sessions(&mut self, user: UserId, now: OffsetDateTime) -> Result<u64, StoreError> {
@@ -343,11 +340,7 @@ impl WriteTransaction for Tx {
     }
 
     async fn reset_attempts(&mut self, subject: AttemptSubject) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM login_attempts WHERE subject = $1")
-            .bind(subject.0.as_slice())
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+        self.run(sqlx::query("DELETE FROM login_attempts WHERE subject = $1").bind(subject.0.as_slice())).await
     }
 
     async fn queue(&mut self, mail: &NewMail) -> Result<(), StoreError> {
@@ -368,7 +361,7 @@ impl WriteTransaction for Tx {
     }
 
     async fn count_mail(&mut self, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError> {
-        let found = sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO mail_limits (email, spent_until) VALUES ($1, $2 + $3) \
              ON CONFLICT (email) DO UPDATE SET spent_until = max(mail_limits.spent_until, $2) + $3 \
              WHERE mail_limits.spent_until <= $2 + $4",
@@ -376,43 +369,30 @@ impl WriteTransaction for Tx {
         .bind(mail.recipient.as_str())
         .bind(Stamp(mail.create_time))
         .bind(span(limit.interval))
-        .bind(span(limit.tolerance()))
-        .execute(&mut *self.sql)
-        .await?
-        .rows_affected();
-        Ok(found == 1)
+        .bind(span(limit.tolerance()));
+        self.changes_one(statement).await
     }
 
     async fn lock_mail(&mut self, mail: MailId, attempt: i64) -> Result<bool, StoreError> {
-        let leased = sqlx::query("SELECT id FROM mail_outbox WHERE id = $1 AND attempts = $2")
-            .bind(mail.0)
-            .bind(attempt)
-            .fetch_optional(&mut *self.sql)
-            .await?;
-        Ok(leased.is_some())
+        self.finds(sqlx::query("SELECT id FROM mail_outbox WHERE id = $1 AND attempts = $2").bind(mail.0).bind(attempt))
+            .await
     }
 
     async fn delete_mail(&mut self, mail: MailId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM mail_outbox WHERE id = $1").bind(mail.0).execute(&mut *self.sql).await?;
-        Ok(())
+        self.run(sqlx::query("DELETE FROM mail_outbox WHERE id = $1").bind(mail.0)).await
     }
 
     async fn delete_mails_of(&mut self, user: UserId, kind: MailKind) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM mail_outbox WHERE user_id = $1 AND kind = $2")
-            .bind(user.0)
-            .bind(kind.as_str())
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+        let statement =
+            sqlx::query("DELETE FROM mail_outbox WHERE user_id = $1 AND kind = $2").bind(user.0).bind(kind.as_str());
+        self.run(statement).await
     }
 
     async fn delete_mails_to(&mut self, email: &Email, kind: MailKind) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM mail_outbox WHERE recipient = $1 AND user_id IS NULL AND kind = $2")
+        let statement = sqlx::query("DELETE FROM mail_outbox WHERE recipient = $1 AND user_id IS NULL AND kind = $2")
             .bind(email.as_str())
-            .bind(kind.as_str())
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+            .bind(kind.as_str());
+        self.run(statement).await
     }
 
     async fn put_token(
@@ -421,7 +401,7 @@ impl WriteTransaction for Tx {
         create_time: OffsetDateTime,
         expire_time: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let found = sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO one_time_tokens (id, user_id, purpose, email, create_time, expire_time) \
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (user_id, purpose) DO UPDATE SET id = excluded.id, \
              email = excluded.email, create_time = excluded.create_time, expire_time = excluded.expire_time \
@@ -432,15 +412,12 @@ impl WriteTransaction for Tx {
         .bind(token.purpose.as_str())
         .bind(token.email.as_str())
         .bind(Stamp(create_time))
-        .bind(Stamp(expire_time))
-        .execute(&mut *self.sql)
-        .await?
-        .rows_affected();
-        Ok(found == 1)
+        .bind(Stamp(expire_time));
+        self.changes_one(statement).await
     }
 
     async fn delete_token(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let found = sqlx::query(
+        let statement = sqlx::query(
             "DELETE FROM one_time_tokens \
              WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
         )
@@ -448,24 +425,19 @@ impl WriteTransaction for Tx {
         .bind(token.user_id.0)
         .bind(token.purpose.as_str())
         .bind(token.email.as_str())
-        .bind(Stamp(now))
-        .execute(&mut *self.sql)
-        .await?
-        .rows_affected();
-        Ok(found == 1)
+        .bind(Stamp(now));
+        self.changes_one(statement).await
     }
 
     async fn delete_tokens(&mut self, user: UserId, purpose: Purpose) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM one_time_tokens WHERE user_id = $1 AND purpose = $2")
+        let statement = sqlx::query("DELETE FROM one_time_tokens WHERE user_id = $1 AND purpose = $2")
             .bind(user.0)
-            .bind(purpose.as_str())
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+            .bind(purpose.as_str());
+        self.run(statement).await
     }
 
     async fn record(&mut self, action: Action, context: &AuditContext, target: AuditTarget) -> Result<(), StoreError> {
-        sqlx::query(
+        let statement = sqlx::query(
             "INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip, detail) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
@@ -476,21 +448,18 @@ impl WriteTransaction for Tx {
         .bind(target.user.map(|user| user.0))
         .bind(target.session.map(|session| session.0))
         .bind(context.client_ip.map(|ip| ip.to_string()))
-        .bind(target.detail)
-        .execute(&mut *self.sql)
-        .await?;
-        Ok(())
+        .bind(target.detail);
+        self.run(statement).await
     }
 
     async fn log_roles(&mut self, user: UserId, roles: &[Role], context: &AuditContext) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO revocations (user_id, roles, revoke_time, forget_time) VALUES ($1, $2, $3, $4)")
-            .bind(user.0)
-            .bind(roles_text(roles))
-            .bind(Stamp(context.now))
-            .bind(Stamp(context.retain_until))
-            .execute(&mut *self.sql)
-            .await?;
-        Ok(())
+        let statement =
+            sqlx::query("INSERT INTO revocations (user_id, roles, revoke_time, forget_time) VALUES ($1, $2, $3, $4)")
+                .bind(user.0)
+                .bind(roles_text(roles))
+                .bind(Stamp(context.now))
+                .bind(Stamp(context.retain_until));
+        self.run(statement).await
     }
 
     async fn delete_audit_events(&mut self, before: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
