@@ -24,7 +24,7 @@ use super::{
 /// The length of an AES-GCM nonce, in bytes.
 const NONCE_BYTES: usize = 12;
 
-/// A key that signs access tokens. Does not print.
+/// A key that signs access tokens. It does not implement `Debug`, so it cannot be printed.
 #[expect(missing_debug_implementations, reason = "it is a private key")]
 pub struct SigningKey {
     pub kid: String,
@@ -40,7 +40,7 @@ pub struct VerificationKey {
     jwk: Jwk,
 }
 
-/// The opened signing keys: the newest signs, all verify.
+/// The decrypted signing keys. The newest one signs; all of them verify.
 pub struct Keyring {
     signing: SigningKey,
     verification: HashMap<String, VerificationKey>,
@@ -53,8 +53,8 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// Opens the keys of a store, making the first one where there is none. Replicas that start together agree on it:
-    /// the store keeps whichever arrives first.
+    /// Reads and decrypts the keys of a store. Creates the first key if there is none; of replicas that start at the same
+    /// time, the first one decides, because the store keeps its key.
     pub async fn open(store: &dyn Store, master: &MasterKey, env: &Env) -> Result<Self, Error> {
         if store.signing_keys().await?.is_empty() {
             store.add_first_signing_key(generate(master, env)?).await?;
@@ -62,7 +62,7 @@ impl Keyring {
         Self::read(store, master).await
     }
 
-    /// Opens the keys of a store that has some.
+    /// Reads and decrypts the keys of a store that has at least one.
     pub async fn read(store: &dyn Store, master: &MasterKey) -> Result<Self, Error> {
         let mut sealed = store.signing_keys().await?;
         sealed.sort_by_key(|key| key.create_time);
@@ -78,12 +78,12 @@ impl Keyring {
         Ok(Self { signing, verification })
     }
 
-    /// The key that signs now.
+    /// The key that signs.
     pub fn signing(&self) -> &SigningKey {
         &self.signing
     }
 
-    /// The key of that `kid`. A miss costs no I/O.
+    /// The key with this `kid`. An unknown one costs no I/O.
     pub fn verification(&self, kid: &str) -> Option<&VerificationKey> {
         self.verification.get(kid)
     }
@@ -145,7 +145,7 @@ fn sealing_key(master: &MasterKey) -> Result<LessSafeKey, Error> {
     Ok(LessSafeKey::new(key))
 }
 
-/// Binds a ciphertext to its row: one that is moved to another `kid` or algorithm does not open.
+/// Binds a ciphertext to its row: it cannot be decrypted with another `kid` or algorithm.
 fn additional_data(kid: &str, algorithm: &str) -> Aad<Vec<u8>> {
     Aad::from(format!("signing-key:{algorithm}:{kid}").into_bytes())
 }

@@ -1,5 +1,5 @@
-//! Passwords: what counts as one, what a new one must satisfy, and the PHC string that is kept of it.
-//! The hashing itself, and how much of it runs at once, is `hasher.rs`.
+//! Passwords: how one is read, what a new one must satisfy, and the PHC string that is stored. `hasher.rs` computes the
+//! hashes.
 
 use std::fmt;
 
@@ -9,16 +9,16 @@ use zeroize::Zeroize;
 
 use crate::error::FieldViolation;
 
-/// The longest password, in bytes as received. Far above any passphrase; far below what would cost anything to refuse.
+/// The longest password, in bytes as received. No passphrase is that long.
 pub const MAX_BYTES: usize = 1024;
 
-/// A password as somebody typed it, prepared in the manner of `OpaqueString` (RFC 8265 §4.2): every Unicode space is
-/// U+0020, the rest is NFC, control characters are refused. No truncation, no case folding.
+/// A password, prepared as RFC 8265 §4.2 (`OpaqueString`) says: every Unicode space becomes U+0020, the text is
+/// normalized to NFC, and control characters are refused. It is not truncated, and its case is kept.
 #[derive(Debug)]
 pub struct Password(SecretString);
 
 impl Password {
-    /// Prepares what was received in the request's field of that name.
+    /// Prepares the value of a request's field.
     pub fn parse(field: &'static str, mut received: String) -> Result<Self, FieldViolation> {
         let violation = if received.is_empty() {
             Some("is required")
@@ -53,14 +53,14 @@ impl NewPassword {
     }
 }
 
-/// What a new password must satisfy. Never applied at login: an old password stays good when the policy changes.
+/// What a new password must satisfy. Login does not check it: an old password still works after the policy has changed.
 #[derive(Debug, Clone)]
 pub struct PasswordPolicy {
-    /// In code points.
+    /// The minimum length, in code points.
     pub min_length: usize,
-    /// The least zxcvbn score, 0 to 4.
+    /// The minimum zxcvbn score, 0 to 4.
     pub min_score: u8,
-    /// Words that are cheap guesses anywhere in this deployment, such as the service's name.
+    /// Words that an attacker would try for every account of this deployment, such as the service's name.
     pub common_words: Vec<String>,
 }
 
@@ -70,7 +70,7 @@ impl PasswordPolicy {
         drop(zxcvbn::zxcvbn("warm-up", &[]));
     }
 
-    /// Accepts or refuses a new password, given what an attacker knows of its account: username and email address.
+    /// Checks a new password. `account_words` is what an attacker knows of the account: username and email address.
     pub fn accept(
         &self,
         field: &'static str,
@@ -81,7 +81,7 @@ impl PasswordPolicy {
         if text.chars().count() < self.min_length {
             return Err(FieldViolation::new(field, format!("must be at least {} characters", self.min_length)));
         }
-        // zxcvbn matches each word as a whole, so `ada@example.com` has to be offered in parts too.
+        // zxcvbn matches each word as a whole, so the parts of `ada@example.com` are added as words too.
         let words: Vec<&str> = account_words
             .iter()
             .flat_map(|word| std::iter::once(*word).chain(word.split(['@', '.', '_', '-', '+'])))
@@ -101,12 +101,12 @@ impl PasswordPolicy {
     }
 }
 
-/// What is kept of a password: a PHC string with the Argon2id parameters, the salt and the hash.
+/// The stored form of a password: a PHC string with the Argon2id parameters, the salt and the hash.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PasswordHash(String);
 
 impl PasswordHash {
-    /// Takes a PHC string as it is; whether it can be verified shows when it is.
+    /// Takes a PHC string as it is. It is parsed when a password is verified against it.
     pub fn from_phc(phc: String) -> Self {
         Self(phc)
     }
