@@ -140,7 +140,7 @@ LIST_USERS, GET_USER, SET_ROLES, DISABLE, ENABLE, REVOKE_SESSIONS, DELETE_USER, 
     )
 )
 # Who calls these shows an access token.
-AUTHENTICATED = {CHANGE_PASSWORD, NEW_EMAIL, DELETE_ACCOUNT}
+AUTHENTICATED = (CHANGE_PASSWORD, NEW_EMAIL, DELETE_ACCOUNT)
 
 # A call of each RPC with a body that succeeds; the malformed rows below are made from it.
 GOOD: dict[str, Callable[[Somebody], dict]] = {

@@ -23,7 +23,7 @@ from support.expect import expect_error
 from support.http import JSON, Rest
 from support.mail import CHANGE, RESET, VERIFY
 from support.outbox import settle
-from support.ways import ByGrpc, ByRest, Way, comparable
+from support.transports import ByGrpc, ByRest, Way, comparable
 
 RPCS = ("RequestPasswordReset", "ResendVerificationEmail")
 PATHS = {"RequestPasswordReset": "/v1/password/forgot", "ResendVerificationEmail": "/v1/email/resend"}

@@ -18,8 +18,8 @@ from support.client import Person
 from support.engine import Postgres
 from support.expect import failure_of, reason_of
 from support.server import Server
+from support.transports import ByGrpc
 from support.wait import wait_until
-from support.ways import ByGrpc
 
 ROUNDS = 30
 # What the contract promises, and where a machine that does other things ends a round.

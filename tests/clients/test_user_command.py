@@ -21,8 +21,9 @@ import pytest
 from support import jose
 from support.admin import Somebody, any_way, command, everything
 from support.client import Person
+from support.environment import own_environment
 from support.mail import VERIFY
-from support.server import CHEAP_HASHES, own_environment
+from support.server import CHEAP_HASHES
 from support.wait import wait_until
 
 WITHIN = 1.0
