@@ -236,7 +236,7 @@ class Traffic:
         self._thread.join(10)
 
     def wait_for_changes(self, count: int) -> None:
-        wait_until(f"{count} accounts came or went", lambda: self.changes >= count, deadline=60, pause=0.002)
+        wait_until(f"{count} accounts came or went", lambda: self.changes >= count, pause=0.002)
 
     def _run(self) -> None:
         dice, present = random.Random(20261123), set()
@@ -282,9 +282,10 @@ def test_all_accounts_are_listed_exactly_once_while_others_come_and_go(server, w
 
 
 @pytest.mark.timeout(240)
-def test_a_hundred_thousand_accounts_are_paged_through_by_an_index(engine, start_server, cluster, capsys):
+def test_many_accounts_are_paged_through_by_an_index(engine, start_server, cluster, capsys, size):
     server = start_server(engine)
-    load.insert(engine, 1, MANY)
+    many = size(MANY // 10, MANY)
+    load.insert(engine, 1, many)
     load.settle_statistics(engine)
     plans = None
     if engine.name == "postgres":
@@ -299,13 +300,14 @@ def test_a_hundred_thousand_accounts_are_paged_through_by_an_index(engine, start
         # Far into each of the two orders of a search.
         searched = found(way, admin, "crowd-99", page_size=200)
     with capsys.disabled():
-        print(f"\n{engine.name}: {MANY} accounts in {seconds:.1f} s, {1000 * seconds / (MANY / 200):.1f} ms a page")
-    assert len(names) == len(set(names)) == MANY + 1
-    assert len(searched) == len(set(searched)) == 1_111
+        print(f"\n{engine.name}: {many} accounts in {seconds:.1f} s, {1000 * seconds / (many / 200):.1f} ms a page")
+    assert len(names) == len(set(names)) == many + 1
+    # Numbers that begin with 99: one of two digits, ten of three, and so on.
+    assert len(searched) == len(set(searched)) == (many - 1) // 90
     if plans is None:
         expect_index_ranges_on_sqlite(engine)
     else:
-        expect_index_ranges(plans.of(re.compile(r"FROM users u (WHERE .* )?ORDER BY .* LIMIT")))
+        expect_index_ranges(plans.of(re.compile(r"FROM users u (WHERE .* )?ORDER BY .* LIMIT")), many)
 
 
 def expect_index_ranges_on_sqlite(engine) -> None:
@@ -316,8 +318,8 @@ def expect_index_ranges_on_sqlite(engine) -> None:
         assert "SEARCH u USING" in plan or name == "all, first page", f"{name} is no range of an index: {plan}"
 
 
-def expect_index_ranges(plans: list[dict]) -> None:
-    assert len(plans) >= MANY // 200, "those of every page are there"
+def expect_index_ranges(plans: list[dict], many: int) -> None:
+    assert len(plans) >= many // 200, "those of every page are there"
     orders = set()
     for plan in plans:
         found = load.nodes(plan)

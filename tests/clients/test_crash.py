@@ -119,7 +119,7 @@ def test_a_kill_amid_sign_ups_keeps_every_one_that_was_acknowledged(engine, star
 
     with ThreadPoolExecutor(4) as pool:
         workers = [pool.submit(sign_up_until_it_ends) for _ in range(4)]
-        wait_until("some sign-ups are acknowledged", lambda: len(acknowledged) >= 40, deadline=30, pause=0.005)
+        wait_until("some sign-ups are acknowledged", lambda: len(acknowledged) >= 40, pause=0.005)
         server.kill()
         for worker in workers:
             worker.result()
@@ -138,7 +138,7 @@ def test_sigterm_finishes_the_calls_in_flight_and_exits_cleanly(engine, start_se
 
     with ThreadPoolExecutor(6) as pool:
         logins = [pool.submit(client.login, person) for _ in range(6)]
-        wait_until("the first login is answered", lambda: any(login.done() for login in logins), deadline=30)
+        wait_until("the first login is answered", lambda: any(login.done() for login in logins))
         unanswered = [login for login in logins if not login.done()]
         server.stop()
 

@@ -25,7 +25,7 @@ from support.wait import wait_until
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 PAGE = pb.REPOSITORY / "docs/operations.md"
 ME = f"{pb.PACKAGE}.AuthService/GetMe"
-# What only happens where something fails, or is set to be little: `test_mail_faults` and `test_throttling` make it happen.
+# What only happens where something fails or a limit is low: `test_mail_faults` and `test_throttling` make it happen.
 RARE = {
     "postern_mails_total": {"failed", "dead"},
     "postern_housekeeping_total": {"failed"},
@@ -106,12 +106,12 @@ def test_readiness_names_the_database_while_it_is_away_and_heals_by_itself(postg
         operations = Rest(start_server(Postgres(cluster.start())), "ops_addr")
         assert unready(operations) is None
         cluster.stop()
-        wait_until("it is not ready", lambda: unready(operations) == {"database"}, FOLLOWS_WITHIN)
+        wait_until("it is not ready", lambda: unready(operations) == {"database"})
         assert operations.get("/livez").status == 200, "a restart would not help"
         assert scrape(operations).value("postern_database_up") == 0
         cluster.start()
-        wait_until("it is ready again", lambda: unready(operations) is None, FOLLOWS_WITHIN)
-        wait_until("and counted as such", lambda: scrape(operations).value("postern_database_up") == 1, FOLLOWS_WITHIN)
+        wait_until("it is ready again", lambda: unready(operations) is None)
+        wait_until("and counted as such", lambda: scrape(operations).value("postern_database_up") == 1)
     finally:
         cluster.remove()
 
@@ -203,7 +203,7 @@ def test_the_depth_of_the_hash_queue_rises_and_falls_again(embedded, start_serve
 
     with ThreadPoolExecutor(6) as pool:
         logins = [pool.submit(attempt, Person()) for _ in range(6)]
-        wait_until("some wait", lambda: depth() > 0, deadline=10, pause=0.01)
+        wait_until("some wait", lambda: depth() > 0, pause=0.01)
         assert {login.result() for login in logins} == {401}
     assert depth() == 0, "nobody waits"
 
