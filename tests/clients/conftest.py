@@ -19,6 +19,9 @@ from support.server import Server
 from support.transports import ByGrpc, ByRest
 
 ENGINES = ("sqlite", "postgres")
+TRANSPORTS = ("gRPC", "REST")
+PAIRED = ("engine", "server", "way", "by")
+PAIRS_IN_EVERY_RUN = {("sqlite", "REST"), ("postgres", "gRPC")}
 LEFT_OUT = pytest.StashKey[set]()
 
 
@@ -39,13 +42,36 @@ def pytest_configure_node(node):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves the tests marked `nightly` to the runs that ask for them."""
+    """Leaves some tests to nightly runs: those marked so, and every second pair of an engine and a transport."""
     if config.getoption("nightly"):
         return
-    deselected = [item for item in items if item.get_closest_marker("nightly")]
-    if deselected:
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    selected = one_transport_per_engine([item for item in items if not item.get_closest_marker("nightly")])
+    chosen = set(selected)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = selected
+
+
+def one_transport_per_engine(items: list) -> list:
+    """The tests, but of those that run on both engines by both transports only SQLite by REST and PostgreSQL by gRPC.
+
+    The gateway knows no engine and the stores know no transport, so a fault of either shows in one of these two pairs.
+    """
+    pairs, groups = {}, {}
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        engine = parameters.get("engine", parameters.get("server"))
+        transport = parameters.get("way", parameters.get("by"))
+        if engine in ENGINES and transport in TRANSPORTS:
+            rest = [(name, index) for name, index in item.callspec.indices.items() if name not in PAIRED]
+            group = (item.nodeid.partition("[")[0], tuple(sorted(rest)))
+            pairs[item] = group, (engine, transport)
+            groups.setdefault(group, set()).add((engine, transport))
+    complete = len(ENGINES) * len(TRANSPORTS)
+    return [
+        item
+        for item in items
+        if item not in pairs or len(groups[pairs[item][0]]) < complete or pairs[item][1] in PAIRS_IN_EVERY_RUN
+    ]
 
 
 def pytest_sessionfinish(session):
@@ -197,7 +223,7 @@ def client(server):
     return server.client
 
 
-@pytest.fixture(params=["gRPC", "REST"])
+@pytest.fixture(params=TRANSPORTS)
 def way(request, server):
     """Calls to the shared server, by gRPC and by REST."""
     return ByGrpc(server.client) if request.param == "gRPC" else ByRest(Rest(server))

@@ -191,8 +191,8 @@ def test_each_event_is_counted_once_whichever_way_it_came(server, rest, operatio
 
 
 def test_the_depth_of_the_hash_queue_rises_and_falls_again(embedded, start_server):
-    # One hash at a time, slow enough on any machine for the others to wait.
-    server = start_server(embedded, argon2_memory_kib=65536, argon2_iterations=6, hash_threads=1)
+    # One hash at a time, slow enough on any machine for the others to wait, and quick enough for all to be answered.
+    server = start_server(embedded, argon2_memory_kib=65536, argon2_iterations=3, hash_threads=1)
     rest, operations = Rest(server), Rest(server, "ops_addr")
 
     def depth() -> float:
@@ -201,8 +201,8 @@ def test_the_depth_of_the_hash_queue_rises_and_falls_again(embedded, start_serve
     def attempt(person: Person) -> int:
         return rest.post("/v1/auth/login", {"email": person.email, "password": person.password}).status
 
-    with ThreadPoolExecutor(6) as pool:
-        logins = [pool.submit(attempt, Person()) for _ in range(6)]
+    with ThreadPoolExecutor(4) as pool:
+        logins = [pool.submit(attempt, Person()) for _ in range(4)]
         wait_until("some wait", lambda: depth() > 0, pause=0.01)
         assert {login.result() for login in logins} == {401}
     assert depth() == 0, "nobody waits"
