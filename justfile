@@ -8,13 +8,13 @@ default:
 serve *arguments:
     cargo run --release -- serve {{ arguments }}
 
-# Runs the tests on SQLite and PostgreSQL (--rust or --clients for one half).
+# Runs the tests on SQLite and PostgreSQL (--rust or --clients for one half, --nightly for the full size).
 test *arguments:
     scripts/test {{ arguments }}
 
-# Runs what decides whether a change lands.
-ci:
-    .ci/run
+# Runs what decides whether a change lands (--nightly for what also runs every night).
+ci *arguments:
+    .ci/run {{ arguments }}
 
 # Checks format, Rust lints and the contract.
 lint:

@@ -10,21 +10,79 @@ from pathlib import Path
 import pytest
 
 from support import pb
-from support.engine import Postgres, Sqlite
+from support.engine import Postgres, Sqlite, make_template
 from support.http import Rest
 from support.keys import published_keys
 from support.mail import Mailbox
 from support.postgres import Cluster, find_binaries
 from support.server import Server
-from support.ways import ByGrpc, ByRest
+from support.transports import ByGrpc, ByRest
 
 ENGINES = ("sqlite", "postgres")
+TRANSPORTS = ("gRPC", "REST")
+PAIRED = ("engine", "server", "way", "by")
+PAIRS_IN_EVERY_RUN = {("sqlite", "REST"), ("postgres", "gRPC")}
 LEFT_OUT = pytest.StashKey[set]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="run every test, each in its full size")
 
 
 def pytest_configure(config):
     config.stash[LEFT_OUT] = set()
-    pb.generate()
+    # The workers of pytest-xdist load the stubs that their controller generated.
+    pb.load(Path(config.workerinput["stubs"]) if hasattr(config, "workerinput") else pb.generate())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Called in the controller for each worker before it starts."""
+    node.workerinput["stubs"] = str(pb.generate())
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves some tests to nightly runs: those marked so, and every second pair of an engine and a transport."""
+    if config.getoption("nightly"):
+        return
+    selected = one_transport_per_engine([item for item in items if not item.get_closest_marker("nightly")])
+    chosen = set(selected)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = selected
+
+
+def one_transport_per_engine(items: list) -> list:
+    """The tests, but of those that run on both engines by both transports only SQLite by REST and PostgreSQL by gRPC.
+
+    The gateway knows no engine and the stores know no transport, so a fault of either shows in one of these two pairs.
+    """
+    pairs, groups = {}, {}
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        engine = parameters.get("engine", parameters.get("server"))
+        transport = parameters.get("way", parameters.get("by"))
+        if engine in ENGINES and transport in TRANSPORTS:
+            rest = [(name, index) for name, index in item.callspec.indices.items() if name not in PAIRED]
+            group = (item.nodeid.partition("[")[0], tuple(sorted(rest)))
+            pairs[item] = group, (engine, transport)
+            groups.setdefault(group, set()).add((engine, transport))
+    complete = len(ENGINES) * len(TRANSPORTS)
+    return [
+        item
+        for item in items
+        if item not in pairs or len(groups[pairs[item][0]]) < complete or pairs[item][1] in PAIRS_IN_EVERY_RUN
+    ]
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = sorted(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Called in the controller when a worker has ended."""
+    node.config.stash[LEFT_OUT].update(getattr(node, "workeroutput", {}).get("left_out", ()))
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -46,6 +104,16 @@ def left_out(pytestconfig):
 
 
 @pytest.fixture(scope="session")
+def size(pytestconfig):
+    """Chooses how much a test does: the small number in every run, the full one in a nightly run."""
+
+    def choose(small: int, full: int) -> int:
+        return full if pytestconfig.getoption("nightly") else small
+
+    return choose
+
+
+@pytest.fixture(scope="session")
 def binary() -> Path:
     """The binary under test: `POSTERN_BIN`, or what `cargo build` leaves behind."""
     path = pb.REPOSITORY / os.environ.get("POSTERN_BIN", "target/debug/postern")
@@ -61,11 +129,13 @@ def postgres_binaries(left_out) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(postgres_binaries):
-    """The cluster that all tests share; each gets its own database in it."""
+def cluster(postgres_binaries, binary):
+    """The cluster that all tests of a worker share. Each test gets its own database in it, migrated already."""
     cluster = Cluster(postgres_binaries)
     try:
-        yield cluster.start()
+        cluster.start()
+        make_template(cluster, binary)
+        yield cluster
     finally:
         cluster.remove()
 
@@ -153,7 +223,7 @@ def client(server):
     return server.client
 
 
-@pytest.fixture(params=["gRPC", "REST"])
+@pytest.fixture(params=TRANSPORTS)
 def way(request, server):
     """Calls to the shared server, by gRPC and by REST."""
     return ByGrpc(server.client) if request.param == "gRPC" else ByRest(Rest(server))

@@ -95,7 +95,7 @@ def credentials(server) -> dict[str, str | None]:
     way.ok("SetUserRoles", credential=admin.credential, user_id=people["promoted"].id, roles=["admin"])
     tokens = {name: somebody.credential for name, somebody in people.items()}
     # One second of life, and at most five of leeway.
-    wait_until("the token expires", lambda: is_expired(way, stale.credential), deadline=10, pause=0.2)
+    wait_until("the token expires", lambda: is_expired(way, stale.credential), pause=0.2)
     return {
         **tokens,
         "anonymous": None,

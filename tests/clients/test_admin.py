@@ -309,7 +309,7 @@ def make_it_wait(server, cluster, somebody: Somebody, call, *meanwhile: tuple[st
         with other.transaction():
             other.execute("SELECT id FROM users WHERE id = %s FOR UPDATE", (somebody.id,))
             answer = pool.submit(call)
-            wait_until("it waits", lambda: server.engine.query(waiting, server.engine.database)[0][0], deadline=5)
+            wait_until("it waits", lambda: server.engine.query(waiting, server.engine.database)[0][0])
             for statement, user_id in meanwhile:
                 other.execute(statement, (user_id,))
         return answer.result(15)

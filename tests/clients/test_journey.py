@@ -193,7 +193,6 @@ def test_replicas_on_one_database_share_accounts_tokens_and_revocations(engine, 
     wait_until(
         "the other replica refuses the access token",
         lambda: expect_unauthenticated(lambda: one.client.me(fresh.access_token), "SESSION_REVOKED"),
-        deadline=4,
     )
 
 

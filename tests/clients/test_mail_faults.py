@@ -20,12 +20,10 @@ from support.mail import GOOD, RESET, TOKEN, VERIFY, Mailbox, Mood
 from support.outbox import lapse_claims, settle, waiting
 from support.wait import wait_until
 
-# No honest answer takes this long, and no SMTP server that hangs lets go sooner.
-PROMPT = 2
-# A hanging server is given up after 30 s at most, and then there is a pause before the next attempt.
-HEALED_WITHIN = 60
-# How long a claim of a server that died may hold up a mail; after that it goes out at once.
-LAPSED_WITHIN = 50
+# Postern gives up an SMTP server that hangs after 30 s: an answer that comes sooner did not wait for it.
+PROMPT = 10
+# A server that hangs is given up after 30 s at most, and then there is a pause before the next attempt.
+HEALED_WITHIN = 120
 
 FAULTS = {
     "is silent": Mood(silent=True),
@@ -63,7 +61,9 @@ def promptly(call):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_answer_waits_for_smtp_and_every_mail_arrives_once_it_is_well(embedded, start_server, start_mailbox, fault):
+def test_no_answer_waits_for_smtp_and_every_mail_arrives_once_it_is_well(
+    embedded, start_server, start_mailbox, fault, pytestconfig
+):
     mailbox = start_mailbox()
     server = start_server(embedded, mail_url=mailbox.url)
     client = server.client
@@ -80,8 +80,11 @@ def test_no_answer_waits_for_smtp_and_every_mail_arrives_once_it_is_well(embedde
     new_email = Person().email
     promptly(lambda: client.request_email_change(tokens.access_token, new_email, known.password))
     assert client.health() == "SERVING", "mail is no reason to take a replica out"
-    wait_until("it was tried", lambda: max(mail.attempts for mail in waiting(embedded)) >= 1, deadline=10)
+    wait_until("it was tried", lambda: max(mail.attempts for mail in waiting(embedded)) >= 1)
     heal(mailbox, fault)
+    if not pytestconfig.getoption("nightly"):
+        # A connection that hangs is given up after 30 s. Only nightly runs wait for that.
+        mailbox.let_go()
 
     for person in newcomers:
         assert client.verify_email(mailbox.token(person.email, VERIFY, HEALED_WITHIN)).email_verified
@@ -104,13 +107,13 @@ def test_an_address_that_is_always_refused_delays_nobody_else(engine, start_serv
     for _ in range(5):
         person = Person()
         server.client.sign_up(person)
-        assert mailbox.token(person.email, VERIFY, deadline=5)
+        assert mailbox.token(person.email, VERIFY)
 
     # Later, too, while there is still something to be tried again.
     time.sleep(3)
     person = Person()
     server.client.sign_up(person)
-    assert mailbox.token(person.email, VERIFY, deadline=5)
+    assert mailbox.token(person.email, VERIFY)
     assert not [mail for person in refused for mail in mailbox.mails(person.email)]
     tried = Counter(address for _, address in mailbox.attempts if address in {person.email for person in refused})
     assert max(tried.values()) <= 5, f"it is not insisted upon: {tried}"
@@ -123,7 +126,7 @@ def test_attempts_grow_further_apart(embedded, start_server, start_mailbox):
     person = Person()
     server.client.sign_up(person)
 
-    wait_until("it was tried five times", lambda: len(mailbox.attempts) >= 5, deadline=60)
+    wait_until("it was tried five times", lambda: len(mailbox.attempts) >= 5)
 
     moments = [moment for moment, _ in mailbox.attempts]
     pauses = [later - earlier for earlier, later in zip(moments, moments[1:], strict=False)]
@@ -150,7 +153,7 @@ def test_an_smtp_servers_words_put_no_address_and_no_token_into_the_log(embedded
         mailbox.become(mood)
         server.client.sign_up(person)
         attempts = len(mailbox.attempts)
-        wait_until("it was refused", lambda attempts=attempts: len(mailbox.attempts) > attempts, deadline=20)
+        wait_until("it was refused", lambda attempts=attempts: len(mailbox.attempts) > attempts)
     time.sleep(1)
     mailbox.become_good()
     delivered = mailbox.take(people[2].email, VERIFY, HEALED_WITHIN)
@@ -174,15 +177,33 @@ def test_a_server_killed_between_claim_and_delivery_loses_no_mail(engine, start_
     newcomer = Person()
     server.client.sign_up(newcomer)
     server.client.request_password_reset(known.email)
-    wait_until("a mail was handed over, and not taken", lambda: mailbox.seen_in_data >= 2, deadline=20)
+    wait_until("a mail was handed over, and not taken", lambda: mailbox.seen_in_data >= 2)
 
     server.kill()
     mailbox.become(GOOD)
     server.restart()
 
-    # Their claims lapse first.
-    assert server.client.verify_email(mailbox.token(newcomer.email, VERIFY, LAPSED_WITHIN)).email_verified
-    server.client.reset_password(mailbox.token(known.email, RESET, LAPSED_WITHIN), Person().password)
+    lapse_claims(engine)
+
+    assert server.client.verify_email(mailbox.token(newcomer.email, VERIFY)).email_verified
+    server.client.reset_password(mailbox.token(known.email, RESET), Person().password)
+
+
+@pytest.mark.nightly
+def test_the_claims_of_a_killed_server_lapse_by_themselves(embedded, start_server, start_mailbox):
+    mailbox = start_mailbox()
+    server = start_server(embedded, mail_url=mailbox.url)
+    mailbox.become(Mood(hangs_in_data=True))
+    person = Person()
+    server.client.sign_up(person)
+    wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1)
+
+    server.kill()
+    mailbox.become(GOOD)
+    server.restart()
+
+    # A claim holds for 40 s.
+    assert server.client.verify_email(mailbox.token(person.email, VERIFY, HEALED_WITHIN)).email_verified
 
 
 def test_a_kill_amid_sign_ups_loses_no_mail_of_those_that_were_acknowledged(engine, start_server, start_mailbox):
@@ -202,7 +223,7 @@ def test_a_kill_amid_sign_ups_loses_no_mail_of_those_that_were_acknowledged(engi
 
     with ThreadPoolExecutor(4) as pool:
         workers = [pool.submit(sign_up_until_it_ends) for _ in range(4)]
-        wait_until("some are acknowledged", lambda: len(acknowledged) >= 40, deadline=30, pause=0.005)
+        wait_until("some are acknowledged", lambda: len(acknowledged) >= 40, pause=0.005)
         server.kill()
         for worker in workers:
             worker.result()
@@ -221,11 +242,11 @@ def test_a_mail_that_cannot_be_sent_for_a_day_is_given_up_and_kept(engine, start
     mailbox.token(person.email, VERIFY)
     mailbox.become(Mood(at_recipient="550 5.1.1 no such user"))
     server.client.change_password(tokens.access_token, person.password, Person().password)
-    wait_until("it was refused", lambda: waiting(engine)[0].attempts >= 1, deadline=10)
+    wait_until("it was refused", lambda: waiting(engine)[0].attempts >= 1)
     yesterday = engine.as_time(datetime.now(UTC) - timedelta(hours=24, seconds=1))
     assert engine.execute("UPDATE mail_outbox SET create_time = ?", yesterday) == 1
 
-    wait_until("it is given up", lambda: waiting(engine)[0].dead, deadline=30)
+    wait_until("it is given up", lambda: waiting(engine)[0].dead)
 
     attempts = len(mailbox.attempts)
     mailbox.become_good()
@@ -242,18 +263,18 @@ def test_a_mail_that_cannot_be_sent_for_a_day_is_given_up_and_kept(engine, start
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_two_replicas_send_each_of_a_hundred_mails_once(engine, start_server, start_mailbox):
+def test_two_replicas_send_each_mail_of_a_full_outbox_once(engine, start_server, start_mailbox, size):
     mailbox = start_mailbox()
     # Nothing goes out before all of it is there: the replicas meet over a full outbox.
     mailbox.go_down()
     servers = [start_server(engine, mail_url=mailbox.url) for _ in range(2)]
-    people = [Person() for _ in range(100)]
+    people = [Person() for _ in range(size(40, 100))]
 
     def sign_up(number: int) -> None:
         servers[number % 2].client.sign_up(people[number])
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(sign_up, range(100)))
+        list(pool.map(sign_up, range(len(people))))
     mailbox.come_back()
     settle(engine, HEALED_WITHIN)
 
@@ -262,12 +283,12 @@ def test_two_replicas_send_each_of_a_hundred_mails_once(engine, start_server, st
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
-def test_two_replicas_that_get_mail_at_the_same_time_send_each_once(engine, start_server, start_mailbox):
+def test_two_replicas_that_get_mail_at_the_same_time_send_each_once(engine, start_server, start_mailbox, size):
     mailbox = start_mailbox()
     servers = [start_server(engine, mail_url=mailbox.url) for _ in range(2)]
-    people = [Person() for _ in range(100)]
+    people = [Person() for _ in range(size(40, 100))]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: servers[number % 2].client.sign_up(people[number]), range(100)))
+        list(pool.map(lambda number: servers[number % 2].client.sign_up(people[number]), range(len(people))))
     settle(engine, HEALED_WITHIN)
     counted = Counter(recipient for mail in mailbox.mails() for recipient in mail.recipients)
     assert counted == Counter({person.email: 1 for person in people})
@@ -280,13 +301,14 @@ def test_a_replica_that_is_killed_leaves_its_mail_to_the_other(engine, start_ser
     mailbox.become(Mood(hangs_in_data=True))
     person = Person()
     dying.client.sign_up(person)
-    wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1, deadline=20)
+    wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1)
     living = start_server(engine, mail_url=mailbox.url)
 
     dying.kill()
     mailbox.become(GOOD)
+    lapse_claims(engine)
 
-    assert living.client.verify_email(mailbox.token(person.email, VERIFY, LAPSED_WITHIN)).email_verified
+    assert living.client.verify_email(mailbox.token(person.email, VERIFY)).email_verified
 
 
 def test_sigterm_does_not_wait_for_an_smtp_server_that_hangs(engine, start_server, start_mailbox):
@@ -295,11 +317,10 @@ def test_sigterm_does_not_wait_for_an_smtp_server_that_hangs(engine, start_serve
     mailbox.become(Mood(hangs_in_data=True))
     person = Person()
     server.client.sign_up(person)
-    wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1, deadline=20)
+    wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1)
 
-    begun = time.monotonic()
+    # The contract drains for at most 30 s: `stop` fails if it takes much longer.
     server.stop()
-    assert time.monotonic() - begun < 35, "the contract drains for at most 30 s"
 
     mailbox.become(GOOD)
     server.restart()

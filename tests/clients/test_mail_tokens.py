@@ -142,7 +142,7 @@ def test_what_was_mailed_before_a_restart_is_good_after_it_and_what_has_expired_
     set_expiry(engine, expired, timedelta(hours=-1))
 
     server.restart()
-    wait_until("it has cleared up, as it does when it starts", lambda: not row_of(engine, expired), deadline=10)
+    wait_until("it has cleared up, as it does when it starts", lambda: not row_of(engine, expired))
 
     for kind in (VERIFY, RESET):
         assert use(server.client, KINDS[kind], tokens[kind])

@@ -93,7 +93,6 @@ def test_after_the_retry_window_a_second_use_is_theft(engine, start_server):
     wait_until(
         "the window closes",
         lambda: expect_unauthenticated(lambda: server.client.refresh(parent.refresh_token), "REFRESH_TOKEN_INVALID"),
-        deadline=8,
         pause=0.2,
     )
 
@@ -110,7 +109,6 @@ def test_a_refresh_token_past_its_lifetime_is_invalid(engine, start_server):
     wait_until(
         "the refresh token expires",
         lambda: expect_unauthenticated(lambda: server.client.refresh(polled.refresh_token), "REFRESH_TOKEN_INVALID"),
-        deadline=9,
         pause=0.2,
     )
 

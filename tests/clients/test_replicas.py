@@ -18,13 +18,12 @@ from support.client import Person
 from support.engine import Postgres
 from support.expect import failure_of, reason_of
 from support.server import Server
-from support.wait import wait_until
-from support.ways import ByGrpc
+from support.transports import ByGrpc
+from support.wait import PATIENCE, wait_until
 
-ROUNDS = 30
-# What the contract promises, and where a machine that does other things ends a round.
-PROMISE, PATIENCE = 1.0, 10.0
-DUELS = 1_000
+# What the contract promises, in seconds. Every night it holds for 99 of 100 refusals; in other runs, which share their
+# machine with other tests, for half of them.
+PROMISE = 1.0
 ENABLED_ADMINS = (
     "SELECT count(*) FROM user_roles r JOIN users u ON u.id = r.user_id WHERE r.role = 'admin' AND NOT u.disabled"
 )
@@ -59,6 +58,12 @@ def replicas(request, binary, cluster, tmp_path_factory) -> Iterator[Replicas]:
         engine.close()
 
 
+@pytest.fixture(scope="module")
+def rounds(size) -> int:
+    """How often a change is made, and waited for."""
+    return size(10, 30)
+
+
 @pytest.fixture
 def report(request, capsys) -> Callable[[str], None]:
     """Says something of what was measured, also where output is captured."""
@@ -86,26 +91,30 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
-def measure(replicas: Replicas, one_round: Callable[[], tuple[str, str, str]], report) -> None:
+@pytest.fixture
+def measure(replicas, rounds, report, size) -> Callable[[Callable[[], tuple[str, str, str]]], None]:
     """Makes one change after the other at the first replica; each round says which call is then to be refused."""
-    seen: list[float] = []
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(ROUNDS):
-            rpc, reason, credential = one_round()
-            since = time.monotonic()
-            waits = [pool.submit(refused_after, way, rpc, reason, credential, since) for way in replicas.others]
-            seen += [wait.result() for wait in waits]
-    p50, p99 = percentile(seen, 0.5), percentile(seen, 0.99)
-    report(f"{len(seen)} refusals, p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, longest {1000 * max(seen):.0f} ms")
-    assert p99 < PROMISE
+
+    def run(one_round: Callable[[], tuple[str, str, str]]) -> None:
+        seen: list[float] = []
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(rounds):
+                rpc, reason, credential = one_round()
+                since = time.monotonic()
+                waits = [pool.submit(refused_after, way, rpc, reason, credential, since) for way in replicas.others]
+                seen += [wait.result() for wait in waits]
+        p50, p99 = percentile(seen, 0.5), percentile(seen, 0.99)
+        in_ms = f"p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms, longest {1000 * max(seen):.0f} ms"
+        report(f"{len(seen)} refusals, {in_ms}")
+        assert size(p50, p99) < PROMISE, in_ms
+
+    return run
 
 
 def known_everywhere(replicas: Replicas, rpc: str, credential: str, **fields) -> None:
     """The call is answered by every replica, so that what follows is what makes the difference."""
     for way in replicas.others:
-        wait_until(
-            "it is let in", lambda way=way: answered(way, rpc, credential, fields), deadline=PATIENCE, pause=0.01
-        )
+        wait_until("it is let in", lambda way=way: answered(way, rpc, credential, fields), pause=0.01)
 
 
 def answered(way, rpc: str, credential: str, fields: dict) -> bool:
@@ -119,7 +128,7 @@ def answered(way, rpc: str, credential: str, fields: dict) -> bool:
 # -- how fast ------------------------------------------------------------------------------------------------------
 
 
-def test_a_demotion_is_known_everywhere_within_a_second(replicas, report):
+def test_a_demotion_is_known_everywhere_within_a_second(replicas, measure):
     somebody, call = Somebody(replicas.first), {"credential": replicas.admin.credential}
 
     def one_round():
@@ -128,10 +137,10 @@ def test_a_demotion_is_known_everywhere_within_a_second(replicas, report):
         replicas.first.ok("SetUserRoles", user_id=somebody.id, roles=[], **call)
         return "ListUsers", "ROLE_REQUIRED", somebody.credential
 
-    measure(replicas, one_round, report)
+    measure(one_round)
 
 
-def test_a_disabled_account_is_refused_everywhere_within_a_second(replicas, report):
+def test_a_disabled_account_is_refused_everywhere_within_a_second(replicas, measure):
     somebody, call = Somebody(replicas.first), {"credential": replicas.admin.credential}
 
     def one_round():
@@ -141,12 +150,12 @@ def test_a_disabled_account_is_refused_everywhere_within_a_second(replicas, repo
         replicas.first.ok("DisableUser", user_id=somebody.id, **call)
         return "ListSessions", "SESSION_REVOKED", tokens["accessToken"]
 
-    measure(replicas, one_round, report)
+    measure(one_round)
 
 
-def test_what_reads_the_database_knows_from_the_moment_of_the_answer(replicas):
+def test_what_reads_the_database_knows_from_the_moment_of_the_answer(replicas, rounds):
     call = {"credential": replicas.admin.credential}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         somebody = Somebody(replicas.first)
         replicas.first.ok("DisableUser", user_id=somebody.id, **call)
         for way in replicas.others:
@@ -154,7 +163,7 @@ def test_what_reads_the_database_knows_from_the_moment_of_the_answer(replicas):
             way.expect_wrong(somebody.person)
 
 
-def test_a_logout_is_known_everywhere_within_a_second(replicas, report):
+def test_a_logout_is_known_everywhere_within_a_second(replicas, measure):
     somebody = Somebody(replicas.first)
 
     def one_round():
@@ -163,10 +172,10 @@ def test_a_logout_is_known_everywhere_within_a_second(replicas, report):
         replicas.first.ok("Logout", refresh_token=tokens["refreshToken"])
         return "ListSessions", "SESSION_REVOKED", tokens["accessToken"]
 
-    measure(replicas, one_round, report)
+    measure(one_round)
 
 
-def test_a_logout_everywhere_is_known_everywhere_within_a_second(replicas, report):
+def test_a_logout_everywhere_is_known_everywhere_within_a_second(replicas, measure):
     somebody = Somebody(replicas.first)
 
     def one_round():
@@ -175,10 +184,10 @@ def test_a_logout_everywhere_is_known_everywhere_within_a_second(replicas, repor
         replicas.first.ok("Logout", refresh_token=asking["refreshToken"], everywhere=True)
         return "ListSessions", "SESSION_REVOKED", other["accessToken"]
 
-    measure(replicas, one_round, report)
+    measure(one_round)
 
 
-def test_a_changed_password_is_known_everywhere_within_a_second(replicas, report):
+def test_a_changed_password_is_known_everywhere_within_a_second(replicas, measure):
     somebody, password = Somebody(replicas.first), [""]
     password[0] = somebody.person.password
 
@@ -190,24 +199,24 @@ def test_a_changed_password_is_known_everywhere_within_a_second(replicas, report
         replicas.first.ok("ChangePassword", credential=tokens["accessToken"], **change)
         return "ListSessions", "SESSION_REVOKED", tokens["accessToken"]
 
-    measure(replicas, one_round, report)
+    measure(one_round)
 
 
-def test_a_deleted_account_is_refused_everywhere_within_a_second(replicas, report):
+def test_a_deleted_account_is_refused_everywhere_within_a_second(replicas, measure):
     def one_round():
         somebody = Somebody(replicas.first)
         known_everywhere(replicas, "ListSessions", somebody.credential)
         replicas.first.ok("DeleteUser", credential=replicas.admin.credential, user_id=somebody.id)
         return "ListSessions", "SESSION_REVOKED", somebody.credential
 
-    measure(replicas, one_round, report)
+    measure(one_round)
 
 
-def test_who_made_the_change_finds_it_made_at_once(replicas):
+def test_who_made_the_change_finds_it_made_at_once(replicas, rounds):
     # On the replica that answers, nothing of what was ended is alive when its caller hears of it.
     first, call = replicas.first, {"credential": replicas.admin.credential}
     somebody = Somebody(first)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         tokens = first.login(somebody.person)
         first.ok("SetUserRoles", user_id=somebody.id, roles=["admin"], **call)
         assert first.ok("ListUsers", credential=tokens["accessToken"], page_size=1)
@@ -251,18 +260,18 @@ def promote(way, who: Somebody, whom: Somebody) -> None:
     def made() -> bool:
         return answered(way, "SetUserRoles", who.credential, {"user_id": whom.id, "roles": ["admin"]})
 
-    wait_until("an admin is made", made, deadline=PATIENCE, pause=0.002)
+    wait_until("an admin is made", made, pause=0.002)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("replicas", ["true"], indirect=True, ids=["NOTIFY"])
-def test_two_admins_who_demote_each_other_always_leave_one(replicas, cluster, report):
+def test_two_admins_who_demote_each_other_always_leave_one(replicas, cluster, report, size):
     ways, outcomes = replicas.ways[:2], Counter()
     replicas.engine.execute("DELETE FROM user_roles WHERE role = 'admin'")
     pair = [Somebody(way, replicas.engine, "admin") for way in ways]
     try:
         with ThreadPoolExecutor(2) as pool, cluster.connect(replicas.engine.database) as database:
-            for _ in range(DUELS):
+            for _ in range(size(100, 1_000)):
                 attempts = [pool.submit(demote, ways[mine], pair[mine], pair[1 - mine]) for mine in (0, 1)]
                 said = [attempt.result() for attempt in attempts]
                 outcomes[tuple(sorted(said))] += 1

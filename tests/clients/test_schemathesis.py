@@ -31,12 +31,11 @@ CHECKS = (
     "unsupported_method",
     "ignored_auth",
 )
-# What may end the session that it is called with: each of these has one to itself. The first needs those that the others
-# end.
+# These may end the session that they are called with, so each of them has a session of its own. The first one needs the
+# sessions that the others end.
 ENDING = ("/v1/me/sessions/{session_id}", "/v1/me/password", "/v1/admin/users/{user_id}/revoke-sessions")
 # The last admin is not deleted, and so is never answered 200.
 DELETING = "/v1/me/delete"
-EXAMPLES = 25
 SEED = 20261123
 
 
@@ -56,10 +55,10 @@ def known(server):
 
 
 @pytest.fixture
-def words(server, mailbox, known) -> dict[str, list[str]]:
+def words(server, mailbox, known, size) -> dict[str, list[str]]:
     """Values by the field of a body that they make sense in: one who is there, sessions that live, and newcomers."""
     person, _ = known
-    new = [Person() for _ in range(40)]
+    new = [Person() for _ in range(size(10, 40))]
     return {
         "username": [somebody.username for somebody in new],
         "email": [person.email] * 20 + [somebody.email for somebody in new],
@@ -67,20 +66,20 @@ def words(server, mailbox, known) -> dict[str, list[str]]:
         "currentPassword": [person.password],
         # Whoever changes it changes it to the same.
         "newPassword": [person.password],
-        "newEmail": [Person().email for _ in range(40)],
-        "refreshToken": [server.client.newcomer()[1].refresh_token for _ in range(60)],
-        "token": mailed_tokens(server.client, mailbox, 20),
+        "newEmail": [Person().email for _ in range(size(10, 40))],
+        "refreshToken": [server.client.newcomer()[1].refresh_token for _ in range(size(15, 60))],
+        "token": mailed_tokens(server.client, mailbox, size(6, 20)),
         "roles": ["billing"],
     }
 
 
 @pytest.fixture
-def places(server, known) -> dict[str, list[str]]:
+def places(server, known, size) -> dict[str, list[str]]:
     """Values of what stands in paths and queries: accounts to do away with, and sessions of the one who calls."""
     person, _ = known
     return {
-        "user_id": [jose.claims_of(server.client.newcomer()[1].access_token)["sub"] for _ in range(80)],
-        "session_id": [jose.claims_of(server.client.login(person).access_token)["sid"] for _ in range(60)],
+        "user_id": [jose.claims_of(server.client.newcomer()[1].access_token)["sub"] for _ in range(size(20, 80))],
+        "session_id": [jose.claims_of(server.client.login(person).access_token)["sid"] for _ in range(size(15, 60))],
     }
 
 
@@ -98,14 +97,14 @@ def mailed_tokens(client, mailbox, count: int) -> list[str]:
 
 
 @pytest.fixture
-def explore(server, tmp_path, words, places):
+def explore(server, tmp_path, words, places, size):
     """Runs schemathesis against the server and returns its report; it must have tested every operation."""
 
     def run(mode: str, *options: str, operations: int = len(contract.routes()), **headers: str) -> dict:
         (tmp_path / "schemathesis.toml").write_text(configuration(words, places))
         report = tmp_path / "report.json"
         command = [Path(sys.executable).with_name("schemathesis"), "run", f"http://{Rest(server).address}/openapi.json"]
-        command += ["--checks", ",".join(CHECKS), "--max-examples", str(EXAMPLES), "--seed", str(SEED)]
+        command += ["--checks", ",".join(CHECKS), "--max-examples", str(size(5, 25)), "--seed", str(SEED)]
         command += ["--mode", mode, *options]
         command += ["--generation-database", "none", "--report-json-path", str(report), "--no-color"]
         command += [part for name, value in headers.items() for part in ("--header", f"{name}: {value}")]
@@ -145,7 +144,9 @@ def test_a_generator_of_right_and_wrong_requests_finds_no_5xx_and_no_undocumente
     assert server.client.health() == "SERVING"
 
 
-def test_a_generator_of_right_requests_gets_every_operation_to_answer_as_it_is_described(explore, server, known):
+def test_a_generator_of_right_requests_gets_every_operation_to_answer_as_it_is_described(
+    explore, server, known, pytestconfig
+):
     person, _ = known
     operations = [(f"{route.method} {route.template}", route.template) for route in contract.routes()]
     ending = [place for path in ENDING for place in operations if place[1] == path]
@@ -153,8 +154,10 @@ def test_a_generator_of_right_requests_gets_every_operation_to_answer_as_it_is_d
     def called_by_a_fresh_session(places, *options: str):
         bearer = f"Bearer {server.client.login(person).access_token}"
         report = explore("positive", *options, operations=len(places), Authorization=bearer)
-        for operation, _ in places:
-            assert accepted(report, operation), f"{operation} was never answered 200: {report['valid_rates']}"
+        never = {operation for operation, _ in places if not accepted(report, operation)}
+        # Few examples need not hold a good call of every operation.
+        most = 0 if pytestconfig.getoption("nightly") else len(places) // 2
+        assert len(never) <= most, f"{never} were never answered 200: {report['valid_rates']}"
 
     others = [place for place in operations if place[1] not in {*ENDING, DELETING}]
     called_by_a_fresh_session(others, *(part for path in (*ENDING, DELETING) for part in ("--exclude-path", path)))

@@ -11,7 +11,8 @@ import pytest
 
 from support.client import Person
 from support.engine import Sqlite, new_master_key
-from support.server import own_environment
+from support.environment import own_environment
+from support.outbox import settle
 
 LOOPBACK = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
 
@@ -106,6 +107,7 @@ def test_another_master_key_does_not_open_the_same_database(engine, start_server
 def test_migrating_again_changes_nothing(engine, start_server):
     server = start_server(engine)
     person, _ = server.client.newcomer()
+    settle(engine)
     before = engine.counts()
 
     for _ in range(2):

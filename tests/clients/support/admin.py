@@ -13,9 +13,10 @@ from urllib.parse import quote, urlencode
 
 from support import contract, jose
 from support.client import Person
+from support.environment import own_environment
 from support.http import Rest
-from support.server import CHEAP_HASHES, own_environment
-from support.ways import ByGrpc, ByRest, Way
+from support.server import CHEAP_HASHES
+from support.transports import ByGrpc, ByRest, Way
 
 WAYS = ("gRPC", "REST")
 PARAMETER = re.compile(r"\{(\w+)\}")
@@ -99,13 +100,18 @@ def session_id(tokens: dict) -> str:
 
 def everything(way: Way, rpc: str, credential: str, of: str, **fields) -> list[dict]:
     """What all the pages of a list hold together."""
-    found, page_token = [], ""
+    return [entry for page in pages(way, rpc, credential, **fields) for entry in page.get(of, [])]
+
+
+def pages(way: Way, rpc: str, credential: str, **fields) -> Iterator[dict]:
+    """All pages of a list, each fetched when it is asked for."""
+    page_token = ""
     while True:
         page = way.ok(rpc, credential=credential, page_token=page_token, **fields)
-        found += page.get(of, [])
+        yield page
         page_token = page.get("nextPageToken", "")
         if not page_token:
-            return found
+            return
 
 
 def command(binary: Path, engine, *arguments: str, stdin: str = "", **settings) -> subprocess.CompletedProcess:

@@ -7,11 +7,14 @@ how a test knows what was really written, and how it does what no RPC does yet.
 import base64
 import secrets
 import sqlite3
+import subprocess
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from psycopg import sql
+
+from support.environment import own_environment
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -59,7 +62,8 @@ class Engine:
 
     def counts(self) -> dict[str, int]:
         """How many rows each table holds."""
-        return {table: self.query(f'SELECT count(*) FROM "{table}"')[0][0] for table in self.tables()}
+        counts = (f"SELECT '{table}', count(*) FROM \"{table}\"" for table in self.tables())
+        return dict(self.query(" UNION ALL ".join(counts)))
 
     def emails(self) -> set[str]:
         """The address of every account."""
@@ -133,17 +137,19 @@ class Sqlite(Engine):
 
 
 class Postgres(Engine):
-    """A database of its own in a cluster, migrated by `postern migrate`."""
+    """A database of its own in a cluster: a copy of the cluster's template if there is one, else empty."""
 
     name = "postgres"
-    wants_migration = True
 
-    def __init__(self, cluster):
+    def __init__(self, cluster, migrated: bool = True):
         self._cluster = cluster
         self.database = f"postern_{secrets.token_hex(6)}"
         self.master_key = new_master_key()
-        with cluster.connect() as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.database)))
+        # A copy of the template is migrated already; any other database needs `postern migrate`.
+        self.wants_migration = not (migrated and cluster.template)
+        template = "template1" if self.wants_migration else cluster.template
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        self._cluster.execute(statement.format(sql.Identifier(self.database), sql.Identifier(template)))
 
     def settings(self) -> dict[str, str]:
         return {"database_url": self._cluster.url(self.database), "master_key": self.master_key}
@@ -152,12 +158,10 @@ class Postgres(Engine):
         return {self.master_key, self._cluster.password}
 
     def query(self, statement: str, *parameters) -> list[tuple]:
-        with self._cluster.connect(self.database) as connection:
-            return connection.execute(statement.replace("?", "%s"), parameters).fetchall()
+        return self._cluster.execute(statement.replace("?", "%s"), parameters, self.database).fetchall()
 
     def execute(self, statement: str, *parameters) -> int:
-        with self._cluster.connect(self.database) as connection:
-            return connection.execute(statement.replace("?", "%s"), parameters).rowcount
+        return self._cluster.execute(statement.replace("?", "%s"), parameters, self.database).rowcount
 
     def tables(self) -> list[str]:
         return [row[0] for row in self.query("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
@@ -176,18 +180,23 @@ class Postgres(Engine):
 
     def connections_in_transaction(self) -> int:
         """How many of the server's connections sit inside a transaction and do nothing."""
-        with self._cluster.connect() as connection:
-            statement = (
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'"
-            )
-            return connection.execute(statement, (self.database,)).fetchone()[0]
+        statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'"
+        return self._cluster.execute(statement, (self.database,)).fetchone()[0]
 
     def close(self) -> None:
         if not self._cluster.running:
             return
-        with self._cluster.connect() as connection:
-            drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.database))
-            connection.execute(drop)
+        self._cluster.disconnect(self.database)
+        self._cluster.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(self.database)))
+
+
+def make_template(cluster, binary: Path) -> None:
+    """Migrates one database, of which all further databases of the cluster are copies."""
+    template = Postgres(cluster)
+    environment = own_environment(**template.settings())
+    migrated = subprocess.run([binary, "migrate"], env=environment, capture_output=True, text=True, timeout=120)
+    assert migrated.returncode == 0, f"postern migrate failed:\n{migrated.stderr}"
+    cluster.template = template.database
 
 
 def _as_text(value) -> str:

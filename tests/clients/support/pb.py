@@ -1,5 +1,6 @@
 """The contract as a client has it: stubs generated from `proto/` when the session starts.
 
+One process generates them (`generate`); the workers of a parallel run load what it made (`load`).
 A message is an attribute (`pb.LoginRequest(email=…)`), whichever file declares it.
 `google/api` and `google/protobuf` are the published packages: two registrations of
 one file name cannot live in one process, and a client would have those installed.
@@ -21,23 +22,30 @@ _directory: tempfile.TemporaryDirectory | None = None
 _grpc_modules = []
 
 
-def generate() -> None:
-    """Generates the stubs into a directory of this session and imports them all."""
+def generate() -> Path:
+    """Generates the stubs into a directory of this session and returns that directory."""
     global _directory
     if _directory is not None:
-        return
+        return Path(_directory.name)
     _directory = tempfile.TemporaryDirectory(prefix="postern-stubs-")
     out = Path(_directory.name)
     root = REPOSITORY / "proto"
-    sources = sorted(str(path.relative_to(root)) for path in (root / "postern").rglob("*.proto"))
+    sources = _sources()
     if not sources:
         raise RuntimeError(f"no .proto files under {root / 'postern'}")
     well_known = files("grpc_tools") / "_proto"
     arguments = ["protoc", f"-I{root}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}", *sources]
     if protoc.main(arguments) != 0:
         raise RuntimeError("protoc refused the contract; its message is above")
-    sys.path.insert(0, str(out))
-    for source in sources:
+    return out
+
+
+def load(directory: Path) -> None:
+    """Imports all stubs from a directory that `generate` made."""
+    if _grpc_modules:
+        return
+    sys.path.insert(0, str(directory))
+    for source in _sources():
         name = source.removesuffix(".proto").replace("/", ".")
         importlib.import_module(f"{name}_pb2")
         _grpc_modules.append(importlib.import_module(f"{name}_pb2_grpc"))
@@ -71,6 +79,12 @@ def secrets_of(message) -> list[str]:
         elif field.message_type and not field.is_repeated:
             found.extend(secrets_of(value))
     return found
+
+
+def _sources() -> list[str]:
+    """The files of the contract, as protoc names them."""
+    root = REPOSITORY / "proto"
+    return sorted(str(path.relative_to(root)) for path in (root / "postern").rglob("*.proto"))
 
 
 def __getattr__(name: str):

@@ -91,7 +91,7 @@ class Plans:
 
     def of(self, marker: re.Pattern) -> list[dict]:
         """The plans of the statements that match, once there are any."""
-        return wait_until("PostgreSQL logs plans", lambda: self._read(marker), deadline=10)
+        return wait_until("PostgreSQL logs plans", lambda: self._read(marker))
 
     def _read(self, marker: re.Pattern) -> list[dict]:
         with self._log.open("rb") as log:
