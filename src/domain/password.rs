@@ -5,12 +5,21 @@ use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 use unicode_normalization::UnicodeNormalization;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::FieldViolation;
 
 /// The longest password, in bytes as received. No passphrase is that long.
 pub const MAX_BYTES: usize = 1024;
+
+/// The most characters whose strength is estimated. The time of the estimate grows with the square of their number, and a
+/// password whose first 48 characters are weak is refused whatever follows.
+const MAX_ESTIMATED_CHARS: usize = 48;
+/// The symbols that can stand for a letter, where there are several for one letter. zxcvbn tries every combination that a
+/// password allows, and their number multiplies (dropbox/zxcvbn#326): a hundred bytes kept a core busy for a second.
+const SUBSTITUTES: [&str; 7] = ["4@", "({[<", "69", "1!|", "1|7", "$5", "+7"];
+/// The most combinations that the estimate tries. Digits alone come to this number.
+const MAX_COMBINATIONS: usize = 4;
 
 /// A password, prepared as RFC 8265 §4.2 (`OpaqueString`) says: every Unicode space becomes U+0020, the text is
 /// normalized to NFC, and control characters are refused. It is not truncated, and its case is kept.
@@ -88,7 +97,7 @@ impl PasswordPolicy {
             .chain(self.common_words.iter().map(String::as_str))
             .filter(|word| word.len() > 2)
             .collect();
-        let estimate = zxcvbn::zxcvbn(text, &words);
+        let estimate = zxcvbn::zxcvbn(&bounded_for_estimate(text), &words);
         if u8::from(estimate.score()) >= self.min_score {
             return Ok(NewPassword(password));
         }
@@ -99,6 +108,36 @@ impl PasswordPolicy {
         );
         Err(FieldViolation::new(field, description))
     }
+}
+
+/// The text whose strength is estimated. A symbol that would allow too many combinations is replaced by a character that
+/// zxcvbn knows nothing about, each symbol by its own, so that the text keeps its length and its repetitions. Digits stay:
+/// they are part of common passwords, of dates and of sequences.
+fn bounded_for_estimate(text: &str) -> Zeroizing<String> {
+    let estimated = || text.chars().take(MAX_ESTIMATED_CHARS);
+    let mut kept: Vec<char> = estimated().filter(char::is_ascii_digit).collect();
+    let mut bounded = Zeroizing::new(String::with_capacity(4 * MAX_ESTIMATED_CHARS));
+    for c in estimated() {
+        let is_new = SUBSTITUTES.iter().any(|symbols| symbols.contains(c)) && !kept.contains(&c);
+        if is_new {
+            kept.push(c);
+            if combinations(&kept) > MAX_COMBINATIONS {
+                kept.pop();
+                // Unicode's private use area starts at U+E000.
+                bounded.push(char::from_u32(0xE000 + u32::from(c)).unwrap_or(char::REPLACEMENT_CHARACTER));
+                continue;
+            }
+        }
+        bounded.push(c);
+    }
+    kept.zeroize();
+    bounded
+}
+
+/// How many combinations of substitutions zxcvbn tries for a text with these characters.
+fn combinations(characters: &[char]) -> usize {
+    let present = |symbols: &&str| symbols.chars().filter(|symbol| characters.contains(symbol)).count().max(1);
+    SUBSTITUTES.iter().map(|symbols| present(symbols)).product()
 }
 
 /// The stored form of a password: a PHC string with the Argon2id parameters, the salt and the hash.
@@ -192,5 +231,20 @@ mod tests {
         assert!(!format!("{password:?}").contains("horse"));
         let hash = PasswordHash::from_phc("$argon2id$secret".to_owned());
         assert!(!format!("{hash:?}").contains("secret"));
+    }
+
+    #[test]
+    fn the_estimate_sees_a_bounded_number_of_characters_and_of_substitutions() {
+        let hostile = "4@8({[<369!1|0$5+7%2".repeat(5);
+        for text in [hostile.as_str(), &hostile.chars().rev().collect::<String>(), "1|!7+$5({[<4@69", "({[<@!|$+"] {
+            let bounded = bounded_for_estimate(text);
+            let characters: Vec<_> = bounded.chars().collect();
+            assert_eq!(characters.len(), text.chars().count().min(MAX_ESTIMATED_CHARS));
+            assert!(combinations(&characters) <= MAX_COMBINATIONS, "{bounded:?}");
+        }
+        assert!(combinations(&hostile.chars().collect::<Vec<_>>()) > 100);
+        for ordinary in ["correct horse battery staple 7", "12345678901234567890", "P@ssw0rd!", "Tr0ub4dor&3"] {
+            assert_eq!(bounded_for_estimate(ordinary).as_str(), ordinary);
+        }
     }
 }
