@@ -1,8 +1,8 @@
-"""Clients that go away, and deadlines that pass.
+"""Clients that cancel calls, and deadlines that pass.
 
-It owns what thousands of calls, cancelled at random moments, leave behind (nothing: no open
-transaction, no lost write, no lost hash slot), and the code of a passed deadline as
-the server sends it, which needs a client that does not enforce its own.
+It tests that thousands of calls, cancelled at random moments, leave no open transaction, no lost write and no lost
+place in the hash queue. It also tests the code that the server itself sends for a passed deadline, with a client that
+does not enforce its own deadline.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
-"""The REST API against its own description, by schemathesis: no 5xx, and nothing that `/openapi.json` does not say.
+"""The REST API against its own description, by schemathesis: no 5xx, and no answer that `/openapi.json` does not
+describe.
 
-It owns what a generator finds that nobody thought of. The seed is fixed and the examples are bounded, so that a
-run today and one tomorrow ask the same. The generator is given words that work, or it would see 400s alone.
+It finds cases that nobody thought of. The seed is fixed and the number of examples is bounded, so that every run makes
+the same requests. The generator is given valid values, because random ones would get nothing but 400s.
 """
 
 import json
