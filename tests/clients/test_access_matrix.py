@@ -1,7 +1,7 @@
-"""Who may call what: every RPC of the descriptor, by everybody that there is, by gRPC and by REST.
+"""Who may call which RPC: every RPC of the descriptor, by every kind of caller, by gRPC and by REST.
 
-It owns that the `(access)` option of each RPC is what happens, that an RPC without one is found, and that nothing but
-an RPC's own path, to the letter, leads to it. What the RPCs then do, their own modules say.
+It tests that the server enforces the `(access)` option of each RPC, that an RPC without one is found, and that no
+variant of an RPC's path leads to it. What the RPCs do is tested in their own modules.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from support import contract, http2, pb
-from support.admin import WAYS, AnyByRest, Somebody, bind
+from support.admin import TRANSPORTS, AnyByRest, Somebody, bind
 from support.client import Client, Person
 from support.expect import reason_of
 from support.http import Rest
@@ -166,7 +166,7 @@ def call(request, server, own_client) -> Callable[[str, str | None, dict], Outco
     return lambda rpc, credential, fields: by_grpc(own_client, rpc, credential, fields)
 
 
-@pytest.mark.parametrize("call", WAYS, indirect=True)
+@pytest.mark.parametrize("call", TRANSPORTS, indirect=True)
 @pytest.mark.parametrize("caller", CALLERS)
 def test_every_rpc_treats_everybody_as_the_contract_says(call, credentials, caller):
     wrong = {}
@@ -182,7 +182,7 @@ def test_every_rpc_treats_everybody_as_the_contract_says(call, credentials, call
     assert not wrong, f"{caller}: {wrong}"
 
 
-@pytest.mark.parametrize("call", WAYS, indirect=True)
+@pytest.mark.parametrize("call", TRANSPORTS, indirect=True)
 @pytest.mark.parametrize("caller", CALLERS)
 def test_who_is_refused_changes_nothing(server, call, credentials, caller):
     victim = Somebody(AnyByRest(Rest(server)), server.engine)

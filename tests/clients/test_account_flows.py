@@ -1,7 +1,7 @@
-"""A user's own account by mail and by password, when all is well: verify, reset, change, by gRPC and by REST.
+"""The calls that users make about their own account, with valid input: verify, reset, change, by gRPC and by REST.
 
-It owns what the seven RPCs of AccountService do, what each ends, and who is told. What a token is good for is in
-`test_mail_tokens`, what may not be told apart is in `test_mail_enumeration`.
+It tests what the RPCs of AccountService do, which sessions and tokens each one ends, and who gets a mail. The rules of
+one-time tokens are in `test_mail_tokens`. Answers that must not differ are in `test_mail_enumeration`.
 """
 
 import contextlib
@@ -262,7 +262,7 @@ def test_a_changed_password_ends_resets_and_a_pending_change_of_address(way, som
     way.expect_bad_token("ConfirmEmailChange", change)
 
 
-def test_who_does_not_know_the_password_does_not_change_it(server, mailbox, way, someone):
+def test_a_wrong_current_password_changes_nothing(server, mailbox, way, someone):
     refused = {"credential": someone.tokens["accessToken"], "new_password": Person().password}
     for wrong in (Person().password, f"{someone.person.password}x"):
         way.refused("ChangePassword", "UNAUTHENTICATED", "INVALID_CREDENTIALS", **refused, current_password=wrong)
@@ -281,7 +281,7 @@ def test_a_weak_new_password_is_named_and_changes_nothing(way, someone):
 
 
 @pytest.mark.parametrize("rpc", ["ChangePassword", "RequestEmailChange"])
-def test_what_concerns_an_account_wants_its_access_token(way, someone, rpc):
+def test_calls_about_an_account_need_its_access_token(way, someone, rpc):
     password = someone.person.password
     fields = {
         "ChangePassword": {"current_password": password, "new_password": Person().password},
@@ -349,7 +349,7 @@ def test_an_address_that_was_taken_meanwhile_is_told_at_the_confirmation(server,
     assert server.client.login(quicker)
 
 
-def test_the_address_that_one_has_is_no_new_one(way, someone):
+def test_the_current_address_is_refused_as_the_new_one(way, someone):
     call = {"credential": someone.tokens["accessToken"], "password": someone.person.password}
     for same in (someone.email, someone.email.upper()):
         way.refused("RequestEmailChange", "INVALID_ARGUMENT", "INVALID_FIELD", {"new_email"}, **call, new_email=same)

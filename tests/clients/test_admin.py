@@ -1,7 +1,7 @@
-"""What admins do with accounts, by gRPC and by REST, and what they cannot do.
+"""What admins can do with accounts, by gRPC and by REST, and what they cannot do.
 
-It owns GetUser, SetUserRoles, DisableUser, EnableUser, RevokeUserSessions and DeleteUser: what each does at once, what
-each refuses, and that the last enabled admin stays. Lists are in `test_admin_lists`, who may call is in
+It tests GetUser, SetUserRoles, DisableUser, EnableUser, RevokeUserSessions and DeleteUser: the effects of each, its
+refusals, and that the last enabled admin stays. Lists are in `test_admin_lists`, who may call is in
 `test_access_matrix`, other replicas are in `test_replicas`, the audit is in `test_audit`.
 """
 
@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import json_format
 
 from support import contract, jose, pb
-from support.admin import WAYS, Somebody, any_way, enabled_admins, only_admin
+from support.admin import TRANSPORTS, Somebody, any_way, enabled_admins, only_admin
 from support.client import Person
 from support.mail import RESET
 from support.wait import wait_until
@@ -29,7 +29,7 @@ def settings(mailbox):
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=TRANSPORTS)
 def way(request, server):
     """Calls of every service of the shared server."""
     with any_way(request.param, server) as way:
@@ -331,7 +331,7 @@ def test_a_demotion_that_waited_for_a_promotion_is_made(server, cluster, way, ad
 @pytest.mark.parametrize("server", ["postgres"], indirect=True)
 @pytest.mark.parametrize("way", ["gRPC"], indirect=True)
 @pytest.mark.parametrize("rpc", ["DisableUser", "DeleteUser"])
-def test_who_became_the_last_admin_while_a_step_waited_stays(server, cluster, way, last_admin, someone, rpc):
+def test_a_user_who_became_the_last_admin_while_a_step_waited_stays_one(server, cluster, way, last_admin, someone, rpc):
     def step() -> None:
         call = {"credential": last_admin.credential, "user_id": someone.id}
         way.refused(rpc, "FAILED_PRECONDITION", "LAST_ADMIN", **call)

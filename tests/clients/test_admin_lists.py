@@ -1,8 +1,8 @@
-"""The lists of accounts and of events, page by page, by gRPC and by REST.
+"""The lists of accounts and of audit events, page by page, by gRPC and by REST.
 
-It owns what is found and in which order, that every page goes on where the one before ended whatever happens
-meanwhile, that a page costs no more the further it is, and what a page token is good for. What events there are is in
-`test_audit`.
+It tests which entries are found and in which order, that a page continues where the one before ended although accounts
+come and go meanwhile, that later pages cost no more than earlier ones, and for what a page token is valid. The events
+themselves are in `test_audit`.
 """
 
 import base64
@@ -14,7 +14,7 @@ import time
 import pytest
 
 from support import load
-from support.admin import WAYS, Somebody, any_way, everything, pages
+from support.admin import TRANSPORTS, Somebody, any_way, everything, pages
 from support.client import Person
 from support.wait import wait_until
 
@@ -23,7 +23,7 @@ STABLE = 3_000
 MANY = 100_000
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=TRANSPORTS)
 def way(request, server):
     """Calls of every service of the shared server."""
     with any_way(request.param, server) as way:

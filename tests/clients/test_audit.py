@@ -1,8 +1,8 @@
 """The audit: what was done, by whom, to whom, with which session and from where.
 
-It owns that every security event of a scripted day is there exactly once, that a refused or failed step leaves nothing,
-that the audit is listed newest first and by its filters, and that no address, password or token is in it. Page tokens
-are in `test_admin_lists`; what the command line leaves is in `test_user_command`.
+It tests that each security event of a scripted day is recorded exactly once, that a refused or failed step records
+nothing, that the audit is listed newest first and by its filters, and that it holds no address, password or token. Page
+tokens are in `test_admin_lists`. Events of the command line are in `test_user_command`.
 """
 
 import uuid
@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from support.admin import WAYS, Somebody, any_way, everything, only_admin, session_id
+from support.admin import TRANSPORTS, Somebody, any_way, everything, only_admin, session_id
 from support.client import Person
 from support.expect import expect_error, failure_of
 from support.mail import CHANGE, RESET, VERIFY
@@ -29,7 +29,7 @@ def settings(mailbox):
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=TRANSPORTS)
 def way(request, server):
     """Calls of every service of the shared server."""
     with any_way(request.param, server) as way:

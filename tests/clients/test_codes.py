@@ -1,9 +1,8 @@
-"""Every row of the contract's table of codes that concerns the five RPCs of AuthService: exact code, reason, fields.
+"""Every row of the contract's table of codes that concerns the RPCs of AuthService: exact code, reason and fields.
 
-It owns the refusals of well-formed calls, and that the answers which must not be
-told apart are the same bytes. Malformed input is in `test_bad_input`, forged tokens
-are in `test_tokens`, a database that is away is in `test_outage`, AccountService is in
-`test_account_flows`.
+It tests the refusals of well-formed calls, and that answers which must not be distinguishable are the same bytes.
+Malformed input is in `test_bad_input`, forged tokens are in `test_forgeries`, an unavailable database is in
+`test_outage`, AccountService is in `test_account_flows`.
 """
 
 from concurrent.futures import ThreadPoolExecutor

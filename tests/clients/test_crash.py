@@ -1,7 +1,7 @@
-"""Acknowledged is durable: SIGKILL right after an OK loses nothing, on both engines.
+"""What was acknowledged is durable: SIGKILL right after an OK loses nothing, on both engines.
 
-It owns the process that dies. A database that dies is in `test_outage`, clients
-that go away are in `test_cancellation`. Mail that is on its way is in `test_mail_faults`.
+It tests a server process that dies. A database that dies is in `test_outage`, clients that cancel calls are in
+`test_cancellation`, mail that is being sent is in `test_mail_faults`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +105,8 @@ def test_what_a_token_from_a_mail_did_is_there_after_a_kill(engine, start_server
 
 def test_a_kill_amid_sign_ups_keeps_every_one_that_was_acknowledged(engine, start_server):
     server = start_server(engine)
-    client = server.client
+    # Not the server's own connection, which is closed as soon as the process has ended.
+    client = server.new_client()
     acknowledged = []
 
     def sign_up_until_it_ends():
@@ -123,6 +124,7 @@ def test_a_kill_amid_sign_ups_keeps_every_one_that_was_acknowledged(engine, star
         server.kill()
         for worker in workers:
             worker.result()
+    client.close()
 
     server.restart()
     assert set(acknowledged) <= engine.emails()

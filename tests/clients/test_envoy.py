@@ -1,8 +1,8 @@
-"""The REST gateway beside a real Envoy with `grpc_json_transcoder` on the same descriptor: the same answers.
+"""The REST gateway gives the same answers as a real Envoy with `grpc_json_transcoder` on the same descriptor.
 
-It owns that the gateway means by `google.api.http` and proto3 JSON what others mean by them: every RPC with a
-route has rows of good and bad calls here, each made of both. Where Envoy is known to answer otherwise, the row
-stands in `DIFFERENT` with Envoy's own status and the reason, and is still made.
+It tests that the gateway reads `google.api.http` and proto3 JSON as others do. Every RPC with a route has rows of good
+and bad calls here, and each call is made to both. Where Envoy is known to answer differently, `DIFFERENT` holds Envoy's
+status and the reason, and the call is made all the same. Some rows run only every night.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Forged, tampered and mutilated tokens: each is refused, and none ends or opens a session.
+"""Forged, changed and truncated tokens: each is refused, and none ends or opens a session.
 
-An attacker has no signing key, so a forgery here is badly signed besides; that each
-strict check bites on its own, on a token Postern itself signed, is for the tests
-inside. After every test the honest tokens it started from still work.
+The tests have no signing key, as an attacker has none, so each forgery also has a wrong signature. Tests inside the
+server check each rule on tokens with a right signature. After every test here the valid tokens that it started from
+still work.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""Postern by grpcurl: reflection, health and a whole journey, with no file of ours at hand.
+"""Postern by grpcurl: reflection, health and a whole journey, without the contract's files.
 
-It owns what a person at a terminal meets first. `target/tools/bin/grpcurl`, or one on
-the PATH, is the real tool; reflection's two versions are also asked for by name, as
-grpcurl itself takes whichever it finds.
+It tests what a person at a terminal sees first, with the real tool from `target/tools/bin` or the PATH. Both versions
+of reflection are also called directly, because grpcurl uses whichever it finds.
 """
 
 import json

@@ -1,7 +1,6 @@
-"""What is the same name and what only looks like it: emails, usernames and passwords.
+"""When two emails, usernames or passwords are the same, and when they only look alike.
 
-It owns case, normalisation and look-alikes across sign-up and login. Input that is
-malformed altogether is in `test_bad_input`.
+It tests case, normalisation and look-alikes in sign-up and login. Malformed input is in `test_bad_input`.
 """
 
 import secrets

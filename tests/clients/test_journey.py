@@ -1,7 +1,7 @@
-"""The main job as a client lives it: sign up, log in, who am I, refresh, log out.
+"""The main use of Postern: sign up, log in, get one's own account, refresh, log out.
 
-It owns what the five RPCs answer when all is well, what a logout ends and what it
-does not, and that accounts outlive the process. Refresh lineage has its own module.
+It tests what the RPCs of AuthService answer to valid calls, what a logout ends and what it does not end, and that
+accounts survive a restart. The rotation of refresh tokens is in `test_refresh`.
 """
 
 import uuid

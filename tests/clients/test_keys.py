@@ -1,7 +1,7 @@
-"""Verifying access tokens by URL: the published keys and the discovery document, and the libraries that read them.
+"""Verifying access tokens by URL: the published keys, the discovery document, and the libraries that read them.
 
-It owns what a verifier fetches and keeps. What the tokens claim is in `test_tokens`, what a forger tries in
-`test_forgeries`; here each library has only the address of the keys.
+It tests what a verifier fetches and caches. The claims are in `test_tokens`, forgeries are in `test_forgeries`. Each
+library here is given only the address of the keys.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Mail as it arrives: what stands in it, over which transport, and that its links come from configuration alone.
+"""Delivered mail: its contents, the transport it comes by, and that its links come from the configuration alone.
 
-It owns the form of a mail and the four transports. What the token in it does is in `test_account_flows`, an SMTP
-server that misbehaves is in `test_mail_faults`.
+It tests the form of a mail and the four transports. What the token in it does is in `test_account_flows`. SMTP servers
+that fail are in `test_mail_faults`.
 """
 
 import base64

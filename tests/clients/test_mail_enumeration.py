@@ -1,7 +1,7 @@
-"""Who has an account here, and how often they are mailed: what the answers must not tell, and what limits hold.
+"""What answers must not tell about the existence of an account, and how many mails an address or a client can cause.
 
-It owns that RequestPasswordReset and ResendVerificationEmail answer alike, in bytes and in time, that sign-up and
-change of address can keep a taken address to themselves, and the limits on mail.
+It tests that RequestPasswordReset and ResendVerificationEmail answer alike for every address, in bytes and in time,
+that sign-up and change of address can conceal a taken address, and the limits on mail.
 """
 
 import http.client
@@ -23,7 +23,7 @@ from support.expect import expect_error
 from support.http import JSON, Rest
 from support.mail import CHANGE, RESET, VERIFY
 from support.outbox import settle
-from support.transports import ByGrpc, ByRest, Way, comparable
+from support.transports import ByGrpc, ByRest, Transport, comparable
 
 RPCS = ("RequestPasswordReset", "ResendVerificationEmail")
 PATHS = {"RequestPasswordReset": "/v1/password/forgot", "ResendVerificationEmail": "/v1/email/resend"}
@@ -37,7 +37,7 @@ def settings(mailbox):
 
 
 @pytest.fixture(params=["gRPC", "REST"])
-def by(request) -> Callable[[object], Way]:
+def by(request) -> Callable[[object], Transport]:
     """A way to call a server of the test's own."""
     return lambda server: ByGrpc(server.client) if request.param == "gRPC" else ByRest(Rest(server))
 
@@ -88,7 +88,7 @@ def test_the_answer_is_the_same_to_the_byte_whoever_the_address_is(server, every
     assert by_rest["unknown"][:2] == (200, b"{}")
 
 
-def test_only_who_is_meant_gets_mail(server, mailbox, everybody):
+def test_only_the_owners_of_usable_accounts_get_mail(server, mailbox, everybody):
     settle(server.engine)
     before = {kind: len(mailbox.mails(email.lower())) for kind, email in everybody.items()}
 
@@ -141,7 +141,7 @@ def expect_alike(known: list[float], unknown: list[float], strictly: bool) -> No
 
 
 @pytest.mark.parametrize("rpc", RPCS)
-def test_the_time_tells_nobody_whether_there_is_an_account(engine, start_server, tmp_path, rpc, size):
+def test_the_time_of_an_answer_does_not_tell_whether_an_account_exists(engine, start_server, tmp_path, rpc, size):
     # The transport without a server: an SMTP server in this process would take its time from the clock's own.
     (tmp_path / "mails").mkdir()
     server = start_server(

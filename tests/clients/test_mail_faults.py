@@ -1,7 +1,7 @@
-"""SMTP that hangs, refuses, resets or is away; a server that is killed; replicas that share an outbox.
+"""SMTP servers that hang, refuse, reset or are down; a Postern that is killed; replicas that share an outbox.
 
-It owns that no answer waits for mail, and that no mail is lost, sent to nobody or sent twice. What a delivered mail
-looks like is in `test_mail_delivery`.
+It tests that no answer waits for mail, and that no mail is lost, sent to the wrong address or sent twice. The form of a
+delivered mail is in `test_mail_delivery`.
 """
 
 import time
@@ -16,7 +16,7 @@ from support import metrics
 from support.client import Person
 from support.expect import failure_of, reason_of
 from support.http import Rest
-from support.mail import GOOD, RESET, TOKEN, VERIFY, Mailbox, Mood
+from support.mail import GOOD, RESET, TOKEN, VERIFY, Behaviour, Mailbox
 from support.outbox import lapse_claims, settle, waiting
 from support.wait import wait_until
 
@@ -26,13 +26,13 @@ PROMPT = 10
 HEALED_WITHIN = 120
 
 FAULTS = {
-    "is silent": Mood(silent=True),
-    "hangs in DATA": Mood(hangs_in_data=True),
-    "resets connections": Mood(resets=True),
-    "resets in DATA": Mood(resets_in_data=True),
-    "is busy at RCPT": Mood(at_recipient="451 4.3.0 try again later"),
-    "is busy at DATA": Mood(at_data="452 4.3.1 disk full"),
-    "has no service": Mood(at_recipient="421 4.3.2 closing"),
+    "is silent": Behaviour(silent=True),
+    "hangs in DATA": Behaviour(hangs_in_data=True),
+    "resets connections": Behaviour(resets=True),
+    "resets in DATA": Behaviour(resets_in_data=True),
+    "is busy at RCPT": Behaviour(at_recipient="451 4.3.0 try again later"),
+    "is busy at DATA": Behaviour(at_data="452 4.3.1 disk full"),
+    "has no service": Behaviour(at_recipient="421 4.3.2 closing"),
     "is down": GOOD,
 }
 
@@ -41,14 +41,14 @@ def afflict(mailbox: Mailbox, fault: str) -> None:
     if fault == "is down":
         mailbox.go_down()
     else:
-        mailbox.become(FAULTS[fault])
+        mailbox.behave(FAULTS[fault])
 
 
 def heal(mailbox: Mailbox, fault: str) -> None:
     if fault == "is down":
         mailbox.come_back()
     else:
-        mailbox.become_good()
+        mailbox.recover()
 
 
 def promptly(call):
@@ -84,7 +84,7 @@ def test_no_answer_waits_for_smtp_and_every_mail_arrives_once_it_is_well(
     heal(mailbox, fault)
     if not pytestconfig.getoption("nightly"):
         # A connection that hangs is given up after 30 s. Only nightly runs wait for that.
-        mailbox.let_go()
+        mailbox.reset_hanging()
 
     for person in newcomers:
         assert client.verify_email(mailbox.token(person.email, VERIFY, HEALED_WITHIN)).email_verified
@@ -100,7 +100,9 @@ def test_an_address_that_is_always_refused_delays_nobody_else(engine, start_serv
     mailbox = start_mailbox()
     server = start_server(engine, mail_url=mailbox.url)
     refused = [Person() for _ in range(5)]
-    mailbox.become(Mood(at_recipient="550 5.1.1 no such user", towards=frozenset(person.email for person in refused)))
+    mailbox.behave(
+        Behaviour(at_recipient="550 5.1.1 no such user", towards=frozenset(person.email for person in refused))
+    )
     for person in refused:
         server.client.sign_up(person)
 
@@ -122,7 +124,7 @@ def test_an_address_that_is_always_refused_delays_nobody_else(engine, start_serv
 def test_attempts_grow_further_apart(embedded, start_server, start_mailbox):
     mailbox = start_mailbox()
     server = start_server(embedded, mail_url=mailbox.url)
-    mailbox.become(Mood(at_recipient="451 4.3.0 try again later"))
+    mailbox.behave(Behaviour(at_recipient="451 4.3.0 try again later"))
     person = Person()
     server.client.sign_up(person)
 
@@ -140,22 +142,22 @@ def test_an_smtp_servers_words_put_no_address_and_no_token_into_the_log(embedded
     mailbox = start_mailbox()
     server = start_server(embedded, mail_url=mailbox.url)
     people = [Person() for _ in range(3)]
-    for person, mood in zip(
+    for person, behaviour in zip(
         people,
         (
             # The mailbox repeats whom it means, as real servers do.
-            Mood(at_recipient="550 5.1.1 no such user"),
-            Mood(at_data="554 5.7.1 spam, says https://blocklist.example/why?who="),
-            Mood(at_recipient="451 4.3.0 try again later"),
+            Behaviour(at_recipient="550 5.1.1 no such user"),
+            Behaviour(at_data="554 5.7.1 spam, says https://blocklist.example/why?who="),
+            Behaviour(at_recipient="451 4.3.0 try again later"),
         ),
         strict=True,
     ):
-        mailbox.become(mood)
+        mailbox.behave(behaviour)
         server.client.sign_up(person)
         attempts = len(mailbox.attempts)
         wait_until("it was refused", lambda attempts=attempts: len(mailbox.attempts) > attempts)
     time.sleep(1)
-    mailbox.become_good()
+    mailbox.recover()
     delivered = mailbox.take(people[2].email, VERIFY, HEALED_WITHIN)
 
     log = "\n".join(server.log)
@@ -173,14 +175,14 @@ def test_a_server_killed_between_claim_and_delivery_loses_no_mail(engine, start_
     server = start_server(engine, mail_url=mailbox.url)
     known, _ = server.client.newcomer()
     mailbox.token(known.email, VERIFY)
-    mailbox.become(Mood(hangs_in_data=True))
+    mailbox.behave(Behaviour(hangs_in_data=True))
     newcomer = Person()
     server.client.sign_up(newcomer)
     server.client.request_password_reset(known.email)
     wait_until("a mail was handed over, and not taken", lambda: mailbox.seen_in_data >= 2)
 
     server.kill()
-    mailbox.become(GOOD)
+    mailbox.behave(GOOD)
     server.restart()
 
     lapse_claims(engine)
@@ -193,13 +195,13 @@ def test_a_server_killed_between_claim_and_delivery_loses_no_mail(engine, start_
 def test_the_claims_of_a_killed_server_lapse_by_themselves(embedded, start_server, start_mailbox):
     mailbox = start_mailbox()
     server = start_server(embedded, mail_url=mailbox.url)
-    mailbox.become(Mood(hangs_in_data=True))
+    mailbox.behave(Behaviour(hangs_in_data=True))
     person = Person()
     server.client.sign_up(person)
     wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1)
 
     server.kill()
-    mailbox.become(GOOD)
+    mailbox.behave(GOOD)
     server.restart()
 
     # A claim holds for 40 s.
@@ -209,7 +211,8 @@ def test_the_claims_of_a_killed_server_lapse_by_themselves(embedded, start_serve
 def test_a_kill_amid_sign_ups_loses_no_mail_of_those_that_were_acknowledged(engine, start_server, start_mailbox):
     mailbox = start_mailbox()
     server = start_server(engine, mail_url=mailbox.url)
-    client = server.client
+    # Not the server's own connection, which is closed as soon as the process has ended.
+    client = server.new_client()
     acknowledged = []
 
     def sign_up_until_it_ends():
@@ -227,6 +230,7 @@ def test_a_kill_amid_sign_ups_loses_no_mail_of_those_that_were_acknowledged(engi
         server.kill()
         for worker in workers:
             worker.result()
+    client.close()
     server.restart()
     lapse_claims(engine)
 
@@ -240,7 +244,7 @@ def test_a_mail_that_cannot_be_sent_for_a_day_is_given_up_and_kept(engine, start
     server = start_server(engine, mail_url=mailbox.url)
     person, tokens = server.client.newcomer()
     mailbox.token(person.email, VERIFY)
-    mailbox.become(Mood(at_recipient="550 5.1.1 no such user"))
+    mailbox.behave(Behaviour(at_recipient="550 5.1.1 no such user"))
     server.client.change_password(tokens.access_token, person.password, Person().password)
     wait_until("it was refused", lambda: waiting(engine)[0].attempts >= 1)
     yesterday = engine.as_time(datetime.now(UTC) - timedelta(hours=24, seconds=1))
@@ -249,7 +253,7 @@ def test_a_mail_that_cannot_be_sent_for_a_day_is_given_up_and_kept(engine, start
     wait_until("it is given up", lambda: waiting(engine)[0].dead)
 
     attempts = len(mailbox.attempts)
-    mailbox.become_good()
+    mailbox.recover()
     time.sleep(3)
     assert len(mailbox.attempts) == attempts, "it is not tried again"
     sent = metrics.read(Rest(server, "ops_addr").get("/metrics").body.decode())
@@ -298,14 +302,14 @@ def test_two_replicas_that_get_mail_at_the_same_time_send_each_once(engine, star
 def test_a_replica_that_is_killed_leaves_its_mail_to_the_other(engine, start_server, start_mailbox):
     mailbox = start_mailbox()
     dying = start_server(engine, mail_url=mailbox.url)
-    mailbox.become(Mood(hangs_in_data=True))
+    mailbox.behave(Behaviour(hangs_in_data=True))
     person = Person()
     dying.client.sign_up(person)
     wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1)
     living = start_server(engine, mail_url=mailbox.url)
 
     dying.kill()
-    mailbox.become(GOOD)
+    mailbox.behave(GOOD)
     lapse_claims(engine)
 
     assert living.client.verify_email(mailbox.token(person.email, VERIFY)).email_verified
@@ -314,7 +318,7 @@ def test_a_replica_that_is_killed_leaves_its_mail_to_the_other(engine, start_ser
 def test_sigterm_does_not_wait_for_an_smtp_server_that_hangs(engine, start_server, start_mailbox):
     mailbox = start_mailbox()
     server = start_server(engine, mail_url=mailbox.url)
-    mailbox.become(Mood(hangs_in_data=True))
+    mailbox.behave(Behaviour(hangs_in_data=True))
     person = Person()
     server.client.sign_up(person)
     wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1)
@@ -322,7 +326,7 @@ def test_sigterm_does_not_wait_for_an_smtp_server_that_hangs(engine, start_serve
     # The contract drains for at most 30 s: `stop` fails if it takes much longer.
     server.stop()
 
-    mailbox.become(GOOD)
+    mailbox.behave(GOOD)
     server.restart()
     lapse_claims(engine)
     assert mailbox.token(person.email, VERIFY)

@@ -1,7 +1,7 @@
-"""One-time tokens: what each is good for, how often, how long, and that a bad one is refused like any other.
+"""One-time tokens: for what each is valid, how often and how long, and that all bad ones are refused alike.
 
-It owns each promise about tokens under "Mail" in security.md. What the RPCs do with a good token is in
-`test_account_flows`, that no token is stored is in `test_no_token_at_rest`.
+It tests each promise about tokens under "Mail" in security.md. What the RPCs do with a valid token is in
+`test_account_flows`. That no token is stored is in `test_no_token_at_rest`.
 """
 
 import base64
@@ -18,7 +18,7 @@ from support import jose, pb
 from support.client import Client, Person
 from support.expect import expect_error, expect_invalid, expect_unauthenticated, reason_of
 from support.http import Rest
-from support.mail import CHANGE, RESET, VERIFY, Mood
+from support.mail import CHANGE, RESET, VERIFY, Behaviour
 from support.outbox import id_of, row_of, set_expiry, settle
 from support.wait import wait_until
 
@@ -158,7 +158,7 @@ def test_tokens_of_one_kind_end_none_of_another(client, owner):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_token_that_is_not_quite_it_is_none(client, owner, kind):
+def test_an_altered_token_is_refused(client, owner, kind):
     token = owner.token(kind)
     decoded = jose.decode(token)
     others = [
@@ -288,7 +288,7 @@ def test_who_writes_to_the_database_cannot_turn_a_token_into_another(server, cli
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_only_opens_the_link_uses_nothing_up(server, client, mailbox, owner, kind):
+def test_opening_a_link_does_not_use_its_token_up(server, client, mailbox, owner, kind):
     rest = Rest(server)
     token = owner.token(kind)
     [link] = {mail.link for mail in mailbox.mails() if mail.kind == kind and mail.token == token}
@@ -312,12 +312,12 @@ def test_a_mail_that_was_held_up_carries_nothing_that_is_good_after_the_password
     person, tokens = client.newcomer()
     mailbox.token(person.email, VERIFY)
     new_email = Person().email
-    mailbox.become(Mood(at_data="451 4.3.0 later", towards=frozenset({person.email, new_email})))
+    mailbox.behave(Behaviour(at_data="451 4.3.0 later", towards=frozenset({person.email, new_email})))
     client.request_password_reset(person.email)
     client.request_email_change(tokens.access_token, new_email, person.password)
 
     client.change_password(tokens.access_token, person.password, Person().password)
-    mailbox.become_good()
+    mailbox.recover()
     settle(embedded, 40)
 
     late = [mail for mail in mailbox.mails() if mail.kind in (RESET, CHANGE)]
@@ -347,7 +347,7 @@ def test_mail_goes_to_the_stored_address_however_it_was_asked_for(server, client
         assert [address.addr_spec for address in mail.message["To"].addresses] == [person.email]
 
 
-def test_an_address_that_only_looks_the_same_gets_nothing_and_brings_its_likeness_nothing(server, client, mailbox):
+def test_a_look_alike_of_an_address_gets_no_mail_and_causes_none(server, client, mailbox):
     name = f"ian{secrets.token_hex(6)}"
     person = Person(email=f"{name}@example.com")
     client.sign_up(person)
@@ -402,7 +402,7 @@ def test_an_address_that_would_write_into_a_mail_is_refused(server, client, owne
 
 
 @pytest.mark.parametrize("email", ["", "nobody", "a@b@c", "josé@example.com", "a" * 250 + "@example.com"], ids=ascii)
-def test_what_is_no_address_is_refused_whoever_asks(client, owner, email):
+def test_an_invalid_address_is_refused_for_every_caller(client, owner, email):
     expect_invalid(lambda: client.request_password_reset(email), "email")
     expect_invalid(lambda: client.resend_verification(email), "email")
     bearer, password = owner.tokens.access_token, owner.person.password

@@ -1,7 +1,7 @@
-"""Who copies the database, or reads the log, holds no way in.
+"""A copy of the database or of the log gives no access.
 
-It owns what is *not* there after every flow has run, also while mails are still to be delivered. The `log:`
-transport, which prints what it would mail, is not used here.
+It searches them for secrets after every flow has run, also while mails wait for delivery. The `log:` transport, which
+logs its mails on purpose, is not used here.
 """
 
 import base64
@@ -11,7 +11,7 @@ import pytest
 
 from support import jose
 from support.client import Person
-from support.mail import CHANGE, RESET, VERIFY, Mood
+from support.mail import CHANGE, RESET, VERIFY, Behaviour
 from support.outbox import id_of, row_of, settle, waiting
 from support.wait import wait_until
 
@@ -105,7 +105,7 @@ def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
     settle(server.engine)
 
     # Made, sent, and not taken: these wait.
-    mailbox.become(Mood(at_data="451 4.3.0 later"))
+    mailbox.behave(Behaviour(at_data="451 4.3.0 later"))
     waiter, tokens = newcomer()
     new_email = Person().email
     client.request_password_reset(waiter.email)
@@ -142,7 +142,7 @@ def test_neither_database_nor_log_holds_what_lets_anybody_in(engine, start_serve
         assert row_of(engine, token), "the token is live"
         stored = [str(id_of(token)).encode(), id_of(token).bytes, id_of(token).hex.upper().encode()]
         assert any(form in backup for form in stored for backup in backups.values())
-    mailbox.become_good()
+    mailbox.recover()
     verification = next(mail for mail in mailbox.refused if mail.kind == VERIFY)
     assert server.client.verify_email(verification.token).email_verified, "and worth something"
 

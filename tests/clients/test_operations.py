@@ -1,6 +1,6 @@
-"""The operations address: probes that follow the server's state, and metrics that Prometheus and people can rely on.
+"""The operations address: probes that follow the server's state, and the metrics.
 
-It owns `/livez`, `/readyz`, `/metrics` and the committed description of the REST API. That callers survive an
+It tests `/livez`, `/readyz`, `/metrics` and the committed description of the REST API. That calls work again after an
 outage is in `test_outage`.
 """
 

@@ -1,7 +1,7 @@
-"""PostgreSQL goes away under a running server and comes back.
+"""PostgreSQL stops under a running server and comes back.
 
-It owns what callers and health checks see meanwhile, and that Postern heals by itself.
-These tests have a cluster of their own to stop. The embedded engine has no such fault.
+It tests what callers and health checks see meanwhile, and that Postern recovers by itself. These tests have a cluster
+of their own, which they stop. SQLite cannot fail in this way.
 """
 
 import threading

@@ -1,7 +1,7 @@
-"""The pages that mails link to, in a real browser without scripts: looked at, filled in, pressed, and read aloud.
+"""The pages that mails link to, in a real browser without scripts.
 
-It owns the three flows as a person lives them, and what a browser holds against a page. What the tokens in the
-links are good for is in `test_mail_tokens`.
+It tests the three flows as a user sees them, and that the browser has no complaint about a page. For what the tokens in
+the links are valid is in `test_mail_tokens`.
 """
 
 import os

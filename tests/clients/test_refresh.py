@@ -1,7 +1,7 @@
-"""The lineage of refresh tokens: one child per token, a window for lost answers, and theft.
+"""The rotation of refresh tokens: one successor per token, a window for retries, and the detection of theft.
 
-It owns the generation scheme as a client can observe it. What a logout does to a
-session is in `test_journey`; forged refresh tokens are in `test_tokens`.
+It tests what a client can observe of it. What a logout ends is in `test_journey`, forged refresh tokens are in
+`test_forgeries`.
 """
 
 from concurrent.futures import ThreadPoolExecutor

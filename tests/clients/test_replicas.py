@@ -1,7 +1,7 @@
 """Three replicas on one PostgreSQL: what one does, the others know within a second.
 
-It owns how fast revocations spread, told at once (NOTIFY) or asked for (polling alone), and that no two replicas
-together lose the last admin. What is measured is printed. The calls that are refused are decided in a replica's memory.
+It tests how fast revocations reach the other replicas, with notifications and by polling alone, and that two replicas
+together never lose the last admin. The measured times are printed. A replica refuses these calls from its memory.
 """
 
 import math

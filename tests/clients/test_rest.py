@@ -1,7 +1,7 @@
-"""REST by curl, in HTTP/1.1 and HTTP/2: the whole journey, and what stands in the headers of every answer.
+"""REST by curl, in HTTP/1.1 and HTTP/2: the whole journey, and the headers of every answer.
 
-It owns well-formed requests. What is malformed is in `test_rest_bad_input`, what the routes
-mean is compared with Envoy in `test_envoy`, the keys are in `test_keys`.
+It tests well-formed requests. Malformed ones are in `test_rest_bad_input`, the comparison with Envoy is in
+`test_envoy`, the keys are in `test_keys`.
 """
 
 import json
@@ -69,7 +69,7 @@ def test_the_answer_comes_in_the_version_of_http_that_was_asked(rest):
     assert rest.get("/v1/me").version == rest.version
 
 
-def test_who_am_i_wants_a_token_that_holds(rest):
+def test_get_me_needs_a_valid_token(rest):
     _, tokens = rest.newcomer()
     expect_refusal(rest.get("/v1/me"), 401, "TOKEN_MISSING")
     expect_refusal(rest.get("/v1/me", token=tampered(tokens["accessToken"])), 401, "TOKEN_INVALID")

@@ -1,8 +1,8 @@
-"""HTTP that no well-behaved client sends: a JSON refusal wherever a request could be read, never a 5xx, never a hang.
+"""HTTP requests that no correct client sends: each gets a refusal in JSON, never a 5xx, and every request is answered.
 
-After every test here the server still serves and has written nothing. The gateway refuses all of this before
-any engine is asked, so one engine is enough. What the fields themselves may hold is in `test_bad_input`;
-what is wrong below the request, in bytes and connections, is in `test_rest_wire`.
+After every test here the server still serves and has written nothing. The gateway refuses all of this before any engine
+is asked, so one engine is enough. The contents of fields are in `test_bad_input`. Malformed bytes and connections are
+in `test_rest_wire`.
 """
 
 import json
@@ -112,7 +112,7 @@ def test_a_value_of_the_wrong_type_is_named_and_never_repeated(rest, value):
 
 
 @pytest.mark.parametrize("value", ['"true"', '"yes"', "1", "0", "{}", "[true]", "1e300", "9" * 400])
-def test_what_is_no_boolean_is_named(rest, value):
+def test_a_field_that_is_no_boolean_is_named(rest, value):
     answer = rest.post("/v1/auth/logout", f'{{"refreshToken": "{SECRET}", "everywhere": {value}}}')
     named = detail(answer.json()["error"], "BadRequest")["fieldViolations"][0].get("field", "")
     # A number too large to be read at all is the body's fault.

@@ -1,7 +1,7 @@
-"""The HTTP address below the request: garbage, slowness, odd framing and the headers that gRPC means something by.
+"""The HTTP address below the level of requests: garbage, slow clients, odd framing, and headers that gRPC interprets.
 
-Whatever comes over a socket is refused or the connection closed, and the server goes on serving everybody
-else. Requests that are well framed and wrong inside are in `test_rest_bad_input`.
+Whatever arrives is refused or its connection is closed, and the server goes on serving everybody else. Requests with
+correct framing and wrong contents are in `test_rest_bad_input`.
 """
 
 import random
@@ -69,14 +69,14 @@ def request(head: str, *lines: str, body: str = "", close: bool = True) -> bytes
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_is_refused_or_hung_up_on_at_once(rest, garbage):
+def test_garbage_is_refused_or_its_connection_is_closed(rest, garbage):
     reply = raw(rest.address, garbage, deadline=5)
     assert reply.closed, reply.received[:200]
     if reply.received.startswith(b"HTTP/1.1"):
         assert statuses(reply.received) == [400]
 
 
-def test_whoever_is_slow_is_hung_up_on_and_keeps_nobody_waiting(rest):
+def test_slow_clients_are_disconnected_and_delay_no_other_client(rest):
     head = f"POST {LOGIN} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
     begun = {
         "one letter": b"G",

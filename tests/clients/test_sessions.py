@@ -1,7 +1,7 @@
-"""A person's own sessions and the end of their own account, by gRPC and by REST.
+"""A user's own sessions, and the deletion of one's own account, by gRPC and by REST.
 
-It owns ListSessions, RevokeSession and DeleteAccount. What ends sessions otherwise is in `test_journey`,
-`test_account_flows` and `test_admin`; whose address a session shows behind a proxy is in `test_throttling`.
+It tests ListSessions, RevokeSession and DeleteAccount. Other ways in which sessions end are in `test_journey`,
+`test_account_flows` and `test_admin`. The address of a session behind a proxy is in `test_throttling`.
 """
 
 import json
@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from support.admin import WAYS, AnyByRest, Somebody, any_way, enabled_admins, only_admin, session_id
+from support.admin import TRANSPORTS, AnyByRest, Somebody, any_way, enabled_admins, only_admin, session_id
 from support.client import Person
 from support.http import Rest
 from support.mail import CHANGE, RESET, VERIFY
@@ -27,7 +27,7 @@ def settings(mailbox):
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=TRANSPORTS)
 def way(request, server):
     """Calls of every service of the shared server."""
     with any_way(request.param, server) as way:

@@ -1,7 +1,7 @@
-"""Starting and asking how it is: what the command line and the configuration promise.
+"""Starting the server: the command line and the configuration.
 
-It owns the empty configuration, refusals to start that name their cause, and the
-commands that act on a configured server.
+It tests the empty configuration, that a refusal to start names its cause, and the commands that act on a configured
+server.
 """
 
 import stat

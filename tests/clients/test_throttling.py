@@ -1,7 +1,8 @@
-"""How often a password may be guessed, at one account and by one client, and who the client is.
+"""How many wrong passwords are allowed at one account and from one client, and how a client is identified.
 
-It owns that guesses are counted before they are hashed, over all replicas, for addresses that nobody has too; that the
-pause is the same for everybody, grows, ends, and is no lock; and whom `X-Forwarded-For` is believed.
+It tests that attempts are counted before they are hashed, over all replicas, and for unknown addresses too; that the
+pause is the same for every address, grows, ends, and never locks an account; and which proxies are trusted to set
+`X-Forwarded-For`.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from support import metrics, pb
-from support.admin import WAYS, AnyByRest, Somebody, any_way
+from support.admin import TRANSPORTS, AnyByRest, Somebody, any_way
 from support.client import CHANNEL_OPTIONS, Client, Person
 from support.expect import expect_invalid, failure_of, judge, reason_of
 from support.http import Rest
@@ -176,7 +177,7 @@ def test_a_right_password_before_the_last_guess_forgives_those_before(server):
         assert client.login(person)
 
 
-def test_the_last_guess_that_is_let_through_may_be_right(server):
+def test_the_last_attempt_before_the_pause_may_be_right(server):
     client, (person, _) = server.client, server.client.newcomer()
     for _ in range(FEW - 1):
         guess(client, wrong(person))
@@ -317,7 +318,7 @@ def client_ip(way: str, server, forwarded: str | None) -> str:
     return next(session["clientIp"] for session in listed if session.get("current"))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", TRANSPORTS)
 def test_a_trusted_proxy_is_believed_as_far_as_it_knows(embedded, start_server, way):
     server = start_server(embedded, **PROXIED)
     for forwarded, believed in {
@@ -338,8 +339,8 @@ def test_a_trusted_proxy_is_believed_as_far_as_it_knows(embedded, start_server, 
         assert client_ip(way, server, forwarded) == believed, forwarded
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_nobody_else_is_believed(embedded, start_server, way):
+@pytest.mark.parametrize("way", TRANSPORTS)
+def test_the_forwarded_addresses_of_other_clients_are_ignored(embedded, start_server, way):
     for settings in ({}, {"trusted_proxies": "10.0.0.0/8,192.0.2.1"}):
         server = start_server(embedded, **settings)
         for forwarded in (None, "203.0.113.7", "127.0.0.9, 203.0.113.7"):
@@ -347,7 +348,7 @@ def test_nobody_else_is_believed(embedded, start_server, way):
         server.kill()
 
 
-def test_other_headers_of_proxies_say_nothing(embedded, start_server):
+def test_other_headers_of_proxies_are_ignored(embedded, start_server):
     server = start_server(embedded, **PROXIED)
     person, _ = server.client.newcomer()
     names = ("forwarded", "x-real-ip", "x-client-ip", "cf-connecting-ip", "x-forwarded-host")
@@ -358,7 +359,7 @@ def test_other_headers_of_proxies_say_nothing(embedded, start_server):
     assert {session["clientIp"] for session in listed} == {"127.0.0.1"}
 
 
-def test_what_is_no_network_stops_the_start_and_is_named(embedded, start_server):
+def test_an_invalid_trusted_network_stops_the_start_and_is_named(embedded, start_server):
     for bad in ("nonsense", "127.0.0.1/33", "10.0.0.0/8;192.0.2.0/24", "localhost"):
         with pytest.raises(AssertionError, match="trusted-proxies"):
             start_server(embedded, trusted_proxies=bad)
@@ -377,7 +378,7 @@ def attempt(way: str, server, forwarded: str) -> str | None:
     return reason_of(failure_of(lambda: server.client.login(person, metadata=[("x-forwarded-for", forwarded)])))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", TRANSPORTS)
 def test_a_client_has_so_many_passwords_a_minute_whosever_they_are(embedded, start_server, way):
     server = start_server(embedded, login_limit_per_client=3, **PROXIED)
     for forwarded in ("203.0.113.7", "203.0.113.8", "2001:db8:1:2::1"):
@@ -388,7 +389,7 @@ def test_a_client_has_so_many_passwords_a_minute_whosever_they_are(embedded, sta
     assert attempt(way, server, "2001:db8:1:3::1") == "INVALID_CREDENTIALS"
 
 
-def test_who_is_not_believed_is_one_client_whatever_it_says(embedded, start_server):
+def test_an_untrusted_client_counts_as_one_client_whatever_it_forwards(embedded, start_server):
     server = start_server(embedded, login_limit_per_client=3)
     said = [attempt("gRPC", server, f"203.0.113.{number}") for number in range(4)]
     assert said == ["INVALID_CREDENTIALS"] * 3 + ["THROTTLED"]
@@ -408,7 +409,7 @@ def test_a_throttled_client_is_told_to_come_back_within_a_third_of_a_minute(embe
         assert server.client.login(person)
 
 
-def test_a_client_that_is_throttled_uses_up_nobodys_guesses(engine, start_server):
+def test_a_throttled_client_uses_up_no_password_attempts_of_an_account(engine, start_server):
     server = start_server(engine, login_limit_per_client=3)
     person, _ = server.client.newcomer()
     for _ in range(20):

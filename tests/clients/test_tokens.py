@@ -1,8 +1,7 @@
-"""Access and refresh tokens as everybody else sees them.
+"""Access and refresh tokens as other services see them.
 
-It owns what an access token holds and how another service verifies it, with PyJWT and
-the published keys; and that neither kind of token is taken for the other. Forgeries
-are in `test_forgeries`.
+It tests what an access token holds, how another service verifies it with PyJWT and the published keys, and that neither
+kind of token is accepted as the other. Forgeries are in `test_forgeries`.
 """
 
 import uuid

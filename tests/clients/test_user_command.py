@@ -1,7 +1,7 @@
-"""`postern user`: how the first admin comes to be, and what an operator does on the store itself.
+"""`postern user`: how the first admin is created, and what an operator can do directly on the database.
 
-It owns the five commands on both engines, that no password is ever an argument or is shown, and that a server which
-runs meanwhile takes notice within a second. What the same steps do over the network is in `test_admin`.
+It tests the five commands on both engines, that no password is ever an argument or shown, and that a running server
+notices a change. The same steps over the network are in `test_admin`.
 """
 
 import contextlib
@@ -326,13 +326,13 @@ def test_the_last_admin_stays(operator, engine):
 
 
 @pytest.mark.parametrize("steps", [["set-roles"], ["disable"], ["reset-password-link"]], ids=lambda steps: steps[0])
-def test_an_account_that_is_not_there_is_said_to_be_none(operator, steps):
+def test_an_unknown_account_is_reported_as_unknown(operator, steps):
     operator.create(Person())
     assert "no such user" in operator.refused(*steps, "--email", Person().email)
     assert "email" in operator.refused(*steps, "--email", "nobody")
 
 
-def test_what_is_no_role_or_no_reason_is_refused(operator):
+def test_an_invalid_role_or_reason_is_refused(operator):
     person = Person()
     operator.create(person)
     whose = ["--email", person.email]

@@ -1,4 +1,4 @@
-"""Any RPC of the contract by either way, and how a test comes by an admin, by plain SQL.
+"""Calls of any RPC by either transport, and SQL that makes a user an admin.
 
 It knows the routes' templates and two tables (`users`, `user_roles`). What an RPC is for, the tests know.
 """
@@ -16,14 +16,14 @@ from support.client import Person
 from support.environment import own_environment
 from support.http import Rest
 from support.server import CHEAP_HASHES
-from support.transports import ByGrpc, ByRest, Way
+from support.transports import ByGrpc, ByRest, Transport
 
-WAYS = ("gRPC", "REST")
+TRANSPORTS = ("gRPC", "REST")
 PARAMETER = re.compile(r"\{(\w+)\}")
 
 
 class AnyByRest(ByRest):
-    """REST, also where fields stand in the path or in the query."""
+    """REST, with fields in the path and in the query where the route has them there."""
 
     def _call(self, rpc: str, credential: str | None, fields: dict):
         [route] = [route for route in contract.routes() if route.rpc.endswith(f".{rpc}")]
@@ -32,7 +32,7 @@ class AnyByRest(ByRest):
 
 
 def bind(route: contract.Route, fields: dict) -> tuple[str, dict | None]:
-    """The path with its query, and the body, of a call of a route. Where an id is not given, there stands none."""
+    """The path with its query, and the body, of a call of a route. An id that is not given is left empty."""
     named = {name: quote(str(fields.get(name, "-")), safe="") for name in PARAMETER.findall(route.template)}
     path, rest = route.template.format(**named), {name: value for name, value in fields.items() if name not in named}
     if route.method in ("PUT", "POST", "PATCH"):
@@ -41,7 +41,7 @@ def bind(route: contract.Route, fields: dict) -> tuple[str, dict | None]:
 
 
 @contextmanager
-def any_way(name: str, server) -> Iterator[Way]:
+def any_way(name: str, server) -> Iterator[Transport]:
     """Calls to a server by gRPC or by REST, of every service."""
     if name == "REST":
         yield AnyByRest(Rest(server))
@@ -56,7 +56,7 @@ def any_way(name: str, server) -> Iterator[Way]:
 class Somebody:
     """An account with these roles beside `user`, and a session of it."""
 
-    def __init__(self, way: Way, engine=None, *roles: str):
+    def __init__(self, way: Transport, engine=None, *roles: str):
         self.person = Person()
         self.user = way.sign_up(self.person)
         for role in roles:
@@ -77,13 +77,13 @@ class Somebody:
 
 
 def give_role(engine, user_id: str, role: str) -> None:
-    """Around Postern: no running server hears of it, but the next login does."""
+    """Writes to the database directly: running servers do not notice, but the next login has the role."""
     statement = "INSERT INTO user_roles (user_id, role) VALUES (?, ?)"
     assert engine.execute(statement, engine.as_id(uuid.UUID(user_id)), role) == 1
 
 
 def only_admin(engine, user_id: str) -> None:
-    """Takes the role from every other admin, for what concerns the last one."""
+    """Takes the role from every other admin, so that this user is the only one left."""
     engine.execute("DELETE FROM user_roles WHERE role = 'admin' AND user_id <> ?", engine.as_id(uuid.UUID(user_id)))
 
 
@@ -98,12 +98,12 @@ def session_id(tokens: dict) -> str:
     return jose.claims_of(tokens["accessToken"])["sid"]
 
 
-def everything(way: Way, rpc: str, credential: str, of: str, **fields) -> list[dict]:
+def everything(way: Transport, rpc: str, credential: str, of: str, **fields) -> list[dict]:
     """What all the pages of a list hold together."""
     return [entry for page in pages(way, rpc, credential, **fields) for entry in page.get(of, [])]
 
 
-def pages(way: Way, rpc: str, credential: str, **fields) -> Iterator[dict]:
+def pages(way: Transport, rpc: str, credential: str, **fields) -> Iterator[dict]:
     """All pages of a list, each fetched when it is asked for."""
     page_token = ""
     while True:

@@ -109,7 +109,7 @@ class Browser:
             self.events.append(heard)
 
     def listen(self, seconds: float) -> None:
-        """Takes in what the browser has to tell, for so long."""
+        """Reads the browser's events for so many seconds."""
         end = time.monotonic() + seconds
         while select.select([self._in], [], [], max(0, end - time.monotonic()))[0]:
             self.events.append(self._read(end + DEADLINE))
@@ -198,7 +198,7 @@ class Page:
 
     @property
     def text(self) -> str:
-        """What stands on the page."""
+        """The visible text of the page."""
         return self.evaluate("document.body.innerText")
 
     def html(self) -> str:
@@ -206,7 +206,7 @@ class Page:
         return self._send("DOM.getOuterHTML", nodeId=root)["outerHTML"]
 
     def evaluate(self, expression: str):
-        """Asks the page from outside: this works although its own scripts are off."""
+        """Evaluates an expression through DevTools, which works although the page's own scripts are off."""
         answer = self._send("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -238,7 +238,7 @@ class Page:
         return [each["response"] for each in received if each["type"] == "Document"]
 
     def complaints(self) -> list[str]:
-        """What the browser has against the page: errors, violated policies, whatever is in the console.
+        """What the browser complained about: errors, violated policies, and everything in the console.
 
         That a document's own status is 400 is logged as an error, and is none; a form that shall not tell whose it
         is has no username.
@@ -280,7 +280,7 @@ class Page:
         return node
 
     def _wait_for_load(self, begun: int) -> None:
-        """Waits for the first document that was navigated to since then to be there as a whole."""
+        """Waits until the first document that was navigated to since then is loaded completely."""
 
         def loaded() -> bool:
             self._browser.listen(0.01)

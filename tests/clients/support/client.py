@@ -28,7 +28,7 @@ CHANNEL_OPTIONS = [
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody nobody has signed up before."""
+    """The name, address and password of a person who has not signed up yet."""
 
     username: str = field(default_factory=lambda: f"u{uuid.uuid4().hex[:16]}")
     email: str = field(default_factory=lambda: f"{uuid.uuid4().hex[:16]}@example.com")
@@ -89,7 +89,7 @@ class Client:
         return self.call("Login", request, metadata=metadata).tokens
 
     def newcomer(self):
-        """Signs somebody new up and logs them in: the person and their tokens."""
+        """Signs a new person up and logs them in. Returns the person and their tokens."""
         person = Person()
         self.sign_up(person)
         return person, self.login(person)

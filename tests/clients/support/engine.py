@@ -1,4 +1,4 @@
-"""The two engines, as the tests see them: the settings that choose one, and plain SQL to look afterwards.
+"""The two database engines: the settings that choose one, and SQL to look at what was written.
 
 Each object is one empty database. Its SQL goes around Postern on purpose: that is
 how a test knows what was really written, and how it does what no RPC does yet.
@@ -35,14 +35,14 @@ class Engine:
         raise NotImplementedError
 
     def secrets(self) -> set[str]:
-        """What of these settings must never be logged."""
+        """The values among these settings that must never be logged."""
         return set()
 
     def query(self, statement: str, *parameters) -> list[tuple]:
         raise NotImplementedError
 
     def execute(self, statement: str, *parameters) -> int:
-        """Changes rows and says how many."""
+        """Changes rows and returns how many it changed."""
         raise NotImplementedError
 
     def tables(self) -> list[str]:
@@ -75,7 +75,7 @@ class Engine:
         return "\n".join(repr(tuple(_as_text(value) for value in row)) for row in rows)
 
     def backups(self) -> dict[str, bytes]:
-        """The database as whoever copies it gets it, by the name of each way."""
+        """The contents of the database's files and dumps, by name."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -61,7 +61,7 @@ class Rest:
         self._remembered = server.secrets
 
     def call(self, method: str, path: str, body=None, *, token: str | None = None, headers=()) -> Answer:
-        """Sends a request. A dict goes as JSON; bytes and text go as they are, and are said to be JSON."""
+        """Sends a request. A dict is sent as JSON; bytes and text are sent unchanged, with the content type of JSON."""
         written = json.dumps(body) if isinstance(body, dict) else body
         written = written.encode() if isinstance(written, str) else written
         sent = dict(headers)

@@ -1,7 +1,7 @@
-"""Many accounts at once, by SQL, and how the database finds a page of them.
+"""Inserts many accounts at once by SQL, and reads the plans by which the database finds a page of them.
 
-It knows the columns of `users` and, on SQLite, the shape of the statement that lists them: there nobody tells what was
-run. PostgreSQL does (`auto_explain`), so there it is the server's own statement that is looked at.
+It knows the columns of `users`. PostgreSQL logs the plan of each statement that the server sends (`auto_explain`).
+SQLite cannot, so this module also knows the shape of the statements that list accounts.
 """
 
 import json
@@ -27,7 +27,7 @@ _LONG_AGO = {"postgres": "timestamptz '2023-11-14 22:13:20Z'", "sqlite": "170000
 
 
 def insert(engine: Engine, first: int, last: int, step: int = 1, names: str = "crowd-") -> None:
-    """Accounts with these numbers, which nobody can log in to. Their names and addresses begin alike."""
+    """Inserts accounts with these numbers. Their names and addresses begin alike, and nobody can log in to them."""
     id, then = _IDS[engine.name], _LONG_AGO[engine.name]
     numbers = _NUMBERS[engine.name].format(first=first, last=last, step=step)
     engine.execute(
@@ -45,7 +45,7 @@ def delete(engine: Engine, first: int, last: int) -> None:
 
 
 def settle_statistics(engine: Engine) -> None:
-    """What the database does by itself in time."""
+    """Updates the planner's statistics, as the database does by itself after a while."""
     engine.execute("ANALYZE")
 
 
@@ -71,14 +71,14 @@ def sqlite_plan(engine: Engine, statement: str) -> str:
 
 
 class Plans:
-    """The plans of what a database was asked for, out of the log of its cluster."""
+    """The plans of the statements that were sent to a database, read from the log of its cluster."""
 
     def __init__(self, engine: Postgres, log: Path):
         self._engine, self._log = engine, log
         self._start = log.stat().st_size
 
     def watch(self) -> None:
-        """From the next connections on."""
+        """Has the plans of all further connections logged."""
         settings = {
             "session_preload_libraries": "'auto_explain'",
             "auto_explain.log_min_duration": "0",

@@ -1,4 +1,4 @@
-"""The outside world's half of mail: an SMTP server that keeps what it gets, and can be as unreliable as a real one.
+"""An SMTP server that keeps the mails it receives, and that can be as unreliable as a real one.
 
 It runs in a thread of its own on a private port, which it keeps when it goes down and comes back. It knows how
 Postern's mails look from outside: they have a link with a token in it, or none. TLS is by a private CA.
@@ -90,8 +90,8 @@ def parse(content: bytes) -> EmailMessage:
 
 
 @dataclass(frozen=True)
-class Mood:
-    """How the server treats those who connect."""
+class Behaviour:
+    """What the server does with its clients."""
 
     # Connections are accepted, and nothing is ever said.
     silent: bool = False
@@ -111,7 +111,7 @@ class Mood:
         return self.towards is None or bool(self.towards & {recipient.lower() for recipient in recipients})
 
 
-GOOD = Mood()
+GOOD = Behaviour()
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Tls:
 
 
 def make_tls(directory, *names: str) -> Tls:
-    """A certificate for these names by a CA that nobody knows but those who are given its file."""
+    """A certificate for these names, issued by a private CA, and the file with the CA's certificate."""
     ca = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert(*names).configure_cert(context)
@@ -142,7 +142,7 @@ class Mailbox:
         implicit_tls: Tls | None = None,
         credentials: tuple[str, str] | None = None,
     ):
-        self.mood = GOOD
+        self.behaviour = GOOD
         # How many mails were read to their end, whatever was said to them.
         self.seen_in_data = 0
         # Recipients as RCPT named them, whatever was said to them, with the time.
@@ -207,29 +207,29 @@ class Mailbox:
 
         self._run(up())
 
-    def become(self, mood: Mood) -> None:
-        """From now on in this mood. Connections that are open are cut, as they were made in another one."""
-        self.mood = mood
+    def behave(self, behaviour: Behaviour) -> None:
+        """Changes the behaviour. Open connections are reset, because they were made under the previous one."""
+        self.behaviour = behaviour
 
         async def cut():
             self._reset_all()
 
         self._run(cut())
 
-    def become_good(self) -> None:
-        """Well again. Connections that hang go on hanging: whoever holds them has to notice by itself."""
-        self.mood = GOOD
+    def recover(self) -> None:
+        """Serves normally from now on. Connections that hang already stay as they are."""
+        self.behaviour = GOOD
 
-    def let_go(self) -> None:
-        """Well again, and resets the connections that hang. No mail that came by them was accepted."""
+    def reset_hanging(self) -> None:
+        """Serves normally from now on, and resets the connections that hang. None of their mails was accepted."""
 
-        async def let_go():
-            self.mood = GOOD
+        async def reset():
+            self.behaviour = GOOD
             for transport in list(self._hung):
                 _reset(transport)
             self._hung.clear()
 
-        self._run(let_go())
+        self._run(reset())
 
     def offer_starttls(self, tls: Tls) -> None:
         """To those who connect from now on."""
@@ -244,8 +244,8 @@ class Mailbox:
         self._open.clear()
 
     def _converse(self) -> asyncio.Protocol:
-        if self.mood.silent or self.mood.resets:
-            return _Mute(self)
+        if self.behaviour.silent or self.behaviour.resets:
+            return _Silent(self)
         authenticating = {}
         if self._credentials:
             authenticating = {
@@ -308,7 +308,7 @@ class _Conversation(SMTP):
     """One connection that is answered."""
 
     def __init__(self, mailbox: Mailbox, **options):
-        super().__init__(_Clerk(mailbox), **options)
+        super().__init__(_Handler(mailbox), **options)
         self._mailbox = mailbox
 
     def connection_made(self, transport):
@@ -324,41 +324,43 @@ class _Conversation(SMTP):
         super().connection_lost(error)
 
 
-class _Clerk:
-    """What is said to each step, by the mood of the mailbox."""
+class _Handler:
+    """What is said to each step, by the behaviour of the mailbox."""
 
     def __init__(self, mailbox: Mailbox):
         self._mailbox = mailbox
 
     async def handle_RCPT(self, server, session, envelope, address, options):
-        mood = self._mailbox.mood
+        behaviour = self._mailbox.behaviour
         self._mailbox.attempts.append((time.monotonic(), address))
-        if mood.at_recipient and mood.concerns([address]):
+        if behaviour.at_recipient and behaviour.concerns([address]):
             # As real ones do, it repeats whom it means.
-            return f"{mood.at_recipient} <{address}>"
+            return f"{behaviour.at_recipient} <{address}>"
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
     async def handle_DATA(self, server, session, envelope):
-        mood = self._mailbox.mood
+        behaviour = self._mailbox.behaviour
         message = parse(envelope.content)
         encrypted = server.transport.get_extra_info("ssl_object") is not None
         mail = Mail(envelope.mail_from, tuple(envelope.rcpt_tos), message, envelope.content, encrypted)
         self._mailbox.seen_in_data += 1
-        if mood.concerns(envelope.rcpt_tos) and (mood.hangs_in_data or mood.resets_in_data or mood.at_data):
+        if behaviour.concerns(envelope.rcpt_tos) and (
+            behaviour.hangs_in_data or behaviour.resets_in_data or behaviour.at_data
+        ):
             self._mailbox.refused.append(mail)
-            if mood.hangs_in_data:
+            if behaviour.hangs_in_data:
                 self._mailbox._hung.add(server.transport)
                 # Until the connection is lost, which cancels this.
                 await asyncio.sleep(3600)
-            if mood.resets_in_data:
+            if behaviour.resets_in_data:
                 _reset(server.transport)
-            return f"{mood.at_data} <{', '.join(envelope.rcpt_tos)}>"
+            return f"{behaviour.at_data} <{', '.join(envelope.rcpt_tos)}>"
         self._mailbox._accept(mail)
         return "250 OK"
 
 
-class _Mute(asyncio.Protocol):
+class _Silent(asyncio.Protocol):
     """One connection that is accepted and never answered."""
 
     def __init__(self, mailbox: Mailbox):
@@ -368,7 +370,7 @@ class _Mute(asyncio.Protocol):
     def connection_made(self, transport):
         self._transport = transport
         self._mailbox.connections += 1
-        if self._mailbox.mood.resets:
+        if self._mailbox.behaviour.resets:
             _reset(transport)
         else:
             self._mailbox._open.add(transport)

@@ -18,8 +18,10 @@ START_DEADLINE = 60
 # The contract drains for up to thirty seconds, and a busy machine takes some more.
 STOP_DEADLINE = 60
 
-# Tests that need many hashes and do not care what they cost.
+# The tests need many hashes, and few of them depend on what a hash costs.
 CHEAP_HASHES = {"argon2_memory_kib": 1024, "argon2_iterations": 1}
+# The settings of every server here, unless a test or its engine says otherwise.
+DEFAULTS = {"log_format": "json", **CHEAP_HASHES}
 
 
 class Server:
@@ -32,7 +34,7 @@ class Server:
         self._binary = binary
         self._directory = directory
         self._addresses = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
-        self._settings = {"log_format": "json", **CHEAP_HASHES, **engine.settings(), **settings}
+        self._settings = {**DEFAULTS, **engine.settings(), **settings}
         self._process: subprocess.Popen | None = None
         self._client: Client | None = None
         self._reader: threading.Thread | None = None

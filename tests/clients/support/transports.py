@@ -1,7 +1,7 @@
 """The same call by gRPC and by REST, for tests of what an RPC does and not of how it is carried.
 
 A call names an RPC of the contract and its fields as the proto spells them; what comes back is its message as
-proto3 JSON. A refusal is judged by the rules of its own way: `expect` for gRPC, `refusal` for REST.
+proto3 JSON. A refusal is judged by the rules of its own transport: `expect` for gRPC, `refusal` for REST.
 """
 
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ HTTP_STATUS = {
 
 @dataclass(frozen=True)
 class Refused:
-    """What a caller can see of a refusal, by either way. `seen` is all of it, to compare."""
+    """What a caller can see of a refusal by either transport. `seen` is all of it, to compare."""
 
     message: str
     seen: object
 
 
-class Way:
-    """Calls by one of the two ways. `credential` is an access token."""
+class Transport:
+    """Calls by one of the two transports. `credential` is an access token."""
 
     def ok(self, rpc: str, credential: str | None = None, **fields) -> dict:
         """Makes a call that has to succeed."""
@@ -76,7 +76,7 @@ class Way:
         return self.refused(rpc, "INVALID_ARGUMENT", "ONE_TIME_TOKEN_INVALID", token=token, **fields)
 
 
-class ByGrpc(Way):
+class ByGrpc(Transport):
     def __init__(self, client: Client):
         self._client = client
 
@@ -94,7 +94,7 @@ class ByGrpc(Way):
         return self._client.call(rpc, getattr(pb, f"{rpc}Request")(**fields), token=credential)
 
 
-class ByRest(Way):
+class ByRest(Transport):
     def __init__(self, rest: Rest):
         self._rest = rest
 
