@@ -1,57 +1,62 @@
-//! What goes around every call: its id and span, and the last word on what leaves. Panics and tonic's own complaints
-//! become statuses of the contract here.
+//! The layers around every call: its request id, its span and its metrics. Panics and tonic's own errors become statuses of
+//! the contract here.
 
-use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use std::{any::Any, collections::HashMap, sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use metrics::{Label, SharedString};
 use tonic::{Code, Status};
+use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use crate::{domain::env::Env, error::Error};
 
 use super::{
     access::AccessRules,
+    limits::MAX_MESSAGE,
     response::respond,
     status::{INTERNAL_MESSAGE, code_name},
 };
 
-/// The header that carries a request's id, both ways.
+/// The header that carries the id of a request, in requests and responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest request id that is taken from a caller.
+/// The longest request id that is accepted from a caller, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
-/// Gives the call its id (the caller's, if it sent a sane one) and its span, and sends the id back. With a W3C
-/// `traceparent` the span carries its trace id, so that a log line is found from a trace.
+/// Gives a request its id: the caller's if it is valid, otherwise a new one. The response carries the same id.
 ///
-/// What a call took is measured here too, under the name of its RPC.
-pub async fn request_context(
-    State((env, measured)): State<(Env, MeasuredRpcs)>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let request_id = request_id(request.headers(), &env);
-    let shown_id = request_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+/// tower-http's request-id layers take whatever the caller sends, and this id is written to the log.
+pub async fn assign_request_id(State(env): State<Env>, mut request: Request, next: Next) -> Response {
+    let sent = request.headers().get(&REQUEST_ID).filter(|id| is_valid(id)).cloned();
+    let Some(id) = sent.or_else(|| HeaderValue::try_from(env.uuid().ok()?.to_string()).ok()) else {
+        return next.run(request).await;
+    };
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Runs the call in a span with its request id. With a W3C `traceparent` the span carries the trace id too, so that log
+/// lines can be found from a trace. Counts and times the call under the name of its RPC.
+pub async fn request_context(State(measured): State<MeasuredRpcs>, request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let id = request.headers().get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     let span = tracing::info_span!(
         "call",
         method = request.uri().path(),
-        request_id = shown_id,
+        request_id = id,
         trace_id = trace_id(request.headers())
     );
     async move {
         let method = measured.of(request.uri().path());
-        let mut response = next.run(request).await;
-        if let Some(id) = request_id {
-            response.headers_mut().insert(REQUEST_ID, id);
-        }
-        // Absent while a response streams: then its code is in the trailers.
+        let response = next.run(request).await;
+        // Absent while a response streams; its code is in the trailers then.
         let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
         let labels = [Label::new("method", method), Label::from_static_parts("code", code_name(code))];
         metrics::counter!("postern_rpcs_total", labels.iter()).increment(1);
@@ -63,14 +68,8 @@ pub async fn request_context(
     .await
 }
 
-/// The caller's id for a request, if it sent a sane one, else a new one.
-pub fn request_id(headers: &HeaderMap, env: &Env) -> Option<HeaderValue> {
-    let sent = headers.get(&REQUEST_ID).filter(|id| is_sane(id)).cloned();
-    sent.or_else(|| HeaderValue::try_from(env.uuid().ok()?.to_string()).ok())
-}
-
-/// The RPCs that are measured by name: those of the contract. Whatever else is called, and clients may call anything,
-/// is one name together, so that labels stay bounded.
+/// The RPCs that are measured by name: those of the contract. Every other path is measured as `other`, so that clients
+/// cannot create any number of labels.
 #[derive(Debug, Clone)]
 pub struct MeasuredRpcs(Arc<HashMap<String, SharedString>>);
 
@@ -85,7 +84,7 @@ impl MeasuredRpcs {
     }
 }
 
-fn is_sane(id: &HeaderValue) -> bool {
+fn is_valid(id: &HeaderValue) -> bool {
     (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
@@ -96,7 +95,7 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
     (id.len() == 32 && is_hexadecimal).then_some(id)
 }
 
-/// Answers 415 to what is not gRPC at all, as its protocol asks ("Requests", on Content-Type).
+/// Answers 415 to a request that is not gRPC, as the gRPC protocol requires ("Requests", on Content-Type).
 pub async fn require_grpc_content_type(request: Request, next: Next) -> Response {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     if content_type.starts_with(b"application/grpc") {
@@ -106,26 +105,68 @@ pub async fn require_grpc_content_type(request: Request, next: Next) -> Response
     }
 }
 
-/// Answers INTERNAL where a handler panics, instead of resetting the stream.
-pub async fn catch_panics(request: Request, next: Next) -> Response {
-    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
-        Ok(response) => response,
-        Err(_) => respond(Error::internal("a handler panicked; the panic itself was logged where it happened").into()),
-    }
+/// The layer that answers INTERNAL where a handler panics, instead of resetting the stream.
+pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send>) -> Response> {
+    CatchPanicLayer::custom(|_| {
+        respond(Error::internal("a handler panicked; the panic itself was logged where it happened").into())
+    })
 }
 
-/// tonic answers a request that it cannot decode with INTERNAL, and one that is too large with OUT_OF_RANGE. Both are
-/// the caller's bad input, so they leave as INVALID_ARGUMENT. Our own INTERNAL is known by its fixed text.
+/// Turns tonic's own refusals of a message into INVALID_ARGUMENT: tonic answers INTERNAL where it cannot decode a message
+/// and OUT_OF_RANGE where a message is too large, and both are bad input. Our own INTERNAL has a fixed text, and every
+/// other error of ours has details; those responses pass unchanged.
 pub async fn normalize_errors(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;
     };
+    let is_from_tonic = status.details().is_empty() && status.message() != INTERNAL_MESSAGE;
     match status.code() {
-        Code::Internal if status.message() != INTERNAL_MESSAGE => {
+        Code::Internal if is_from_tonic => {
             respond(Error::field("", "the request is not a valid message of this RPC").into())
         }
-        Code::OutOfRange => respond(Error::field("", "the request is larger than 65536 bytes").into()),
+        Code::OutOfRange if is_from_tonic => {
+            respond(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")).into())
+        }
         _ => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, body::Body, middleware::from_fn, routing::get};
+    use tonic_types::{ErrorDetails, StatusExt as _};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn normalized(status: Status) -> Status {
+        let response = status.into_http::<Body>();
+        let parts = (response.status(), response.headers().clone());
+        let router = Router::new().route("/", get(|| async { parts })).layer(from_fn(normalize_errors));
+        let response = router.oneshot(Request::get("/").body(Body::empty()).expect("a request")).await;
+        Status::from_header_map(response.expect("infallible").headers()).expect("a status")
+    }
+
+    #[tokio::test]
+    async fn only_tonics_own_refusals_become_invalid_argument() {
+        let too_large = normalized(Status::out_of_range("decoded message length too large")).await;
+        assert_eq!(too_large.code(), Code::InvalidArgument);
+        assert!(too_large.message().contains("65536"), "{too_large:?}");
+        assert_eq!(normalized(Status::internal("failed to decode")).await.code(), Code::InvalidArgument);
+
+        let details = ErrorDetails::with_error_info("TEST", "postern.auth.v1", HashMap::new());
+        let ours = normalized(Status::with_error_details(Code::OutOfRange, "ours", details)).await;
+        assert_eq!((ours.code(), ours.message()), (Code::OutOfRange, "ours"));
+        assert_eq!(normalized(Error::internal("a fault").into()).await.code(), Code::Internal);
+    }
+
+    #[tokio::test]
+    async fn a_panic_becomes_internal() {
+        let panicking = async || -> Response { panic!("on purpose") };
+        let router = Router::new().route("/", get(panicking)).layer(catch_panics());
+        let response = router.oneshot(Request::get("/").body(Body::empty()).expect("a request")).await;
+        let status = Status::from_header_map(response.expect("infallible").headers()).expect("a status");
+        assert_eq!((status.code(), status.message()), (Code::Internal, INTERNAL_MESSAGE));
     }
 }

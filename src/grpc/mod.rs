@@ -1,5 +1,5 @@
-//! The gRPC surface: every service and every layer, in order, each constraint with its reason.
-//! Below this stands the domain; above it the listener, and `http`, whose REST calls enter through the same stack.
+//! The gRPC API: all services, and all layers in their order, with the reason for each position. REST calls pass the same
+//! layers: see `http`.
 
 mod access;
 mod account;
@@ -32,20 +32,20 @@ use crate::{
 };
 
 pub use access::{AccessRules, contract_rules, declared_access};
-pub use context::{REQUEST_ID, request_id};
+pub use context::{REQUEST_ID, assign_request_id};
 pub use limits::{LONGEST_CALL, MAX_MESSAGE};
 pub use status::{ERROR_DOMAIN, code_name, reason_name};
 
-/// The services whose health is reported; `""` stands for the server as a whole (grpc.health.v1).
+/// The services whose health is reported. `""` is the server as a whole (grpc.health.v1).
 const HEALTH_OF: [&str; 4] =
     ["", "postern.auth.v1.AuthService", "postern.auth.v1.AccountService", "postern.auth.v1.AdminService"];
 
-/// Whether the services can do their work, as `grpc.health.v1` tells it.
+/// The health of the services, as `grpc.health.v1` reports it.
 #[derive(Debug, Clone)]
 pub struct Health(HealthReporter);
 
 impl Health {
-    /// Sets every service at once: all of them stand and fall with the store.
+    /// Sets the status of every service: all of them depend on the store.
     pub async fn set(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in HEALTH_OF {
@@ -54,7 +54,7 @@ impl Health {
     }
 }
 
-/// The whole gRPC surface as one service, and the handle to its health, which starts as NOT_SERVING.
+/// The gRPC API as one router, and the handle to its health, which starts as NOT_SERVING.
 pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result<(Router, Health), Error> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
@@ -68,12 +68,12 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
     let mut routes =
         Routes::default().add_service(health_service).add_service(auth).add_service(account).add_service(admin);
     if reflection {
-        // Old and new clients ask different versions; grpcurl asks v1 and falls back.
+        // Some clients use v1 and some v1alpha; grpcurl tries v1 first.
         let configure = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::CONTRACT)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // What errors carry, so that generic clients can print it.
+                // The types of error details, so that generic clients can print them.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes
@@ -83,21 +83,22 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
 
     let rules = contract_rules()?;
     let layers = ServiceBuilder::new()
-        // Outermost, so that whatever is logged below carries the request id.
-        .layer(from_fn_with_state((env, context::MeasuredRpcs::new(&rules)), context::request_context))
-        // Before anything reads the request as what it does not claim to be.
+        // Outermost, so that everything that is logged below carries the request id.
+        .layer(from_fn_with_state(env, context::assign_request_id))
+        .layer(from_fn_with_state(context::MeasuredRpcs::new(&rules), context::request_context))
+        // Before anything reads the request as gRPC.
         .layer(from_fn(context::require_grpc_content_type))
-        // Outside of everything of ours that could panic.
-        .layer(from_fn(context::catch_panics))
-        // Outside of the services, whose decoding errors it rewrites.
+        // Outside of all code of ours that could panic.
+        .layer(context::catch_panics())
+        // Outside of the services, because it rewrites their decoding errors.
         .layer(from_fn(context::normalize_errors))
         // Before any work is done for the call.
         .layer(from_fn_with_state(limits::CallSlots::default(), limits::bound_concurrency))
-        // Around the rest, so that waiting counts too.
+        // Around the rest, so that the time spent waiting counts too.
         .layer(from_fn(limits::bound_time))
-        // Says who calls…
+        // Authenticates the caller.
         .layer(from_fn_with_state(service, authenticate::authenticate))
-        // …and, innermost, whether they may. No service is reachable but through here.
+        // Authorizes the call. Innermost, so that no service can be reached without it.
         .layer(from_fn_with_state(Arc::new(rules), access::authorize));
     Ok((routes.into_axum_router().layer(layers), health))
 }

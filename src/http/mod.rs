@@ -1,5 +1,5 @@
-//! The HTTP address: REST over the gRPC stack, the pages that mails link to, the keys, and the description of it all. The
-//! operations address is `ops.rs`, on a listener of its own.
+//! The HTTP address: REST through the gRPC layers, the pages that mails link to, the public keys and the OpenAPI description.
+//! `ops.rs` is the operations address, which has its own listener.
 
 mod call;
 mod gateway;
@@ -13,16 +13,13 @@ mod wellknown;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::{Request, State},
-    middleware::{Next, from_fn, from_fn_with_state},
-    response::Response,
-    routing::get,
-};
+use axum::{Router, middleware::from_fn_with_state, routing::get};
 use http::{HeaderValue, Method, header};
 use prost_reflect::DescriptorPool;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::{
+    cors::{AllowOrigin, CorsLayer},
+    set_header::SetResponseHeaderLayer,
+};
 
 use crate::{
     domain::{env::Env, service::Service},
@@ -32,18 +29,18 @@ use crate::{
 
 use self::{pages::PageOptions, refusal::ErrorResponse};
 
-/// What the HTTP address is told.
+/// The options of the HTTP address.
 #[derive(Debug, Clone)]
 pub struct HttpOptions {
-    /// Where people and programs reach this address from outside.
+    /// The URL of this address, as people and programs outside reach it.
     pub public_url: String,
-    /// Origins whose pages may call; none by default.
+    /// The origins whose pages may call the REST API.
     pub cors_origins: Vec<HeaderValue>,
     pub pages: PageOptions,
     pub env: Env,
 }
 
-/// Everything that the HTTP address serves.
+/// All routes of the HTTP address.
 pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions) -> Result<Router, Error> {
     let contract = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
     let routes = routes::routes(&contract)?;
@@ -61,12 +58,12 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     if !options.cors_origins.is_empty() {
         surface = surface.layer(cors(&options.cors_origins));
     }
-    // Outside of CORS: no script has business with them, whatever its origin.
+    // Outside of CORS: no script of any origin needs the pages.
     let surface = surface.merge(pages::router(grpc_router, &options.pages)?);
-    Ok(surface.layer(from_fn(secure)).layer(from_fn_with_state(options.env.clone(), identify)))
+    Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
 
-/// Pages of the named origins may call and read the answers. Bearer tokens are sent by scripts, so cookies need not be.
+/// Lets pages of these origins call the API and read its answers. Scripts send bearer tokens, so cookies are not allowed.
 fn cors(origins: &[HeaderValue]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
@@ -76,36 +73,23 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .max_age(std::time::Duration::from_mins(10))
 }
 
-/// Gives the request its id, which the gRPC stack then finds, and sends it back, also where no RPC was reached.
-async fn identify(State(env): State<Env>, mut request: Request, next: Next) -> Response {
-    let id = grpc::request_id(request.headers(), &env);
-    if let Some(id) = &id {
-        request.headers_mut().insert(grpc::REQUEST_ID, id.clone());
-    }
-    let mut response = next.run(request).await;
-    if let Some(id) = id {
-        response.headers_mut().insert(grpc::REQUEST_ID, id);
-    }
-    response
-}
-
-/// Headers of every response (OWASP REST Security): nothing is sniffed, framed, referred to, or, unless it says so
-/// itself, kept. A page brings its own policy, which lets its style apply and nothing else.
-async fn secure(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    for (name, value) in [(header::X_CONTENT_TYPE_OPTIONS, "nosniff"), (header::REFERRER_POLICY, "no-referrer")] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    let policy = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(policy);
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
+/// Adds the headers of every response (OWASP REST Security): no content sniffing, no referrer, no framing, and no caching
+/// unless the response says so itself. A page brings its own content security policy.
+fn with_security_headers(router: Router) -> Router {
+    let value = HeaderValue::from_static;
+    router
+        .layer(SetResponseHeaderLayer::overriding(header::X_CONTENT_TYPE_OPTIONS, value("nosniff")))
+        .layer(SetResponseHeaderLayer::overriding(header::REFERRER_POLICY, value("no-referrer")))
+        .layer(SetResponseHeaderLayer::if_not_present(
+            header::CONTENT_SECURITY_POLICY,
+            value("default-src 'none'; frame-ancestors 'none'"),
+        ))
+        .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, value("no-store")))
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use axum::{body::Body, extract::Request};
     use tower::ServiceExt;
 
     use super::*;
@@ -113,8 +97,8 @@ mod tests {
     #[tokio::test]
     async fn an_answer_keeps_its_own_policy_and_others_get_the_strictest() {
         let own = [(header::CONTENT_SECURITY_POLICY, "style-src 'sha256-x'"), (header::REFERRER_POLICY, "unsafe-url")];
-        let router =
-            Router::new().route("/own", get(|| async { own })).route("/", get(|| async {})).layer(from_fn(secure));
+        let router = Router::new().route("/own", get(|| async { own })).route("/", get(|| async {}));
+        let router = with_security_headers(router);
         for (path, policy) in [("/own", "style-src 'sha256-x'"), ("/", "default-src 'none'; frame-ancestors 'none'")] {
             let request = Request::get(path).body(Body::empty()).expect("a request");
             let response = router.clone().oneshot(request).await.expect("infallible");
