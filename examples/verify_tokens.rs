@@ -1,8 +1,8 @@
 //! A small service that accepts Postern's access tokens.
 //!
-//! `GET /hello` verifies the token by itself, with Postern's public keys. That costs no call, and it notices a logout only
-//! when the token expires. `GET /account` asks Postern with the generated client. That costs a call, and it notices a logout
-//! at once. Use the first for most requests, and the second before something that cannot be undone.
+//! `GET /hello` verifies the token by itself, with Postern's public keys. That costs no call, and it notices a logout
+//! only when the token expires. `GET /account` asks Postern with the generated client. That costs a call, and it
+//! notices a logout at once. Use the first for most requests, and the second before something that cannot be undone.
 //!
 //! Start `postern serve`, then `cargo run --example verify_tokens`, then:
 //! `curl -H "Authorization: Bearer $ACCESS_TOKEN" http://127.0.0.1:8090/hello`
@@ -41,8 +41,8 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Fetches the public keys. A real service also fetches them again every few minutes, and when it meets a `kid` that
-    /// it does not know.
+    /// Fetches the public keys. A real service also fetches them again every few minutes, and when it meets a `kid`
+    /// that it does not know.
     pub async fn fetch(postern: SocketAddr, issuer: &str, audience: &str) -> Result<Self, Box<dyn Error>> {
         let stream = TokioIo::new(TcpStream::connect(postern).await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;

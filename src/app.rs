@@ -1,5 +1,5 @@
-//! The composition root: the one place that sees everything concrete. [`build`] puts the parts together and binds the
-//! addresses, [`App::run`] serves until it is told to stop.
+//! The composition root: the one place that knows every concrete part. [`build`] puts the parts together and binds the
+//! addresses; [`App::run`] serves until it is told to stop.
 
 use std::{
     net::SocketAddr,
@@ -39,11 +39,11 @@ use crate::{
 
 /// How long `serve` waits for its database when it starts.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
-/// How often it asks meanwhile.
+/// How often it tries to connect in that time.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
 const PING_INTERVAL: Duration = Duration::from_millis(500);
-/// How long mails that are being sent when the last call is over may still take.
+/// How long mails that are being sent may still take after the last call has ended.
 const LAST_MAILS: Duration = Duration::from_secs(5);
 
 /// Why the service could not be put together.
@@ -70,7 +70,7 @@ fn detail(error: &Error) -> String {
     }
 }
 
-/// The service, put together and listening, not yet serving.
+/// The service, built and listening, but not yet serving.
 #[derive(Debug)]
 pub struct App {
     surfaces: Vec<Surface>,
@@ -85,7 +85,7 @@ pub struct App {
     lame_duck: Duration,
 }
 
-/// Where the service listens.
+/// The addresses that the service listens on.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     pub grpc: SocketAddr,
@@ -93,7 +93,7 @@ pub struct Addresses {
     pub ops: SocketAddr,
 }
 
-/// One bound address and what it serves.
+/// A bound address and what it serves.
 #[derive(Debug)]
 struct Surface {
     listener: TcpListener,
@@ -108,7 +108,7 @@ pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
     build_with(config, env, mailer).await
 }
 
-/// The same with mail that goes elsewhere than the configuration says: for tests, into their memory.
+/// The same with another mailer than the configuration names: tests collect mails in memory.
 pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App, BuildError> {
     let templates = config.mail.templates(config.public_url())?;
     if mailer.is_log_only() && matches!(config.store.database()?, DatabaseUrl::Postgres { .. }) {
@@ -152,13 +152,13 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     })
 }
 
-/// The service without its surfaces, on the store that the configuration names: what `serve` serves, and what the commands
-/// work with that need no server.
+/// The service without its network addresses, on the store that the configuration names. `serve` serves it; other
+/// commands call it directly.
 pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildError> {
     config.validate()?;
     let database = config.store.database()?;
     create_directory(&database)?;
-    // Asked for before the database is waited for.
+    // A missing key is reported before the wait for the database.
     let given = config.master_key.given(&database)?;
     let store = open_store(&database).await?;
     let master = master_key(given, &database, store.as_ref(), &env).await?;
@@ -184,7 +184,7 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
     }))
 }
 
-/// Binds an address; the second value is the real one, also where the first left the port to the system.
+/// Binds an address. The second value is the bound address, with the real port where the configuration has port 0.
 async fn listen_on(
     address: SocketAddr,
     protocol: Protocol,
@@ -209,7 +209,7 @@ fn create_directory(database: &DatabaseUrl) -> Result<(), ConfigError> {
     database.create_directory().map_err(|(path, source)| ConfigError::Unwritable { path, source })
 }
 
-/// Opens the store, waiting a while for a database that is not there yet: they are often started together.
+/// Opens the store. Waits for a while if the database cannot be reached, because both are often started together.
 async fn open_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, OpenError> {
     let started = Instant::now();
     loop {
@@ -223,7 +223,7 @@ async fn open_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, OpenError>
     }
 }
 
-/// The master key that was given, or the one beside the database.
+/// The configured master key, or the one beside the SQLite file.
 pub async fn master_key(
     given: Option<MasterKey>,
     database: &DatabaseUrl,
@@ -240,7 +240,7 @@ pub async fn master_key(
     }
 }
 
-/// Brings a database's schema up to date.
+/// Applies the missing migrations to a database.
 pub async fn migrate(config: &crate::config::StoreSettings) -> Result<(), BuildError> {
     let database = config.database()?;
     create_directory(&database)?;
@@ -249,16 +249,17 @@ pub async fn migrate(config: &crate::config::StoreSettings) -> Result<(), BuildE
 }
 
 impl App {
-    /// Where the service listens: the real ports, also where the configuration left the choice to the system.
+    /// The addresses that the service listens on, with the real ports.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Serves until `stop`, then says NOT_SERVING, goes on for a moment, sends GOAWAY, lets calls finish and returns.
+    /// Serves until `stop`. Then it reports NOT_SERVING, serves for the lame duck period, sends GOAWAY, lets calls
+    /// finish and returns.
     pub async fn run(self, stop: CancellationToken) {
         let Self { surfaces, addresses: _, proxies, health, readiness, store, service, outbox, lame_duck } = self;
         let close = CancellationToken::new();
-        // Known to the callers before the first of them can ask.
+        // Health is known before the first caller can ask.
         let reachable = store.ping().await.is_ok();
         report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
@@ -286,7 +287,7 @@ impl App {
         close.cancel();
         servers.wait().await;
         follower.abort();
-        // What is being sent has had as long as the calls; a mail that is not marked goes out again.
+        // Mails in flight had as much time as the calls. A mail that is not marked as sent is sent again.
         if tokio::time::timeout(LAST_MAILS, sending).await.is_err() {
             tracing::warn!("stopping while a mail is being sent: it will be sent again");
         }
@@ -294,7 +295,7 @@ impl App {
     }
 }
 
-/// Keeps the reported health in step with the store, both ways, beginning with what was reported last.
+/// Reports every change of the store's health, in both directions.
 async fn watch_store(store: Arc<dyn Store>, health: Health, readiness: Arc<Readiness>, mut was_reachable: bool) {
     let mut ticks = tokio::time::interval(PING_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -309,8 +310,8 @@ async fn watch_store(store: Arc<dyn Store>, health: Health, readiness: Arc<Readi
         was_reachable = reachable;
         report(reachable, &health, &readiness).await;
         match ping {
-            Ok(()) => tracing::info!("the database is back: serving"),
-            Err(error) => tracing::error!(%error, "the database is away: not serving"),
+            Ok(()) => tracing::info!("the database answers again: serving"),
+            Err(error) => tracing::error!(%error, "the database does not answer: not serving"),
         }
     }
 }

@@ -1,15 +1,15 @@
-//! Why a call failed, in the domain's words. One variant for each row of the contract's codes table
-//! (`docs/errors.md`); it knows no transport, `grpc/status.rs` alone says what each becomes on the wire.
-//! What it loses on purpose: which of several causes led to `InvalidCredentials` or `RefreshTokenInvalid`.
+//! Why a call failed. There is one variant for each row of the table in `docs/errors.md`. The error knows no transport:
+//! `grpc/status.rs` maps each variant to a status. It hides on purpose which of several causes led to
+//! `InvalidCredentials` or `RefreshTokenInvalid`.
 
 use std::{borrow::Cow, time::Duration};
 
 /// One refused field of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldViolation {
-    /// The field's name as the caller knows it, such as `email`; empty where it is the message as a whole.
+    /// The name of the field in the request, such as `email`. Empty for the message as a whole.
     pub field: Cow<'static, str>,
-    /// What is wrong with it, for a person; never the value itself.
+    /// What is wrong with it, for a person. Never contains the value.
     pub description: String,
 }
 
@@ -18,20 +18,20 @@ impl FieldViolation {
         Self { field: field.into(), description: description.into() }
     }
 
-    /// The same of a field that the request calls otherwise.
+    /// The same violation of a field with another name.
     #[must_use]
     pub fn of(self, field: &'static str) -> Self {
         Self { field: field.into(), ..self }
     }
 }
 
-/// Why the store could not do what it was asked.
+/// Why the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It is away, full or too busy. Nothing is known to have been written; trying again is safe and may help.
+    /// The database is down, full or too busy. Nothing is known to have been written. A retry is safe and can help.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It is there and does not hold what this version expects: a missing table, a row that makes no sense.
+    /// The database does not contain what this version expects: a table is missing, or a row cannot be read.
     #[error("the database is broken: {0}")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -54,7 +54,7 @@ pub enum Error {
     /// Wrong password, unknown email or disabled account.
     #[error("the email or the password is wrong")]
     InvalidCredentials,
-    /// The password is right, but the deployment demands a verified address.
+    /// The password is right, but the deployment requires a verified address.
     #[error("the email address is not verified")]
     EmailNotVerified,
     #[error("this call needs an access token")]
@@ -63,7 +63,7 @@ pub enum Error {
     TokenInvalid,
     #[error("the access token has expired")]
     TokenExpired,
-    /// The access token's session was ended, or its user disabled or deleted.
+    /// The session of the access token has ended, or its user was disabled or deleted.
     #[error("the session has ended")]
     SessionRevoked,
     /// Expired, revoked, reused or unknown.
@@ -72,35 +72,35 @@ pub enum Error {
     /// A token from a mail is wrong, used, superseded or expired.
     #[error("the link is invalid: it was used, replaced by a newer one, or has expired")]
     OneTimeTokenInvalid,
-    /// The caller is known and lacks the role that the RPC wants.
+    /// The caller is authenticated but lacks the role that the RPC requires.
     #[error("the caller lacks the role that this call needs")]
     RoleRequired,
-    /// Too much of something by this caller, or on this account.
+    /// A rate limit of this caller or of this account was reached.
     #[error("too many attempts")]
     Throttled { retry_after: Duration },
-    /// More work than this replica takes on.
+    /// This replica is at its limit of concurrent work.
     #[error("the service is overloaded")]
     Overloaded { retry_after: Duration },
     #[error("the deadline has passed")]
     DeadlineExceeded,
     #[error("the store is unavailable")]
     StoreUnavailable(#[source] StoreError),
-    /// Nobody knows what is revoked: the store could not be read for too long.
+    /// The log of revocations could not be read for too long, so any token may be revoked.
     #[error("the store is unavailable")]
     RevocationsUnknown,
-    /// Somebody else's session, or no such user.
+    /// There is no such user, or no such session of the caller.
     #[error("there is no such {0}")]
     NotFound(&'static str),
     /// No enabled admin would be left.
     #[error("this is the last enabled admin")]
     LastAdmin,
-    /// A bug or a broken installation: the caller learns nothing but that.
+    /// A bug or a broken installation. The caller learns nothing more.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {
-    /// A failure that no caller can cause, with what the log should say.
+    /// A failure that no caller can cause. `cause` is logged.
     pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(cause.into())
     }

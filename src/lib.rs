@@ -17,8 +17,8 @@
 //! | [`proto`] | the generated contract | nothing here |
 //! | [`telemetry`] | logging, metrics | `config` |
 //!
-//! `tests/api/architecture.rs` reads the `use` declarations, checks this table, and refuses circles. `docs/architecture.md`
-//! has the reasons.
+//! `tests/api/architecture.rs` reads the `use` declarations, checks this table, and refuses circles.
+//! `docs/architecture.md` has the reasons.
 
 pub mod app;
 pub mod cli;

@@ -1,5 +1,5 @@
-//! Listening: accepts connections, bounds what each may do before and between its calls, and lets them finish when the
-//! server stops. What a call then is, the service above decides.
+//! Listening: accepts connections, limits what each may use, and lets calls finish when the server stops. It knows
+//! nothing of the calls themselves.
 
 use std::{
     convert::Infallible,
@@ -24,34 +24,35 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// The most streams that one connection may have open.
+/// The most open streams of one connection.
 const MAX_STREAMS: u32 = 200;
-/// The most that the headers of one request may come to, in bytes.
+/// The largest size of the headers of one request, in bytes.
 const MAX_HEADERS: u32 = 16 * 1024;
-/// Streams of one connection that its client may have reset before they were looked at; one more and it is sent away.
-/// The library's 20 is what a proxy reaches in a second when many of its own clients hang up at once, and their
-/// neighbours on the connection would pay for it. Each waits for as little as an entry in a queue.
+/// How many streams a client may reset before they are handled. One more closes its connection. The library's default
+/// of 20 is reached by a proxy when many of its clients hang up at once, and all other clients of the proxy would lose
+/// their calls. Each such stream costs one entry in a queue.
 const MAX_PENDING_RESETS: usize = 1_000;
-/// How often a quiet connection is pinged, and how long its answer may take.
+/// How often an idle connection is pinged.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long the answer to a ping may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that sends nothing for this long is closed. A living HTTP/2 client answers pings, so this ends those
-/// that never begin, stop in the middle of a header, or are gone.
+/// A connection that sends nothing for this long is closed. A working HTTP/2 client answers pings, so this closes
+/// connections that never send a request, stop in the middle of a header, or are dead.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long the headers of an HTTP/1.1 request may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most connections at once; further ones wait in the kernel's queue.
+/// The most open connections. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 10_000;
-/// How long connections may take to finish what they began once the server stops.
+/// How long calls may take to finish after the server has stopped accepting.
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long to wait before accepting again when the machine has no file descriptors left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Where a call comes from: the other end of its connection, or whom a trusted proxy there speaks for.
+/// The address of the client of a call: the peer of its connection, or the client that a trusted proxy names.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientAddr(pub SocketAddr);
 
-/// The networks of proxies that are believed when they say for whom they call.
+/// CIDR ranges of proxies whose `X-Forwarded-For` is trusted.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Arc<[IpNet]>);
 
@@ -64,8 +65,8 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Who calls. Every proxy adds to the end of X-Forwarded-For whom it was called by, so it is read from there, for as
-    /// long as the one who says so is trusted; anything before may be made up.
+    /// The client of a request. Every proxy appends the address of its own client to X-Forwarded-For, so the entries
+    /// are read from the end, as long as the proxy that wrote one is trusted. Earlier entries may be forged.
     fn caller(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
         if !self.trusts(peer.ip()) {
             return peer;
@@ -85,7 +86,7 @@ impl TrustedProxies {
     }
 }
 
-/// An address, as proxies write it: some add the port, and put IPv6 in brackets then.
+/// Parses an address of X-Forwarded-For. Some proxies add the port, and put an IPv6 address in brackets then.
 fn forwarded_address(text: &str) -> Option<IpAddr> {
     let address: IpAddr = match text.parse() {
         Ok(address) => address,
@@ -94,16 +95,17 @@ fn forwarded_address(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// What is spoken on an address.
+/// The protocol of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/2 from the first byte (prior knowledge), as gRPC clients speak it.
+    /// HTTP/2 with prior knowledge, as gRPC clients use it.
     Http2,
-    /// HTTP/1.1, or HTTP/2 by prior knowledge.
+    /// HTTP/1.1, or HTTP/2 with prior knowledge.
     Http1AndHttp2,
 }
 
-/// Serves until `stop`; then says so (GOAWAY, `connection: close`), lets calls finish for at most [`DRAIN`], and returns.
+/// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most [`DRAIN`], and
+/// returns.
 pub async fn serve(
     listener: TcpListener,
     protocol: Protocol,
@@ -142,7 +144,7 @@ pub async fn serve(
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "a connection ended badly");
+                tracing::debug!(%peer, %error, "a connection ended with an error");
             }
             drop(slot);
         });
@@ -160,12 +162,12 @@ async fn accept(
     stop: &CancellationToken,
 ) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let next = async {
-        // Never closed, so this only waits.
+        // The semaphore is never closed, so this only waits.
         let slot = Arc::clone(slots).acquire_owned().await.ok()?;
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
-                    // Small answers should leave at once; a socket that refuses is merely slower.
+                    // Small answers should be sent at once. If the socket refuses the option, they are only slower.
                     let _ = stream.set_nodelay(true);
                     return Some((stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()), slot));
                 }
@@ -205,16 +207,16 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_believed_who_is_not_trusted() {
+    fn the_header_of_an_untrusted_peer_is_ignored() {
         assert_eq!(caller(&[], "10.0.0.1", &["192.0.2.1"]), "10.0.0.1");
         assert_eq!(caller(&["10.0.0.0/8"], "192.0.2.9", &["192.0.2.1"]), "192.0.2.9");
     }
 
     #[test]
-    fn a_trusted_proxy_is_believed_as_far_as_it_knows() {
+    fn the_header_is_read_back_to_the_first_untrusted_address() {
         let trusted = ["10.0.0.0/8", "2001:db8::/32"];
         assert_eq!(caller(&trusted, "10.0.0.1", &["192.0.2.1"]), "192.0.2.1");
-        assert_eq!(caller(&trusted, "10.0.0.1", &["1.1.1.1, 192.0.2.1"]), "192.0.2.1", "the first is made up");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["1.1.1.1, 192.0.2.1"]), "192.0.2.1", "the first entry may be forged");
         assert_eq!(
             caller(&trusted, "10.0.0.1", &["1.1.1.1", "192.0.2.1, 10.2.3.4"]),
             "192.0.2.1",

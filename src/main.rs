@@ -1,4 +1,4 @@
-//! The `service` binary: everything is in the library; see its layout there.
+//! The `postern` binary. All code is in the library.
 
 use std::process::ExitCode;
 

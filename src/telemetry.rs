@@ -1,6 +1,6 @@
-//! Logging and metrics. Logs go to standard error, as text for people or as JSON for machines; secrets do not reach them
-//! because their types do not print, addresses are masked by theirs. Metrics are kept here and rendered by `http/ops.rs`;
-//! `docs/operations.md` lists each.
+//! Logging and metrics. The log goes to standard error, as text or as JSON. The types of secrets cannot be printed, and
+//! email addresses are printed without their local part. `http/ops.rs` serves the metrics; `docs/operations.md` lists
+//! them.
 
 use std::{io::IsTerminal, sync::OnceLock};
 
@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, LogSettings};
 
-/// Why logging cannot begin.
+/// Why logging cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     #[error("POSTERN_LOG: {0}")]
@@ -19,7 +19,7 @@ pub enum TelemetryError {
     Twice(#[from] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Begins to log.
+/// Starts logging.
 pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
     let terminal = std::io::stderr().is_terminal();
     let format = config.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
@@ -38,7 +38,7 @@ pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
 const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The process's metrics. There is one set, however many services a process starts.
+/// The metrics of the process. There is one set, even if a process starts several services.
 #[derive(Clone)]
 pub struct Metrics(PrometheusHandle);
 
@@ -49,7 +49,7 @@ impl std::fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// The process's metrics, which begin with the first call.
+    /// The metrics of the process. The first call of this function starts them.
     pub fn of_process() -> Self {
         static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
         let handle = HANDLE.get_or_init(|| {
@@ -68,7 +68,7 @@ impl Metrics {
         Self(handle.clone())
     }
 
-    /// All of them, in the text format of Prometheus.
+    /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
         self.0.run_upkeep();
         self.0.render()

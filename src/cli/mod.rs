@@ -1,4 +1,4 @@
-//! The command line: what each command takes, and what it runs.
+//! The command line: the commands, their arguments, and what each one runs.
 
 mod error;
 mod user;
@@ -32,16 +32,16 @@ pub struct Cli {
 enum Command {
     /// Serve until SIGINT or SIGTERM
     Serve(Box<Config>),
-    /// Bring the database's schema up to date; `serve` does so itself on SQLite
+    /// Apply the missing database migrations; `serve` does this itself on SQLite
     Migrate(StoreSettings),
-    /// Ask a running server whether it serves; exits 0 if it does
+    /// Ask a running server for its health; exits with 0 if it serves
     Healthcheck(Healthcheck),
     /// Print the OpenAPI 3.1 description of the REST API
     Openapi,
-    /// Accounts, worked on in the database itself: how the first admin comes to be
+    /// Manage accounts directly in the database, for example to create the first admin
     #[command(subcommand)]
     User(user::User),
-    /// The keys that sign access tokens
+    /// Show the keys that sign access tokens
     #[command(subcommand)]
     Keys(Keys),
 }
@@ -55,7 +55,7 @@ struct Healthcheck {
 
 #[derive(Debug, Subcommand)]
 enum Keys {
-    /// Print the public keys as a JWK Set (RFC 7517), for whoever verifies access tokens
+    /// Print the public keys as a JWK Set (RFC 7517), for services that verify access tokens
     List {
         #[command(flatten)]
         store: StoreSettings,
@@ -64,7 +64,7 @@ enum Keys {
     },
 }
 
-/// Runs the command of this process; what failed is said on standard error.
+/// Runs the command line of this process. An error is printed to standard error.
 pub async fn run() -> ExitCode {
     match execute(Cli::parse()).await {
         Ok(code) => code,
@@ -114,7 +114,7 @@ async fn serve(config: &Config) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Stops on SIGINT or SIGTERM; a second one does not wait for calls to finish.
+/// Stops on SIGINT or SIGTERM. A second signal exits at once, without waiting for calls to finish.
 fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -135,7 +135,7 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output
 }
 
 async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
-    // A server that listens everywhere is asked on loopback.
+    // A server that listens on all addresses is asked on loopback.
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{host}:{}", address.port()))?

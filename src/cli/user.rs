@@ -1,5 +1,5 @@
-//! `postern user`: what an operator does to accounts on the store itself. The same rules hold as over the network, the last
-//! admin among them; the audit names no actor. A running server takes notice within half a second.
+//! `postern user`: operators manage accounts directly in the database. The rules are the same as over the network; the
+//! last admin cannot be removed. The audit log names no actor. A running server notices a change within half a second.
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _},
@@ -24,7 +24,7 @@ use crate::{
 
 use super::error::CliError;
 
-/// How many accounts are listed with one question to the database.
+/// How many accounts one query reads.
 const PAGE: u32 = 200;
 
 #[derive(Debug, Subcommand)]
@@ -35,7 +35,7 @@ pub enum User {
         username: String,
         #[arg(long, value_name = "ADDRESS")]
         email: String,
-        /// A role beside `user`; may be given several times
+        /// A role in addition to `user`; can be given several times
         #[arg(long = "role", value_name = "ROLE")]
         roles: Vec<String>,
         #[command(flatten)]
@@ -43,33 +43,33 @@ pub enum User {
     },
     /// List accounts: id, username, email, roles, state
     List {
-        /// Only those whose email or username begins so
+        /// Only accounts whose email or username starts with this text
         #[arg(long, default_value = "", value_name = "TEXT")]
         query: String,
         #[command(flatten)]
         config: Box<Server>,
     },
-    /// Give an account these roles, and `user`, in the place of those that it has
+    /// Replace the roles of an account by these and `user`
     SetRoles {
         #[command(flatten)]
         selector: AccountSelector,
-        /// May be given several times; none leaves `user` alone
+        /// Can be given several times; without it only `user` remains
         #[arg(long = "role", value_name = "ROLE")]
         roles: Vec<String>,
         #[command(flatten)]
         config: Box<Server>,
     },
-    /// Keep an account from logging in, and end its sessions
+    /// Prevent an account from logging in, and end its sessions
     Disable {
         #[command(flatten)]
         selector: AccountSelector,
-        /// For the audit
+        /// The reason, for the audit log
         #[arg(long, default_value = "", value_name = "TEXT")]
         reason: String,
         #[command(flatten)]
         config: Box<Server>,
     },
-    /// Print a link by which an account's password can be reset, once, for 30 minutes
+    /// Print a link that resets the password of an account; it works once, for 30 minutes
     ResetPasswordLink {
         #[command(flatten)]
         selector: AccountSelector,
@@ -78,7 +78,7 @@ pub enum User {
     },
 }
 
-/// Which account.
+/// The account to work on.
 #[derive(Debug, Args)]
 pub struct AccountSelector {
     /// The address of the account
@@ -86,7 +86,7 @@ pub struct AccountSelector {
     email: String,
 }
 
-/// The settings of the server, so that both have one environment.
+/// The settings of the server, so that the command can run in the environment of the server.
 #[derive(Debug, Args)]
 pub struct Server {
     #[command(flatten)]
@@ -153,7 +153,7 @@ impl AccountSelector {
     }
 }
 
-/// One line for each account, its fields between tabs.
+/// Prints one line for an account, with tabs between the fields.
 fn show(account: &Account) {
     let roles: Vec<_> = account.roles.iter().map(crate::domain::role::Role::as_str).collect();
     let state = match (account.disabled, account.email_verified) {
@@ -165,11 +165,11 @@ fn show(account: &Account) {
     println!("{id}\t{username}\t{email}\t{}\t{state}", roles.join(","));
 }
 
-/// From a prompt, twice; or the first line of standard input, where that is no terminal.
+/// Reads a password: twice from a prompt, or the first line of standard input if that is not a terminal.
 fn read_password() -> io::Result<String> {
     if !io::stdin().is_terminal() {
         let mut line = Zeroizing::new(Vec::new());
-        // One byte more than a password may have, and the end of its line.
+        // One byte more than a password may have, and the line end.
         io::Read::take(io::stdin().lock(), MAX_BYTES as u64 + 3).read_until(b'\n', &mut line)?;
         let line = std::str::from_utf8(&line).map_err(|_| io::Error::other("the password is not UTF-8"))?;
         return Ok(line.trim_end_matches(['\n', '\r']).to_owned());
@@ -186,7 +186,7 @@ fn violation_message(FieldViolation { field, description }: FieldViolation) -> C
     format!("{field} {description}").into()
 }
 
-/// What an operator may know, and a caller over the network may not.
+/// An error with its cause, which an operator may see and a caller over the network may not.
 fn operator_error(error: Error) -> CliError {
     match error {
         Error::Internal(cause) => cause,

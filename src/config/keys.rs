@@ -16,20 +16,20 @@ use crate::{
 
 use super::{error::ConfigError, value::read_secret};
 
-/// The master key, under which signing keys lie encrypted and from which the refresh-token key is derived.
+/// The master key. Signing keys are encrypted with it, and the key of refresh tokens is derived from it.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Keys")]
 pub struct MasterKeySettings {
     /// 32 bytes in base64; required with PostgreSQL [default with SQLite: generated beside the database]
     #[arg(long, env = "POSTERN_MASTER_KEY", hide_env_values = true, value_name = "BASE64")]
     pub master_key: Option<SecretString>,
-    /// File that holds the master key
+    /// File that contains the master key
     #[arg(long, env = "POSTERN_MASTER_KEY_FILE", value_name = "FILE", conflicts_with = "master_key")]
     pub master_key_file: Option<PathBuf>,
 }
 
 impl MasterKeySettings {
-    /// The master key that was given. `None` stands for the one beside a SQLite file; PostgreSQL has none of its own.
+    /// The configured master key. `None` means the one beside a SQLite file; with PostgreSQL a key is required.
     pub fn given(&self, database: &DatabaseUrl) -> Result<Option<MasterKey>, ConfigError> {
         let (text, from_file) = match (&self.master_key, &self.master_key_file, database) {
             (Some(key), _, _) => (Zeroizing::new(key.expose_secret().to_owned()), false),
@@ -41,8 +41,8 @@ impl MasterKeySettings {
     }
 }
 
-/// The master key beside a SQLite file. Where there is none it is made, unless something lies in the database that only
-/// the lost one opens.
+/// The master key beside a SQLite file. It is created if it does not exist, unless the database contains something that
+/// was encrypted with a key that is now missing.
 pub fn master_key_beside(database: &Path, something_is_sealed: bool, env: &Env) -> Result<MasterKey, ConfigError> {
     let mut path = database.as_os_str().to_owned();
     path.push(".key");
@@ -57,7 +57,7 @@ pub fn master_key_beside(database: &Path, something_is_sealed: bool, env: &Env) 
         .map_err(|source| ConfigError::MasterKey { from_file: true, source })
 }
 
-/// Writes a secret to a file that does not exist yet, readable by its owner alone, and makes sure that it stays.
+/// Writes a secret to a new file, readable by its owner only, and syncs it to disk.
 fn write_new_secret(path: &Path, secret: &str) -> Result<(), ConfigError> {
     use std::io::Write as _;
     let write = || -> std::io::Result<()> {

@@ -1,4 +1,4 @@
-//! How much is let through, whom a call counts for, and how long what was done is remembered.
+//! Settings of rate limits, trusted proxies, and audit retention.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -9,33 +9,34 @@ use crate::{domain::throttle::AttemptPolicy, listen::TrustedProxies};
 
 use super::value::duration;
 
-/// After the last guess that is let through without a pause. Each further failure doubles it.
+/// The pause after the last attempt that is allowed without one. Each further failure doubles it.
 const FIRST_DELAY: Duration = Duration::from_secs(30);
+/// The longest pause.
 const LONGEST_DELAY: Duration = Duration::from_mins(15);
-/// Without a guess for so long, it is as if there had been none.
-const GUESS_WINDOW: Duration = Duration::from_hours(1);
+/// After this long without an attempt, earlier failures no longer count.
+const ATTEMPT_WINDOW: Duration = Duration::from_hours(1);
 
-/// Limits on guessing, and the audit.
+/// Limits on password attempts, and the audit log.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Limits and audit")]
 pub struct LimitSettings {
-    /// Wrong passwords in a row for one address until there is a pause: 30 s, then twice as long each time, at most
-    /// 15 min
+    /// How many wrong passwords in a row one address may get before a pause of 30 s, which doubles with each further
+    /// one, up to 15 min
     #[arg(long, env = "POSTERN_LOGIN_MAX_FAILURES", default_value_t = 10, value_name = "COUNT",
         value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub login_max_failures: u16,
-    /// Passwords that one client address may try in a minute, per replica; 0 for no limit
+    /// How many passwords one client address may try in a minute, at each replica; 0 for no limit
     #[arg(long, env = "POSTERN_LOGIN_LIMIT_PER_CLIENT", default_value_t = 3_000, value_name = "COUNT")]
     pub login_limit_per_client: u32,
-    /// Networks whose X-Forwarded-For says who calls, as CIDRs separated by commas [default: none]
+    /// Networks of proxies whose X-Forwarded-For is trusted, as CIDRs separated by commas [default: none]
     #[arg(long, env = "POSTERN_TRUSTED_PROXIES", value_name = "CIDRS", value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
-    /// How long the audit is kept
+    /// How long audit events are kept
     #[arg(long, env = "POSTERN_AUDIT_RETENTION", default_value = "365d", value_parser = duration, value_name = "DURATION")]
     pub audit_retention: Duration,
 }
 
-/// Reads a CIDR, or one address.
+/// Parses a CIDR or a single address.
 fn network(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     text.parse()
@@ -49,7 +50,7 @@ impl LimitSettings {
             max_failures: self.login_max_failures.into(),
             first_delay: FIRST_DELAY,
             longest_delay: LONGEST_DELAY,
-            window: GUESS_WINDOW,
+            window: ATTEMPT_WINDOW,
         }
     }
 

@@ -10,7 +10,7 @@ use super::{error::ConfigError, value::duration};
 /// The longest pause between SIGTERM and the end of serving.
 const MAX_LAME_DUCK: Duration = Duration::from_mins(5);
 
-/// Where to listen, and what is served there.
+/// The addresses to listen on, and what is served there.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Listening")]
 pub struct ListenSettings {
@@ -20,30 +20,30 @@ pub struct ListenSettings {
     /// Address for REST, the public keys and discovery
     #[arg(long, env = "POSTERN_HTTP_ADDR", default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
     pub http_addr: SocketAddr,
-    /// Address for probes and metrics; nothing secret, but not for the network at large
+    /// Address for probes and metrics; not secret, but not meant for the public
     #[arg(long, env = "POSTERN_OPS_ADDR", default_value = "127.0.0.1:9090", value_name = "IP:PORT")]
     pub ops_addr: SocketAddr,
-    /// Where the HTTP address is reached from outside [default: the issuer]
+    /// URL at which clients reach the HTTP address [default: the issuer]
     #[arg(long, env = "POSTERN_PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<String>,
     /// Origins whose web pages may call the REST API, separated by commas [default: none]
     #[arg(long, env = "POSTERN_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub cors_origins: Vec<HeaderValue>,
-    /// Serve plaintext on an address that is not loopback: for when a proxy or a mesh speaks TLS in front
+    /// Serve plaintext on an address that is not loopback; for use behind a proxy or a mesh that provides TLS
     #[arg(long, env = "POSTERN_ALLOW_PLAINTEXT", default_value_t = false, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub allow_plaintext: bool,
     /// How long to go on serving after SIGTERM while health says NOT_SERVING, so that load balancers stop sending first
     #[arg(long, env = "POSTERN_LAME_DUCK", default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub lame_duck: Duration,
-    /// Serve gRPC reflection (v1 and v1alpha), which tells clients the contract
+    /// Serve gRPC reflection (v1 and v1alpha), from which clients read the API
     #[arg(long, env = "POSTERN_REFLECTION", default_value_t = true, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub reflection: bool,
 }
 
 impl ListenSettings {
-    /// Refuses plaintext where others could listen in, unless it was allowed.
+    /// Refuses plaintext on an address that others can reach, unless it was allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (variable, address) in [("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr)] {
             if !address.ip().is_loopback() && !self.allow_plaintext {
@@ -64,7 +64,7 @@ impl ListenSettings {
     }
 }
 
-/// Reads an origin (RFC 6454 §6.2): scheme, host and port, nothing behind.
+/// Parses an origin (RFC 6454 §6.2): scheme, host and port, and nothing after them.
 fn origin(text: &str) -> Result<HeaderValue, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or_default();
     if host.is_empty() || host.contains(['/', '?', '#', '@', '*', ' ']) {

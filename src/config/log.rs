@@ -2,19 +2,19 @@
 
 use clap::{Args, ValueEnum};
 
-/// What is logged, and how. Every command takes these.
+/// What is logged and in which form. Every command has these settings.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LogSettings {
     /// Which messages are logged: a level, or directives as in RUST_LOG
     #[arg(long, env = "POSTERN_LOG", default_value = "info", global = true, value_name = "FILTER")]
     pub log: String,
-    /// How they are written to standard error [default: text on a terminal, else json]
+    /// The form of log lines on standard error [default: text on a terminal, else json]
     #[arg(long, env = "POSTERN_LOG_FORMAT", global = true, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 }
 
-/// How log lines are written.
+/// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,

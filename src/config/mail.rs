@@ -1,4 +1,4 @@
-//! Settings of mail: how it is sent, what it calls the service, where its links lead, and how much of it there may be.
+//! Settings of mail: the transport, the name of the service, the targets of links, and the limits.
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::{
-    domain::throttle::AddressLimit,
+    domain::{one_time::Purpose, throttle::AddressLimit},
     mail::{
         Sender, TransportSettings,
         messages::{Link, Links, MailTemplates},
@@ -17,54 +17,54 @@ use crate::{
 
 use super::{error::ConfigError, mail_url, value::read_secret};
 
-/// Mails, and what they call the service.
+/// Mail, and the name of the service in it.
 ///
-/// TLS to the mail server trusts what the system trusts. A private authority is added there, or named by SSL_CERT_FILE
-/// or SSL_CERT_DIR, which are then trusted *instead* of the system's (rustls-native-certs). Read once, at the start.
+/// TLS to the mail server uses the certificate authorities of the system. Add a private authority there, or name it in
+/// SSL_CERT_FILE or SSL_CERT_DIR, which replace those of the system (rustls-native-certs). They are read at the start.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Mail")]
 pub struct MailSettings {
-    /// `log:` (nothing is sent), `file:DIR`, `smtps://[USER[:PASSWORD]@]HOST[:PORT]` or the same with `smtp://`, which is
-    /// STARTTLS, except on loopback or with `?tls=none`
+    /// `log:` (mails are only logged), `file:DIR`, `smtps://[USER[:PASSWORD]@]HOST[:PORT]`, or `smtp://…`, which uses
+    /// STARTTLS except on loopback or with `?tls=none`
     #[arg(long, env = "POSTERN_MAIL_URL", hide_env_values = true, default_value = "log:", value_name = "URL")]
     pub mail_url: SecretString,
-    /// File that holds the URL
+    /// File that contains the URL
     #[arg(long, env = "POSTERN_MAIL_URL_FILE", value_name = "FILE", conflicts_with = "mail_url")]
     pub mail_url_file: Option<PathBuf>,
-    /// File that holds the password of the URL's user
+    /// File that contains the password of the user in the URL
     #[arg(long, env = "POSTERN_MAIL_PASSWORD_FILE", value_name = "FILE")]
     pub mail_password_file: Option<PathBuf>,
-    /// Whom mails are from, such as `Example <no-reply@example.com>` [default: no-reply at
-    /// the public URL's host, by the service's name]
+    /// Sender of mails, such as `Example <no-reply@example.com>` [default: the service's name, no-reply at the public
+    /// URL's host]
     #[arg(long, env = "POSTERN_MAIL_FROM", value_name = "ADDRESS")]
     pub mail_from: Option<String>,
-    /// What mails and pages call the service
+    /// Name of the service in mails and pages
     #[arg(long, env = "POSTERN_SERVICE_NAME", default_value = "Postern", value_parser = service_name, value_name = "NAME")]
     pub service_name: String,
-    /// Page that mails link to for verifying an address; the token replaces `{token}` in it, or is added as `token=…`
-    /// [default: the public URL and /verify-email]
+    /// Page that verification mails link to; the token replaces `{token}` in it, or is added as `token=…` [default: the
+    /// public URL and /verify-email]
     #[arg(long, env = "POSTERN_VERIFY_EMAIL_URL", value_name = "URL")]
     pub verify_email_url: Option<String>,
-    /// The same for choosing a new password [default: the public URL and /reset-password]
+    /// The same for mails that reset a password [default: the public URL and /reset-password]
     #[arg(long, env = "POSTERN_RESET_PASSWORD_URL", value_name = "URL")]
     pub reset_password_url: Option<String>,
-    /// The same for confirming a new address [default: the public URL and /confirm-email-change]
+    /// The same for mails that confirm a new address [default: the public URL and /confirm-email-change]
     #[arg(long, env = "POSTERN_CONFIRM_EMAIL_CHANGE_URL", value_name = "URL")]
     pub confirm_email_change_url: Option<String>,
-    /// How many mails an hour one address gets that somebody else can cause
+    /// How many mails in an hour others can cause to one address
     #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_ADDRESS", default_value_t = 10, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub mail_limit_per_address: u32,
-    /// How many mails a minute one client address can cause, at each replica; 0 for any number
+    /// How many mails in a minute one client address can cause, at each replica; 0 for no limit
     #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_CLIENT", default_value_t = 60, value_name = "COUNT")]
     pub mail_limit_per_client: u32,
-    /// Do not tell who signs up, or changes address, that the address has an account: mail its owner instead
+    /// Do not reveal at sign-up or change of address that an address has an account; mail its owner instead
     #[arg(long, env = "POSTERN_CONCEAL_EXISTING_ACCOUNTS", default_value_t = false, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub conceal_existing_accounts: bool,
 }
 
-/// Reads what the service is called: something that fits on one line and into a subject.
+/// Parses the name of the service. It must fit on one line and into a subject.
 fn service_name(text: &str) -> Result<String, String> {
     let breaks_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     if !(1..=64).contains(&text.chars().count()) || text.trim() != text || text.contains(breaks_line) {
@@ -74,7 +74,7 @@ fn service_name(text: &str) -> Result<String, String> {
 }
 
 impl MailSettings {
-    /// Where mails go.
+    /// The transport of mails.
     pub fn transport(&self) -> Result<TransportSettings, ConfigError> {
         let (url, variable) = match &self.mail_url_file {
             Some(path) => (read_secret("POSTERN_MAIL_URL_FILE", path)?, "POSTERN_MAIL_URL_FILE"),
@@ -84,12 +84,12 @@ impl MailSettings {
             Some(path) => Some(read_secret("POSTERN_MAIL_PASSWORD_FILE", path)?),
             None => None,
         };
-        // The line end that editors add is no part of it; a space may be.
+        // The line end that editors add is not part of the password. A space may be.
         let password = password.map(|text| SecretString::from(text.trim_end_matches(['\r', '\n'])));
         mail_url::transport(url.trim(), password).map_err(|problem| ConfigError::Unusable(variable, problem.to_owned()))
     }
 
-    /// Whom mails are from. The URL is the service's own, as `Config::public_url` has it.
+    /// The sender of mails. `public_url` is `Config::public_url`.
     pub fn from(&self, public_url: &str) -> Result<Sender, ConfigError> {
         let unusable = |problem: String| ConfigError::Unusable("POSTERN_MAIL_FROM", problem);
         if let Some(text) = &self.mail_from {
@@ -99,46 +99,46 @@ impl MailSettings {
         let is_web = |uri: &&Uri| matches!(uri.scheme_str(), Some("http" | "https"));
         let host = uri.as_ref().filter(is_web).and_then(Uri::host).filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| unusable("must be set where the public URL has no host".to_owned()))?;
-        // An address is no domain.
+        // An IP address is not a domain.
         let is_name = !host.starts_with('[') && host.parse::<std::net::Ipv4Addr>().is_err();
         let domain = if is_name { host } else { "localhost" };
         let named = Sender::named(&self.service_name, &format!("no-reply@{domain}"));
         named.map_err(|error| unusable(format!("{error}, because none can be made of the public URL")))
     }
 
-    /// What mails say that is the deployment's own: its name, and where their links lead.
+    /// The parts of mails that the deployment chooses: the name of the service and the targets of links.
     pub fn templates(&self, public_url: &str) -> Result<MailTemplates, ConfigError> {
-        let link = |variable, given: &Option<String>, path| {
+        let link = |variable, given: &Option<String>, purpose: Purpose| {
             let Some(given) = given else {
-                return default_link(public_url, path);
+                return default_link(public_url, purpose.page_path());
             };
             Link::parse(given).map_err(|error| ConfigError::Unusable(variable, error.to_string()))
         };
         let links = Links {
-            verify_email: link("POSTERN_VERIFY_EMAIL_URL", &self.verify_email_url, "/verify-email")?,
-            reset_password: link("POSTERN_RESET_PASSWORD_URL", &self.reset_password_url, "/reset-password")?,
+            verify_email: link("POSTERN_VERIFY_EMAIL_URL", &self.verify_email_url, Purpose::VerifyEmail)?,
+            reset_password: link("POSTERN_RESET_PASSWORD_URL", &self.reset_password_url, Purpose::ResetPassword)?,
             confirm_email_change: link(
                 "POSTERN_CONFIRM_EMAIL_CHANGE_URL",
                 &self.confirm_email_change_url,
-                "/confirm-email-change",
+                Purpose::ChangeEmail,
             )?,
         };
         Ok(MailTemplates { service_name: self.service_name.clone(), links })
     }
 
-    /// How many mails one address gets: all of an hour's at once, and then evenly over the hour.
+    /// The limit for one address: an hour's mails at once, then evenly over the hour.
     pub fn address_limit(&self) -> AddressLimit {
         let burst = self.mail_limit_per_address.max(1);
         AddressLimit { burst, interval: Duration::from_hours(1) / burst }
     }
 
-    /// How many mails a minute one client address can cause; `None` for any number.
+    /// How many mails in a minute one client address can cause. `None` means no limit.
     pub fn client_limit(&self) -> Option<NonZeroU32> {
         NonZeroU32::new(self.mail_limit_per_client)
     }
 }
 
-/// A page of the service itself.
+/// The link to a page of the service itself.
 fn default_link(public_url: &str, path: &str) -> Result<Link, ConfigError> {
     let unusable = || {
         let problem = "must be an http:// or https:// URL without query and fragment, or POSTERN_VERIFY_EMAIL_URL, \

@@ -1,8 +1,8 @@
-//! The mail URL: the transport that it names, and how to reach the mail server. It may contain a password, so an error never
-//! quotes it.
+//! The mail URL: the transport that it names, and how to reach the mail server. It may contain a password, so an error
+//! never quotes it.
 //!
-//! It is parsed here and not with `url`, which follows the WHATWG standard: that drops line breaks, accepts any bytes as
-//! the host of an unknown scheme and leaves a wrong % alone. A setting is rather refused than repaired.
+//! It is parsed here and not with `url`, which follows the WHATWG standard: that drops line breaks, accepts any bytes
+//! as the host of an unknown scheme and leaves a wrong % alone. A setting is rather refused than repaired.
 
 use std::{num::NonZeroU16, path::PathBuf};
 
@@ -123,8 +123,8 @@ fn credentials(user_info: &str, from_file: Option<SecretString>) -> Result<SmtpC
     Ok(SmtpCredentials { user: user.as_str().to_owned(), password })
 }
 
-/// Undoes percent-encoding (RFC 3986 §2.1). A + stays a +. A % that is not followed by two hexadecimal digits is refused,
-/// which `percent-encoding` leaves to its caller.
+/// Undoes percent-encoding (RFC 3986 §2.1). A + stays a +. A % that is not followed by two hexadecimal digits is
+/// refused, which `percent-encoding` leaves to its caller.
 fn percent_decoded(text: &str) -> Result<Zeroizing<String>, &'static str> {
     let is_encoded =
         |rest: &str| rest.as_bytes().first_chunk::<2>().is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));

@@ -1,5 +1,5 @@
-//! Configuration. Each setting is a flag and an environment variable; `--help` is the reference. There is one file for each
-//! group of settings. Secrets are read from the environment or from files, and are never printed.
+//! Configuration. Each setting is a flag and an environment variable; `--help` is the reference. There is one file for
+//! each group of settings. Secrets are read from the environment or from files, and are never printed.
 
 mod error;
 mod keys;
@@ -29,7 +29,7 @@ pub use self::{
     variables::check_variables,
 };
 
-/// Everything that `postern serve` takes.
+/// All settings of `postern serve`.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     #[command(flatten)]
@@ -55,7 +55,7 @@ impl Config {
         self.tokens.validate()
     }
 
-    /// Where the HTTP address is reached from outside.
+    /// The URL at which clients reach the HTTP address.
     pub fn public_url(&self) -> &str {
         self.listen.public_url.as_deref().unwrap_or(&self.tokens.issuer)
     }

@@ -9,24 +9,24 @@ use crate::database_url::DatabaseUrl;
 
 use super::{error::ConfigError, value::read_secret};
 
-/// Which database.
+/// The database.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Database")]
 pub struct StoreSettings {
-    /// Directory of the embedded database and its generated master key; made with mode 0700
+    /// Directory of the embedded database and its generated master key; created with mode 0700
     #[arg(long, env = "POSTERN_DATA_DIR", default_value = "./postern-data", value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// postgres://… for production, sqlite:PATH for a chosen file [default: the embedded SQLite]
+    /// postgres://… for production, or sqlite:PATH [default: the embedded SQLite]
     #[arg(long, env = "POSTERN_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<SecretString>,
-    /// File that holds the URL
+    /// File that contains the URL
     #[arg(long, env = "POSTERN_DATABASE_URL_FILE", value_name = "FILE", conflicts_with = "database_url")]
     pub database_url_file: Option<PathBuf>,
     /// The most connections to open to PostgreSQL
     #[arg(long, env = "POSTERN_DATABASE_MAX_CONNECTIONS", default_value_t = 16, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_max_connections: u32,
-    /// Have PostgreSQL tell replicas of revocations at once; without, and through PgBouncer, they ask twice a second
+    /// Let PostgreSQL notify replicas of revocations; without it, and through PgBouncer, they poll twice a second
     #[arg(long, env = "POSTERN_DATABASE_NOTIFICATIONS", default_value_t = true, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub database_notifications: bool,

@@ -8,11 +8,11 @@ use crate::domain::{session::SessionPolicy, token::TokenConfig};
 
 use super::{error::ConfigError, value::duration};
 
-/// What tokens say and how long they live.
+/// Claims and lifetimes of tokens and sessions.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Tokens and sessions")]
 pub struct TokenSettings {
-    /// `iss` of every token: the URL that the service is known by
+    /// `iss` of every token: the URL of the service
     #[arg(long, env = "POSTERN_ISSUER", default_value = "http://localhost:8080", value_name = "URL")]
     pub issuer: String,
     /// `aud` of access tokens
@@ -21,23 +21,23 @@ pub struct TokenSettings {
     /// How long an access token lives
     #[arg(long, env = "POSTERN_ACCESS_TOKEN_TTL", default_value = "15m", value_parser = duration, value_name = "DURATION")]
     pub access_token_ttl: Duration,
-    /// How long a refresh token lives, from its minting
+    /// How long a refresh token lives after it was issued
     #[arg(long, env = "POSTERN_REFRESH_TOKEN_TTL", default_value = "7d", value_parser = duration, value_name = "DURATION")]
     pub refresh_token_ttl: Duration,
     /// How long a session lives, however often it is refreshed
     #[arg(long, env = "POSTERN_SESSION_MAX_LIFETIME", default_value = "90d", value_parser = duration, value_name = "DURATION")]
     pub session_max_lifetime: Duration,
-    /// How long a used refresh token still yields the same answer, for clients that lost it; 0s to 60s
+    /// How long a used refresh token still returns the same answer, for clients that lost it; 0s to 60s
     #[arg(long, env = "POSTERN_REFRESH_RETRY_WINDOW", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub refresh_retry_window: Duration,
-    /// Refuse to log in an account whose email address is not verified
+    /// Refuse login to accounts whose email address is not verified
     #[arg(long, env = "POSTERN_REQUIRE_VERIFIED_EMAIL", default_value_t = false, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub require_verified_email: bool,
 }
 
 impl TokenSettings {
-    /// Refuses lifetimes that would make the rules of sessions meaningless.
+    /// Refuses lifetimes outside sensible limits.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let out_of_range = |variable, value: Duration, limit: &str| {
             Err(ConfigError::OutOfRange(variable, format!("{} ({limit})", humantime::format_duration(value))))

@@ -1,4 +1,4 @@
-//! How values are read that several settings share.
+//! Readers of values that several settings use.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::error::ConfigError;
 
-/// Reads durations such as `15m`, `7d` or `1h 30m`.
+/// Parses durations such as `15m`, `7d` or `1h 30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 15m, 7d or 1h 30m"))
 }

@@ -4,7 +4,7 @@ use clap::CommandFactory;
 
 use super::error::ConfigError;
 
-/// Variables of the contract that protect something: ignoring them would be a lie.
+/// Variables of the contract that protect something and do not work yet. Ignoring them would be dangerous.
 const NOT_IMPLEMENTED: [&str; 6] = [
     "POSTERN_PREVIOUS_MASTER_KEY",
     "POSTERN_PREVIOUS_MASTER_KEY_FILE",
@@ -14,8 +14,8 @@ const NOT_IMPLEMENTED: [&str; 6] = [
     "POSTERN_TLS_CLIENT_CA",
 ];
 
-/// Looks through the names of the environment's variables: an unknown `POSTERN_*` is an error, because a misspelt
-/// setting must not pass for one that holds.
+/// Checks the names of the environment's variables. An unknown `POSTERN_*` is an error, so that a misspelt setting is
+/// not ignored.
 pub fn check_variables<C: CommandFactory>(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
     let known = known_variables(&C::command());
     for name in names.filter(|name| name.starts_with("POSTERN_")) {
@@ -33,8 +33,8 @@ fn known_variables(command: &clap::Command) -> Vec<String> {
     own.chain(command.get_subcommands().flat_map(known_variables)).collect()
 }
 
-/// Kubernetes tells every pod about the services beside it: one called `service` gives `POSTERN_SERVICE_HOST`,
-/// `POSTERN_PORT`, `POSTERN_PORT_50051_TCP_ADDR` and so on. Nobody set those.
+/// Kubernetes sets variables in every pod for each service: one called `postern` gives `POSTERN_SERVICE_HOST`,
+/// `POSTERN_PORT`, `POSTERN_PORT_50051_TCP_ADDR` and so on. These are no settings.
 fn is_kubernetes_service_link(name: &str) -> bool {
     name == "POSTERN_PORT"
         || ["POSTERN_PORT_", "POSTERN_SERVICE_HOST", "POSTERN_SERVICE_PORT"]

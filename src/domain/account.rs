@@ -1,5 +1,5 @@
-//! Accounts: what a username and an email address are. Syntax is checked in the types' `parse`; the store's schema keeps
-//! them unique.
+//! Accounts: what a username and an email address are. Syntax is checked in the types' `parse`; the store's schema
+//! keeps them unique.
 
 use std::fmt;
 
@@ -24,9 +24,9 @@ pub struct User {
     pub update_time: OffsetDateTime,
 }
 
-/// A username: 1 to 64 characters of `A-Z a-z 0-9 . _ -`; the first and the last are a letter or a digit. It is stored as
-/// it was typed. Two that differ only in case count as one: the store's unique index is on the lower case. Only ASCII is
-/// allowed, so that no character can be confused with another.
+/// A username: 1 to 64 characters of `A-Z a-z 0-9 . _ -`; the first and the last are a letter or a digit. It is stored
+/// as it was typed. Two that differ only in case count as one: the store's unique index is on the lower case. Only
+/// ASCII is allowed, so that no character can be confused with another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Username(String);
 
@@ -57,11 +57,11 @@ impl Username {
     }
 }
 
-/// An email address in its canonical form: an unquoted local part in lower case, and the domain in ASCII (IDNA A-labels,
-/// lower case). Two spellings of one address are equal; addresses that merely look alike are not.
+/// An email address in its canonical form: an unquoted local part in lower case, and the domain in ASCII (IDNA
+/// A-labels, lower case). Two spellings of one address are equal; addresses that merely look alike are not.
 ///
-/// Stricter than RFC 5321: no quoted local parts, no address literals, no comments, no non-ASCII local part, and a domain
-/// has a dot.
+/// Stricter than RFC 5321: no quoted local parts, no address literals, no comments, no non-ASCII local part, and a
+/// domain has a dot.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Email(String);
 
@@ -112,8 +112,8 @@ impl fmt::Debug for Email {
 }
 
 /// The A-labels of a domain, in lower case. IDNA maps full-width letters, ligatures, invisible characters and so on to
-/// the plain characters that they resemble. Such input is refused: an address may differ from its canonical form only in
-/// case and in how accents are composed.
+/// the plain characters that they resemble. Such input is refused: an address may differ from its canonical form only
+/// in case and in how accents are composed.
 fn domain_in_ascii(domain: &str) -> Option<String> {
     let ascii = idna::domain_to_ascii_cow(domain.as_bytes(), idna::AsciiDenyList::STD3).ok()?.into_owned();
     let lower: String = domain.to_lowercase().nfc().collect();

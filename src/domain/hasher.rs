@@ -33,8 +33,8 @@ const HASH_BYTES: usize = 32;
 const STORED_MEMORY_CEILING_KIB: u32 = 64 * 1024;
 /// The most iterations that a stored hash may need if the configuration asks for fewer.
 const STORED_ITERATIONS_CEILING: u32 = 16;
-/// The nice(2) value of the hashing threads: the lowest priority. On two cores that logins saturate, the p99 of GetMe is
-/// 3.5 ms at nice 10 and 1.0 ms at nice 19, with as many logins (`cargo bench --bench cheap_calls`).
+/// The nice(2) value of the hashing threads: the lowest priority. On two cores that logins saturate, the p99 of GetMe
+/// is 3.5 ms at nice 10 and 1.0 ms at nice 19, with as many logins (`cargo bench --bench cheap_calls`).
 const NICENESS: i32 = 19;
 
 /// The Argon2id parameters, and how many hashes may run and wait.
@@ -125,8 +125,8 @@ impl Hasher {
         }
     }
 
-    /// Verifies a password against the stored hash of its account, or against the dummy if there is no account. Both take
-    /// the same path and cost the same. Without an account the result is always a mismatch.
+    /// Verifies a password against the stored hash of its account, or against the dummy if there is no account. Both
+    /// take the same path and cost the same. Without an account the result is always a mismatch.
     pub async fn verify(
         &self,
         password: Password,
@@ -234,8 +234,8 @@ impl Worker {
     }
 
     /// Spends the difference between the cost of the current parameters and the cost that was spent. A wrong password
-    /// then takes as long against an old, cheaper hash as against the dummy, so the time does not reveal that the account
-    /// exists. Argon2's time is proportional to memory × iterations.
+    /// then takes as long against an old, cheaper hash as against the dummy, so the time does not reveal that the
+    /// account exists. Argon2's time is proportional to memory × iterations.
     fn pad_to_current_cost(&mut self, spent: &Params, password: &Password, salt: &[u8]) -> Result<(), Error> {
         let cost = |params: &Params| u64::from(params.m_cost()) * u64::from(params.t_cost());
         let missing = cost(&self.params).saturating_sub(cost(spent));

@@ -1,5 +1,5 @@
-//! The signing keys of access tokens. They are stored encrypted with a key derived from the master key, so a dump of the
-//! database is useless without it.
+//! The signing keys of access tokens. They are stored encrypted with a key derived from the master key, so a dump of
+//! the database is useless without it.
 
 use std::{collections::HashMap, fmt};
 
@@ -53,8 +53,8 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// Reads and decrypts the keys of a store. Creates the first key if there is none; of replicas that start at the same
-    /// time, the first one decides, because the store keeps its key.
+    /// Reads and decrypts the keys of a store. Creates the first key if there is none; of replicas that start at the
+    /// same time, the first one decides, because the store keeps its key.
     pub async fn open(store: &dyn Store, master: &MasterKey, env: &Env) -> Result<Self, Error> {
         if store.signing_keys().await?.is_empty() {
             store.add_first_signing_key(generate(master, env)?).await?;

@@ -1,5 +1,5 @@
-//! The mails that the service sends: which kinds there are, to whom, and how many. What a mail says and how it is sent is
-//! the business of `crate::mail`; the token in it is described in `one_time.rs`.
+//! The mails that the service sends: which kinds there are, to whom, and how many. What a mail says and how it is sent
+//! is the business of `crate::mail`; the token in it is described in `one_time.rs`.
 
 use time::OffsetDateTime;
 

@@ -13,8 +13,8 @@ use super::env::Env;
 /// The length of the master key and of each derived key, in bytes.
 const KEY_BYTES: usize = 32;
 
-/// The one secret that an operator keeps: 32 bytes, written in base64. Every other key is derived from it (HKDF-SHA-256,
-/// RFC 5869) or encrypted with a key that is.
+/// The one secret that an operator keeps: 32 bytes, written in base64. Every other key is derived from it
+/// (HKDF-SHA-256, RFC 5869) or encrypted with a key that is.
 pub struct MasterKey(Zeroizing<[u8; KEY_BYTES]>);
 
 /// Why a text is not a master key.
@@ -49,8 +49,8 @@ impl MasterKey {
         Ok(Zeroizing::new(BASE64_STANDARD.encode(bytes.as_slice())))
     }
 
-    /// Derives a key for one purpose. A different label gives a different key, so changing a label invalidates everything
-    /// that was made with the old one.
+    /// Derives a key for one purpose. A different label gives a different key, so changing a label invalidates
+    /// everything that was made with the old one.
     pub fn derive(&self, label: &'static str) -> Result<Zeroizing<[u8; KEY_BYTES]>, Error> {
         let mut derived = Zeroizing::new([0; KEY_BYTES]);
         hkdf::Salt::new(hkdf::HKDF_SHA256, b"postern/v1")

@@ -1,5 +1,5 @@
-//! The rules of Postern: accounts, passwords, tokens and sessions. The domain knows no transport and no database driver;
-//! `tests/api/architecture.rs` reads the sources to make sure.
+//! The rules of Postern: accounts, passwords, tokens and sessions. The domain knows no transport and no database
+//! driver; `tests/api/architecture.rs` reads the sources to make sure.
 //!
 //! * [`ids`] and [`env`](mod@env) are the ground: they name no other file of the domain.
 //! * The files beside this one hold the types and the rules, one subject each.

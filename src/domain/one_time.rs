@@ -44,6 +44,15 @@ impl Purpose {
         Self::ALL.into_iter().find(|purpose| purpose.as_str() == name)
     }
 
+    /// The path of the built-in page that accepts such a token, below the public URL.
+    pub fn page_path(self) -> &'static str {
+        match self {
+            Self::VerifyEmail => "/verify-email",
+            Self::ResetPassword => "/reset-password",
+            Self::ChangeEmail => "/confirm-email-change",
+        }
+    }
+
     /// How long such a token lives, counted from when its mail was requested.
     pub fn lifetime(self) -> Duration {
         match self {

@@ -12,11 +12,11 @@ use crate::error::FieldViolation;
 /// The longest password, in bytes as received. No passphrase is that long.
 pub const MAX_BYTES: usize = 1024;
 
-/// The most characters whose strength is estimated. The time of the estimate grows with the square of their number, and a
-/// password whose first 48 characters are weak is refused whatever follows.
+/// The most characters whose strength is estimated. The time of the estimate grows with the square of their number, and
+/// a password whose first 48 characters are weak is refused whatever follows.
 const MAX_ESTIMATED_CHARS: usize = 48;
-/// The symbols that can stand for a letter, where there are several for one letter. zxcvbn tries every combination that a
-/// password allows, and their number multiplies (dropbox/zxcvbn#326): a hundred bytes kept a core busy for a second.
+/// The symbols that can stand for a letter, where there are several for one letter. zxcvbn tries every combination that
+/// a password allows, and their number multiplies (dropbox/zxcvbn#326): a hundred bytes kept a core busy for a second.
 const SUBSTITUTES: [&str; 7] = ["4@", "({[<", "69", "1!|", "1|7", "$5", "+7"];
 /// The most combinations that the estimate tries. Digits alone come to this number.
 const MAX_COMBINATIONS: usize = 4;
@@ -110,9 +110,9 @@ impl PasswordPolicy {
     }
 }
 
-/// The text whose strength is estimated. A symbol that would allow too many combinations is replaced by a character that
-/// zxcvbn knows nothing about, each symbol by its own, so that the text keeps its length and its repetitions. Digits stay:
-/// they are part of common passwords, of dates and of sequences.
+/// The text whose strength is estimated. A symbol that would allow too many combinations is replaced by a character
+/// that zxcvbn knows nothing about, each symbol by its own, so that the text keeps its length and its repetitions.
+/// Digits stay: they are part of common passwords, of dates and of sequences.
 fn bounded_for_estimate(text: &str) -> Zeroizing<String> {
     let estimated = || text.chars().take(MAX_ESTIMATED_CHARS);
     let mut kept: Vec<char> = estimated().filter(char::is_ascii_digit).collect();

@@ -1,5 +1,5 @@
-//! The rules for a presented refresh token: what refresh and logout make of it. A backend reads the session's row, locks
-//! it, and asks here, so that every backend decides alike.
+//! The rules for a presented refresh token: what refresh and logout make of it. A backend reads the session's row,
+//! locks it, and asks here, so that every backend decides alike.
 
 use time::OffsetDateTime;
 

@@ -1,6 +1,6 @@
 //! The in-memory set of what was revoked before it expired. Checking an access token therefore costs no I/O, and a
-//! revoked token is refused on every replica within a second. The set is read from the store's log of revocations, which
-//! is the authority.
+//! revoked token is refused on every replica within a second. The set is read from the store's log of revocations,
+//! which is the authority.
 
 use std::{
     collections::{BTreeMap, HashMap},

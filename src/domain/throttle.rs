@@ -1,5 +1,6 @@
-//! Limits. Attempts at one account's password, and mails to one address, are counted in the store, for all replicas. What
-//! one client may do is counted in the memory of this replica, so with N replicas a client gets up to N times as much.
+//! Limits. Attempts at one account's password, and mails to one address, are counted in the store, for all replicas.
+//! What one client may do is counted in the memory of this replica, so with N replicas a client gets up to N times as
+//! much.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -40,8 +41,8 @@ impl AttemptPolicy {
     }
 }
 
-/// How many mails somebody else can cause to be sent to one address: `burst` at once, then one per `interval`. Counted in
-/// the store, for all replicas.
+/// How many mails somebody else can cause to be sent to one address: `burst` at once, then one per `interval`. Counted
+/// in the store, for all replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressLimit {
     /// At least 1.

@@ -96,8 +96,8 @@ pub enum AccessTokenError {
     RevocationUnknown,
 }
 
-/// The JOSE header of our tokens: exactly these members. Any other member is refused, in particular `crit`, `b64`, `zip`,
-/// `enc` and keys that a token carries itself (`jwk`, `jku`, `x5u`, `x5c`); so is a member that appears twice.
+/// The JOSE header of our tokens: exactly these members. Any other member is refused, in particular `crit`, `b64`,
+/// `zip`, `enc` and keys that a token carries itself (`jwk`, `jku`, `x5u`, `x5c`); so is a member that appears twice.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JoseHeader {
@@ -224,8 +224,8 @@ impl Tokens {
         Ok(Minted { token, expire_time: grant.expire_time })
     }
 
-    /// The grant of a refresh token, if Postern minted it. Expiry is not checked here, because an expired token can still
-    /// log out.
+    /// The grant of a refresh token, if Postern minted it. Expiry is not checked here, because an expired token can
+    /// still log out.
     pub fn verify_refresh(&self, token: &str) -> Option<RefreshGrant> {
         let header = read_header(token)?;
         if header.typ != REFRESH_TYPE || header.alg != Algorithm::HS256 || header.kid.is_some() {

@@ -1,5 +1,5 @@
-//! Who may call what: read from the `(access)` option of each RPC in the contract's own descriptor, and enforced here
-//! alone. What the contract does not declare is denied. `authenticate.rs` says who calls; this decides.
+//! Authorization: reads the `(access)` option of each RPC from the descriptor of the contract, and enforces it. An RPC
+//! that declares nothing is denied. `authenticate.rs` identifies the caller; this layer decides.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
 
 use super::{authenticate::Identity, response::respond};
 
-/// Services of other packages that are open to everybody: their protos are not ours to annotate.
+/// Public services of other packages. Their proto files are not ours, so they cannot declare `(access)`.
 const OPEN_SERVICES: [&str; 3] =
     ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
 
@@ -28,8 +28,8 @@ const OPEN_SERVICES: [&str; 3] =
 pub struct AccessRules(HashMap<String, Access>);
 
 impl AccessRules {
-    /// Reads the rules of every service in the descriptor set. An RPC that declares none gets
-    /// [`Access::Unspecified`], which nobody passes.
+    /// Reads the rules of every service in the descriptor set. An RPC that declares none gets [`Access::Unspecified`],
+    /// which is refused for every caller.
     pub fn from_contract(encoded_descriptor_set: &[u8]) -> Result<Self, Error> {
         let pool = DescriptorPool::decode(encoded_descriptor_set).map_err(Error::internal)?;
         let rules = pool
@@ -40,7 +40,7 @@ impl AccessRules {
         Ok(Self(rules))
     }
 
-    /// Every RPC and its rule, in no order.
+    /// Every RPC and its rule, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Access)> {
         self.0.iter().map(|(path, access)| (path.as_str(), *access))
     }
@@ -68,7 +68,7 @@ pub fn declared_access(method: &MethodDescriptor) -> Access {
     }
 }
 
-/// The layer: lets a call pass or answers it. A call that passes as authenticated carries its `Caller` from here on.
+/// Passes a call on or refuses it. An authenticated call carries its `Caller` in its extensions from here on.
 pub async fn authorize(State(rules): State<Arc<AccessRules>>, mut request: Request, next: Next) -> Response {
     let Some(access) = rules.of(request.uri().path()) else {
         return respond(Status::unimplemented("no such RPC"));
@@ -84,21 +84,21 @@ pub async fn authorize(State(rules): State<Arc<AccessRules>>, mut request: Reque
     }
 }
 
-/// The decision itself: the caller to act for, nobody in particular, or a refusal.
+/// Decides about a call: the caller to act for, `None` for a public RPC, or an error.
 fn decide(access: Access, identity: Identity) -> Result<Option<crate::domain::role::Caller>, Error> {
     match (access, identity) {
-        // A public RPC acts for nobody; above all, a stale token must not keep anybody from logging in.
+        // A public RPC has no caller. In particular, an expired token must not prevent a login.
         (Access::Public, _) => Ok(None),
         (Access::Authenticated | Access::Admin, Identity::Anonymous) => Err(Error::TokenMissing),
         (Access::Authenticated | Access::Admin, Identity::Invalid(fault)) => Err(fault.into()),
         (Access::Authenticated, Identity::Known(caller)) => Ok(Some(caller)),
         (Access::Admin, Identity::Known(caller)) if caller.has_role(Role::ADMIN) => Ok(Some(caller)),
-        // No credential for services exists yet, so nobody is one; and nobody passes where nothing is declared.
+        // Service credentials do not exist yet, and an undeclared RPC is denied: both are refused for every caller.
         (Access::Admin, Identity::Known(_)) | (Access::Service | Access::Unspecified, _) => Err(Error::RoleRequired),
     }
 }
 
-/// The rules of the contract that this build was made from.
+/// The rules of the contract of this build.
 pub fn contract_rules() -> Result<AccessRules, Error> {
     AccessRules::from_contract(proto::CONTRACT)
 }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_declared_is_refused_to_everybody() {
+    fn an_undeclared_rpc_is_refused_for_every_caller() {
         for identity in
             [Identity::Anonymous, Identity::Invalid(AccessTokenError::Invalid), caller("user"), caller("admin")]
         {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_admits_whom_it_names() {
+    fn each_rule_admits_exactly_the_callers_that_it_names() {
         assert!(matches!(decide(Access::Public, Identity::Anonymous), Ok(None)));
         assert!(matches!(decide(Access::Public, Identity::Invalid(AccessTokenError::Expired)), Ok(None)));
         assert!(matches!(decide(Access::Authenticated, Identity::Anonymous), Err(Error::TokenMissing)));

@@ -1,4 +1,4 @@
-//! `AccountService`: each RPC parses its request, makes one call to the domain, and dresses the reply.
+//! `AccountService`: each RPC parses its request, calls the domain once, and converts the result to a reply.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
 
 use super::request::{Violations, caller, client, deadline, id, required, single_field, timestamp};
 
-/// The service, over the domain.
+/// The RPCs of `AccountService`.
 #[derive(Debug, Clone)]
 pub struct AccountRpcs {
     service: Arc<Service>,
@@ -61,11 +61,11 @@ impl AccountService for AccountRpcs {
     ) -> Result<Response<proto::ResetPasswordResponse>, Status> {
         let (deadline, client) = (deadline(&request), client(&request));
         let proto::ResetPasswordRequest { token, new_password } = request.into_inner();
-        let mut fields = Violations::default();
-        let token = fields.take(required("token", token));
-        let new_password = fields.take(Password::parse("new_password", new_password));
+        let mut violations = Violations::default();
+        let token = violations.collect(required("token", token));
+        let new_password = violations.collect(Password::parse("new_password", new_password));
         let (Some(token), Some(new_password)) = (token, new_password) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         self.service.reset_password(&token, new_password, &client, deadline).await?;
         Ok(Response::new(proto::ResetPasswordResponse {}))
@@ -77,11 +77,11 @@ impl AccountService for AccountRpcs {
     ) -> Result<Response<proto::ChangePasswordResponse>, Status> {
         let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
         let proto::ChangePasswordRequest { current_password, new_password } = request.into_inner();
-        let mut fields = Violations::default();
-        let current = fields.take(Password::parse("current_password", current_password));
-        let new = fields.take(Password::parse("new_password", new_password));
+        let mut violations = Violations::default();
+        let current = violations.collect(Password::parse("current_password", current_password));
+        let new = violations.collect(Password::parse("new_password", new_password));
         let (Some(current), Some(new)) = (current, new) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         let tokens = self.service.change_password(&caller, current, new, client, deadline).await?;
         Ok(Response::new(proto::ChangePasswordResponse { tokens: Some(tokens.into()) }))
@@ -93,11 +93,11 @@ impl AccountService for AccountRpcs {
     ) -> Result<Response<proto::RequestEmailChangeResponse>, Status> {
         let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
         let proto::RequestEmailChangeRequest { new_email, password } = request.into_inner();
-        let mut fields = Violations::default();
-        let new_email = fields.take(Email::parse(&new_email).map_err(|violation| violation.of("new_email")));
-        let password = fields.take(Password::parse("password", password));
+        let mut violations = Violations::default();
+        let new_email = violations.collect(Email::parse(&new_email).map_err(|violation| violation.of("new_email")));
+        let password = violations.collect(Password::parse("password", password));
         let (Some(new_email), Some(password)) = (new_email, password) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         self.service.request_email_change(&caller, new_email, password, &client, deadline).await?;
         Ok(Response::new(proto::RequestEmailChangeResponse {}))
@@ -144,7 +144,7 @@ impl AccountService for AccountRpcs {
     }
 }
 
-/// A session, as one of its owner's sessions sees it.
+/// Converts a session. `current` is set for the session that the caller uses.
 fn shown(session: SessionSummary, current: SessionId) -> proto::Session {
     proto::Session {
         id: session.id.to_string(),

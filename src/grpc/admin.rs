@@ -1,4 +1,4 @@
-//! `AdminService`: each RPC parses its request, makes one call to the domain, and dresses the reply.
+//! `AdminService`: each RPC parses its request, calls the domain once, and converts the result to a reply.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 
 use super::request::{Violations, caller, client, id, single_field, timestamp};
 
-/// The service, over the domain.
+/// The RPCs of `AdminService`.
 #[derive(Debug, Clone)]
 pub struct AdminRpcs {
     service: Arc<Service>,
@@ -36,11 +36,11 @@ impl AdminService for AdminRpcs {
         request: Request<proto::ListUsersRequest>,
     ) -> Result<Response<proto::ListUsersResponse>, Status> {
         let proto::ListUsersRequest { page_size: size, page_token, query } = request.into_inner();
-        let mut fields = Violations::default();
-        let size = fields.take(page_size(size));
-        let query = fields.take(search_text(&query));
+        let mut violations = Violations::default();
+        let size = violations.collect(page_size(size));
+        let query = violations.collect(search_text(&query));
         let (Some(size), Some(query)) = (size, query) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         let page = self.service.list_users(size, &page_token, &query).await?;
         Ok(Response::new(proto::ListUsersResponse {
@@ -64,11 +64,11 @@ impl AdminService for AdminRpcs {
     ) -> Result<Response<proto::SetUserRolesResponse>, Status> {
         let by = administrator(&request)?;
         let proto::SetUserRolesRequest { user_id, roles } = request.into_inner();
-        let mut fields = Violations::default();
-        let user_id = fields.take(id("user_id", &user_id));
-        let roles = fields.take(role_set(&roles));
+        let mut violations = Violations::default();
+        let user_id = violations.collect(id("user_id", &user_id));
+        let roles = violations.collect(role_set(&roles));
         let (Some(user_id), Some(roles)) = (user_id, roles) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         let user = self.service.set_roles(user_id, roles, by).await?;
         Ok(Response::new(proto::SetUserRolesResponse { user: Some(user.into()) }))
@@ -80,11 +80,11 @@ impl AdminService for AdminRpcs {
     ) -> Result<Response<proto::DisableUserResponse>, Status> {
         let by = administrator(&request)?;
         let proto::DisableUserRequest { user_id, reason: text } = request.into_inner();
-        let mut fields = Violations::default();
-        let user_id = fields.take(id("user_id", &user_id));
-        let reason = fields.take(reason(text));
+        let mut violations = Violations::default();
+        let user_id = violations.collect(id("user_id", &user_id));
+        let reason = violations.collect(reason(text));
         let (Some(user_id), Some(reason)) = (user_id, reason) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         let user = self.service.disable_user(user_id, reason, by).await?;
         Ok(Response::new(proto::DisableUserResponse { user: Some(user.into()) }))
@@ -126,12 +126,12 @@ impl AdminService for AdminRpcs {
         request: Request<proto::ListAuditEventsRequest>,
     ) -> Result<Response<proto::ListAuditEventsResponse>, Status> {
         let proto::ListAuditEventsRequest { page_size: size, page_token, user_id, action } = request.into_inner();
-        let mut fields = Violations::default();
-        let size = fields.take(page_size(size));
-        let user_id: Option<Option<UserId>> = fields.take(filter(&user_id, |text| id("user_id", text)));
-        let action = fields.take(filter(&action, known_action));
+        let mut violations = Violations::default();
+        let size = violations.collect(page_size(size));
+        let user_id: Option<Option<UserId>> = violations.collect(filter(&user_id, |text| id("user_id", text)));
+        let action = violations.collect(filter(&action, known_action));
         let (Some(size), Some(user_id), Some(action)) = (size, user_id, action) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         let page = self.service.list_audit_events(size, &page_token, user_id, action).await?;
         Ok(Response::new(proto::ListAuditEventsResponse {
@@ -145,7 +145,7 @@ fn administrator<T>(request: &Request<T>) -> Result<Administrator, Error> {
     Ok(Administrator::new(caller(request)?, &client(request)))
 }
 
-/// A filter that is not given lets everything pass.
+/// An empty filter matches every event.
 fn filter<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, FieldViolation>) -> Result<Option<T>, FieldViolation> {
     if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
 }

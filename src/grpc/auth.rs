@@ -1,4 +1,4 @@
-//! `AuthService`: each RPC parses its request, makes one call to the domain, and dresses the reply.
+//! `AuthService`: each RPC parses its request, calls the domain once, and converts the result to a reply.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
 
 use super::request::{Violations, caller, client, deadline, required, single_field};
 
-/// The service, over the domain.
+/// The RPCs of `AuthService`.
 #[derive(Debug, Clone)]
 pub struct AuthRpcs {
     service: Arc<Service>,
@@ -32,16 +32,16 @@ impl AuthService for AuthRpcs {
     async fn sign_up(&self, request: Request<proto::SignUpRequest>) -> Result<Response<proto::SignUpResponse>, Status> {
         let (deadline, client) = (deadline(&request), client(&request));
         let proto::SignUpRequest { username, email, password } = request.into_inner();
-        let mut fields = Violations::default();
+        let mut violations = Violations::default();
         let account_words = [username.as_str(), email.as_str()];
-        let parsed_username = fields.take(Username::parse(&username));
-        let parsed_email = fields.take(Email::parse(&email));
-        let password = fields.take(
+        let parsed_username = violations.collect(Username::parse(&username));
+        let parsed_email = violations.collect(Email::parse(&email));
+        let password = violations.collect(
             Password::parse("password", password)
                 .and_then(|password| self.service.accept_password("password", password, &account_words)),
         );
         let (Some(username), Some(email), Some(password)) = (parsed_username, parsed_email, password) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         let user = self.service.sign_up(SignUp { username, email, password }, &client, deadline).await?;
         Ok(Response::new(proto::SignUpResponse { user: Some(user.into()) }))
@@ -51,11 +51,11 @@ impl AuthService for AuthRpcs {
         let deadline = deadline(&request);
         let client = client(&request);
         let proto::LoginRequest { email, password } = request.into_inner();
-        let mut fields = Violations::default();
-        let email = fields.take(Email::parse(&email));
-        let password = fields.take(Password::parse("password", password));
+        let mut violations = Violations::default();
+        let email = violations.collect(Email::parse(&email));
+        let password = violations.collect(Password::parse("password", password));
         let (Some(email), Some(password)) = (email, password) else {
-            return Err(fields.refuse());
+            return Err(violations.into_status());
         };
         let (tokens, user) = self.service.login(&email, password, client, deadline).await?;
         Ok(Response::new(proto::LoginResponse { tokens: Some(tokens.into()), user: Some(user.into()) }))

@@ -1,5 +1,5 @@
-//! The interceptor: turns the `authorization` metadata into an [`Identity`]. It never rejects; `access.rs` decides.
-//! Checking a token is CPU and memory alone.
+//! The interceptor: turns the `authorization` metadata into an [`Identity`]. It never rejects a call; `access.rs`
+//! decides. Checking a token needs only CPU and memory.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::{
     error::Error,
 };
 
-/// Who calls, as far as the metadata shows.
+/// The caller, as the metadata of a call identifies it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     /// No bearer token.
     Anonymous,
     /// A bearer token that does not verify.
     Invalid(AccessTokenError),
-    /// A bearer token that does.
+    /// A bearer token that verifies.
     Known(Caller),
 }
 
@@ -37,7 +37,7 @@ impl From<AccessTokenError> for Error {
     }
 }
 
-/// The layer.
+/// Adds the identity of the caller to the extensions of the call.
 pub async fn authenticate(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
     let identity = identify(request.headers(), &service);
     request.extensions_mut().insert(identity);
@@ -52,8 +52,8 @@ fn identify(headers: &HeaderMap, service: &Service) -> Identity {
     }
 }
 
-/// The token of `authorization: Bearer <token>` (RFC 6750 §2.1), the scheme in any case (RFC 9110 §11.1). Another
-/// scheme is no bearer token; two `authorization` values are one too many to guess which is meant.
+/// The token of `authorization: Bearer <token>` (RFC 6750 §2.1). The scheme is not case-sensitive (RFC 9110 §11.1).
+/// Another scheme counts as no token. Two `authorization` values are invalid, because it is unclear which one is meant.
 fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, AccessTokenError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn another_scheme_is_no_token_and_two_values_are_none_either() {
+    fn another_scheme_is_no_token_and_two_values_are_invalid() {
         assert_eq!(token_of(&[]), Ok(None));
         assert_eq!(token_of(&["Basic YTpi"]), Ok(None));
         assert_eq!(token_of(&["Bearer"]), Ok(Some(String::new())));

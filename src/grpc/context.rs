@@ -1,5 +1,5 @@
-//! The layers around every call: its request id, its span and its metrics. Panics and tonic's own errors become statuses of
-//! the contract here.
+//! The layers around every call: its request id, its span and its metrics. Panics and tonic's own errors become
+//! statuses of the contract here.
 
 use std::{any::Any, collections::HashMap, sync::Arc, time::Instant};
 
@@ -112,9 +112,9 @@ pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send>) -> Response> {
     })
 }
 
-/// Turns tonic's own refusals of a message into INVALID_ARGUMENT: tonic answers INTERNAL where it cannot decode a message
-/// and OUT_OF_RANGE where a message is too large, and both are bad input. Our own INTERNAL has a fixed text, and every
-/// other error of ours has details; those responses pass unchanged.
+/// Turns tonic's own refusals of a message into INVALID_ARGUMENT: tonic answers INTERNAL where it cannot decode a
+/// message and OUT_OF_RANGE where a message is too large, and both are bad input. Our own INTERNAL has a fixed text,
+/// and every other error of ours has details; those responses pass unchanged.
 pub async fn normalize_errors(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let Some(status) = Status::from_header_map(response.headers()) else {

@@ -1,4 +1,4 @@
-//! What bounds a call before anybody looks at what it asks: how many run at once, and for how long.
+//! Limits on calls: how many run at the same time, and for how long.
 
 use std::{
     sync::Arc,
@@ -17,18 +17,18 @@ use crate::{domain::env::Deadline, error::Error};
 
 use super::response::respond;
 
-/// The longest that any call may take, whatever its client allows.
+/// The longest that a call may take, even if its client would wait longer.
 pub const LONGEST_CALL: Duration = Duration::from_secs(10);
 /// The largest request message, in bytes. No message of the contract comes near it.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// What the path of every RPC in our own package starts with.
+/// The start of the path of every RPC in our own package.
 const OWN_SERVICES: &str = "/postern.auth.v1.";
-/// Calls that run at once in the whole process; the next is turned away, not queued.
+/// The number of calls that run at the same time in the process. A further one is refused, not queued.
 const CALLS_AT_ONCE: usize = 2_048;
-/// When a call that was turned away is worth trying again.
+/// When to retry a call that was refused for overload.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
-/// How many calls may still start.
+/// The free slots for calls.
 #[derive(Debug, Clone)]
 pub struct CallSlots(Arc<Semaphore>);
 
@@ -38,7 +38,7 @@ impl Default for CallSlots {
     }
 }
 
-/// Turns calls of our own services away while too many run. Health stays reachable: a busy replica is not a dead one.
+/// Refuses calls to our own services while too many run. Health checks still pass: a busy replica is not a dead one.
 pub async fn bound_concurrency(State(slots): State<CallSlots>, request: Request, next: Next) -> Response {
     if !request.uri().path().starts_with(OWN_SERVICES) {
         return next.run(request).await;
@@ -49,8 +49,8 @@ pub async fn bound_concurrency(State(slots): State<CallSlots>, request: Request,
     }
 }
 
-/// Ends a call at the client's deadline or after [`LONGEST_CALL`], whichever is first, with DEADLINE_EXCEEDED; what
-/// waits for a hash learns of the deadline through the request's [`Deadline`]. A response stream, once begun, may last.
+/// Ends a call with DEADLINE_EXCEEDED at the client's deadline or after [`LONGEST_CALL`], whichever is first. The
+/// hasher learns the deadline from the request's [`Deadline`]. A response stream that has started is not limited.
 pub async fn bound_time(mut request: Request, next: Next) -> Response {
     let allowed = client_timeout(request.headers()).map_or(LONGEST_CALL, |timeout| timeout.min(LONGEST_CALL));
     request.extensions_mut().insert(Deadline(Instant::now() + allowed));
@@ -60,7 +60,7 @@ pub async fn bound_time(mut request: Request, next: Next) -> Response {
     }
 }
 
-/// `grpc-timeout`: 1 to 8 digits and a unit (the gRPC protocol over HTTP/2, "Timeout"). What is malformed counts as
+/// The value of `grpc-timeout`: 1 to 8 digits and a unit (gRPC over HTTP/2, "Timeout"). A malformed value counts as
 /// absent.
 fn client_timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_counts_as_absent() {
+    fn a_malformed_timeout_counts_as_absent() {
         for value in ["", "S", "5", "-5S", "+5S", "5s", "123456789S", "5 S", "5.0S"] {
             assert_eq!(timeout(value), None, "{value:?}");
         }

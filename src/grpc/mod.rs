@@ -1,5 +1,5 @@
-//! The gRPC API: all services, and all layers in their order, with the reason for each position. REST calls pass the same
-//! layers: see `http`.
+//! The gRPC API: all services, and all layers in their order, with the reason for each position. REST calls pass the
+//! same layers: see `http`.
 
 mod access;
 mod account;

@@ -1,4 +1,4 @@
-//! Between messages and the domain: what several RPCs take from a request, and the replies that several give.
+//! Conversions between messages and the domain that several RPCs need.
 
 use std::{str::FromStr, time::Instant};
 
@@ -16,29 +16,29 @@ use crate::{
 
 use super::limits::LONGEST_CALL;
 
-/// The longest user agent that is kept, in characters.
+/// The longest stored user agent, in characters.
 const MAX_USER_AGENT: usize = 256;
 
-/// Collects what is wrong with a request, so that all of it is said at once.
+/// Collects the violations of a request, so that one error reports all of them.
 #[derive(Debug, Default)]
 pub struct Violations(Vec<FieldViolation>);
 
 impl Violations {
-    pub fn take<T>(&mut self, parsed: Result<T, FieldViolation>) -> Option<T> {
+    pub fn collect<T>(&mut self, parsed: Result<T, FieldViolation>) -> Option<T> {
         parsed.map_err(|violation| self.0.push(violation)).ok()
     }
 
-    pub fn refuse(self) -> Status {
+    pub fn into_status(self) -> Status {
         Error::InvalidFields(self.0).into()
     }
 }
 
-/// A field that must be there; what it is worth, the domain judges.
+/// A field that must not be empty. The domain checks its value.
 pub fn required(field: &'static str, value: String) -> Result<String, FieldViolation> {
     if value.is_empty() { Err(FieldViolation::new(field, "is required")) } else { Ok(value) }
 }
 
-/// An id as it was given out.
+/// Parses an id.
 pub fn id<T: FromStr>(field: &'static str, text: &str) -> Result<T, FieldViolation> {
     if text.is_empty() {
         return Err(FieldViolation::new(field, "is required"));
@@ -46,22 +46,22 @@ pub fn id<T: FromStr>(field: &'static str, text: &str) -> Result<T, FieldViolati
     text.parse().map_err(|_| FieldViolation::new(field, "must be a UUID"))
 }
 
-/// The only field that can be wrong.
+/// The result of a request with a single field to check.
 pub fn single_field<T>(parsed: Result<T, FieldViolation>) -> Result<T, Error> {
     parsed.map_err(|violation| Error::InvalidFields(vec![violation]))
 }
 
-/// By when the answer is wanted, as the limits layer found.
+/// The deadline of the call, which the limits layer has set.
 pub fn deadline<T>(request: &Request<T>) -> Deadline {
     request.extensions().get().copied().unwrap_or_else(|| Deadline(Instant::now() + LONGEST_CALL))
 }
 
-/// Whom the access layer let in.
+/// The caller, which the access layer has set.
 pub fn caller<T>(request: &Request<T>) -> Result<&Caller, Error> {
     request.extensions().get().ok_or_else(|| Error::internal("the access layer let nobody in particular pass"))
 }
 
-/// Where a call comes from.
+/// The client of a call: its address and user agent.
 pub fn client<T>(request: &Request<T>) -> Client {
     let user_agent = request.metadata().get(USER_AGENT.as_str()).and_then(|value| value.to_str().ok());
     Client {

@@ -1,5 +1,5 @@
-//! What an [`Error`] is on the wire: the only mapping from reasons to gRPC codes, and the only place where the detail
-//! of an internal error goes to the log instead of to the caller. `docs/errors.md` is this table for people.
+//! The only mapping from [`Error`] to a gRPC status. The cause of an internal error is logged here and not sent to the
+//! caller. `docs/errors.md` contains the same table.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,9 +10,9 @@ use crate::{error::Error, proto::ErrorReason};
 
 /// `google.rpc.ErrorInfo.domain` of every error.
 pub const ERROR_DOMAIN: &str = "postern.auth.v1";
-/// The whole message of an internal error.
+/// The fixed message of every internal error.
 pub const INTERNAL_MESSAGE: &str = "internal error";
-/// When to try again while the database is away.
+/// When to retry while the database is down.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
 impl From<Error> for Status {
@@ -32,7 +32,8 @@ impl From<Error> for Status {
             Error::RoleRequired => (Code::PermissionDenied, ErrorReason::RoleRequired, None),
             Error::Throttled { retry_after } => (Code::ResourceExhausted, ErrorReason::Throttled, Some(*retry_after)),
             Error::Overloaded { retry_after } => (Code::ResourceExhausted, ErrorReason::Overloaded, Some(*retry_after)),
-            // The health monitor logs when the database goes and comes; a line for every call in between says no more.
+            // The health monitor logs when the database goes down and comes back, so failed calls are only debug
+            // messages.
             Error::StoreUnavailable(cause) => {
                 tracing::debug!(%cause, "a call failed because the database is unavailable");
                 (Code::Unavailable, ErrorReason::StoreUnavailable, Some(STORE_RETRY))
@@ -42,7 +43,7 @@ impl From<Error> for Status {
             Error::LastAdmin => (Code::FailedPrecondition, ErrorReason::LastAdmin, None),
             Error::DeadlineExceeded => return Self::deadline_exceeded("the deadline has passed"),
             Error::Internal(cause) => {
-                tracing::error!(cause = %causes(cause.as_ref()), "a call failed for a reason that is ours");
+                tracing::error!(cause = %causes(cause.as_ref()), "a call failed because of an internal error");
                 return Self::internal(INTERNAL_MESSAGE);
             }
         };
@@ -50,11 +51,11 @@ impl From<Error> for Status {
         details.set_error_info(reason_name(reason), ERROR_DOMAIN, HashMap::new());
         let mut message = error.to_string();
         if let Error::InvalidFields(violations) = &error {
-            let violation_message: Vec<_> = violations
+            let messages: Vec<_> = violations
                 .iter()
                 .map(|violation| format!("{} {}", violation.field, violation.description).trim_start().to_owned())
                 .collect();
-            message = violation_message.join("; ");
+            message = messages.join("; ");
             details.set_bad_request(
                 violations
                     .iter()
@@ -69,13 +70,13 @@ impl From<Error> for Status {
     }
 }
 
-/// A reason as `ErrorInfo` spells it: the enum value without its prefix.
+/// The name of a reason in `ErrorInfo`: the enum value without its prefix.
 pub fn reason_name(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
 }
 
-/// The code as `google.rpc.Code` spells it.
+/// The name of a code in `google.rpc.Code`.
 pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -98,7 +99,7 @@ pub fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// The whole chain of causes in one line.
+/// The error and its chain of causes in one line.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,5 +1,5 @@
-//! A call from the HTTP address into the gRPC stack, in this process: one framed message there, one message or status
-//! back. `gateway.rs` and `pages.rs` both come through here; what they ask and how they tell the answer is theirs.
+//! A call from the HTTP address to the gRPC layers in this process: it sends one framed message and returns one message
+//! or status. `gateway.rs` and `pages` use it.
 
 use axum::{
     Router,
@@ -20,23 +20,23 @@ use crate::{
     listen::ClientAddr,
 };
 
-/// Length of the flag and the size before each gRPC message.
+/// The length of the prefix of a gRPC message: a flag and the size, in bytes.
 const FRAME_HEADER: usize = 5;
 
-/// Why a request's body could not be had.
+/// Why the body of a request could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyError {
     /// Larger than [`MAX_MESSAGE`].
     TooLarge,
-    /// Its sender went away.
+    /// Its sender disconnected.
     BrokeOff,
-    /// It was not there after [`LONGEST_CALL`].
+    /// It was not complete after [`LONGEST_CALL`].
     TooSlow,
 }
 
-/// Reads a request's body, as long as a message may be.
+/// Reads the body of a request, up to the size of a message.
 pub async fn read_body(body: Body) -> Result<Bytes, BodyError> {
-    // Known before a byte of it was read, where the client said so.
+    // A client that sends its length is refused before the body is read.
     if body.size_hint().lower() > MAX_MESSAGE as u64 {
         return Err(BodyError::TooLarge);
     }
@@ -52,8 +52,8 @@ fn is_length_limit(error: &axum::Error) -> bool {
     std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
 }
 
-/// Calls an RPC by its path (`/package.Service/Method`) and returns the bytes of its answer's message. `metadata` goes
-/// along, and so does where the request came from.
+/// Calls an RPC by its path (`/package.Service/Method`) and returns the bytes of its reply. Passes on `metadata` and
+/// the address of the client.
 pub async fn call(
     grpc: Router,
     rpc_path: &str,
@@ -72,7 +72,7 @@ pub async fn call(
     }
     let answer = grpc.oneshot(call).await.unwrap_or_else(|never| match never {});
 
-    // A call that failed before it answered anything says so in the headers, else in the trailers.
+    // A call that fails before its first message has its status in the headers, otherwise in the trailers.
     if let Some(status) = Status::from_header_map(answer.headers()) {
         return Err(status);
     }
@@ -88,10 +88,11 @@ pub async fn call(
     Ok(bytes.split_off(FRAME_HEADER))
 }
 
-/// A message as a gRPC request body: uncompressed, one frame. It may bear a password, so it is wiped once it was read.
+/// A message as the body of a gRPC request: one frame, uncompressed. It may contain a password, so it is wiped
+/// afterwards.
 fn frame(message: &impl Message) -> Bytes {
     let bytes = Zeroizing::new(message.encode_to_vec());
-    // Far below 4 GiB: the body was.
+    // The body is far smaller than 4 GiB.
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     Bytes::from_owner(Zeroizing::new([&[0][..], &length.to_be_bytes(), &bytes].concat()))
 }

@@ -1,6 +1,6 @@
-//! REST over gRPC: each route of the contract (`routes.rs`), bound and transcoded by its descriptor. A REST call becomes a
-//! framed gRPC call into the very stack that gRPC clients call, so there is no second policy and no code for any route.
-//! What a route is missing, the proto is missing.
+//! REST over gRPC: serves each route of the contract (`routes.rs`) and transcodes by its descriptor. A REST call
+//! becomes a gRPC call that passes the same layers as those of gRPC clients, so there is no second policy and no code
+//! for a route.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,7 +31,7 @@ use super::{
     routes::{BodyBinding, Route},
 };
 
-/// The routes as a router over the gRPC stack.
+/// A router that serves the routes through the gRPC layers.
 pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
     let mut by_template: HashMap<String, MethodRouter> = HashMap::new();
     for route in routes {
@@ -66,8 +66,8 @@ async fn serve(
     to_json(&answer, route.rpc.output())
 }
 
-/// Reads the body as a JSON object; under [`BodyBinding::Field`], as that field's value. A route without a body reads it
-/// all the same: ignoring what a client meant to say would lose it, and an intermediary may have read it (RFC 9110 §9.3.1).
+/// Reads the body as a JSON object, or for [`BodyBinding::Field`] as the value of that field. The body of a route
+/// without one is read too: it is not ignored, because the client meant to send something (RFC 9110 §9.3.1).
 async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, ErrorResponse> {
     let bytes = call::read_body(body).await.map_err(|fault| match fault {
         BodyError::TooLarge => ErrorResponse::too_large(MAX_MESSAGE),
@@ -94,8 +94,7 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
     }
 }
 
-/// Puts body, query string and path together into the request message. The path wins, as the contract's route says what
-/// it names.
+/// Merges body, query string and path into the request message. The path takes precedence.
 fn bind(
     route: &Route,
     parameters: &RawPathParams,
@@ -119,7 +118,7 @@ fn bind(
         }
     }
     for (name, text) in parameters {
-        // The body may not say otherwise, under either of the field's names.
+        // The body must not contain the field, under either of its names.
         if let Some(field) = field(&input, name) {
             object.remove(field.name());
             object.insert(field.json_name().to_owned(), Value::String(text.to_owned()));
@@ -132,7 +131,7 @@ fn field(message: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
     message.get_field_by_name(name).or_else(|| message.get_field_by_json_name(name))
 }
 
-/// A query parameter as JSON would have it. Numbers are read from strings anyway.
+/// A query parameter as a JSON value. Proto3 JSON accepts numbers as strings.
 fn from_text(field: &FieldDescriptor, text: &str) -> Value {
     match (field.kind(), text) {
         (Kind::Bool, "true") => Value::Bool(true),
@@ -141,7 +140,7 @@ fn from_text(field: &FieldDescriptor, text: &str) -> Value {
     }
 }
 
-/// Proto3 JSON to message: both spellings of a field's name are read, unknown fields are refused by name.
+/// Converts proto3 JSON to a message. Both spellings of a field name are accepted; an unknown field is refused by name.
 fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> Result<DynamicMessage, Error> {
     let read = |object: Map<String, Value>| {
         let options = DeserializeOptions::new().deny_unknown_fields(true);
@@ -149,7 +148,7 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
     };
     let mut names = HashSet::new();
     for name in object.keys() {
-        // `refresh_token` and `refreshToken` are one field.
+        // `refresh_token` and `refreshToken` are the same field.
         if let Some(field) = field(descriptor, name)
             && !names.insert(field.number())
         {
@@ -157,8 +156,8 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
         }
     }
     read(object.clone()).map_err(|_repeats_the_value| {
-        // The library does not say where it stumbled, and quotes what it read, which may be a password. Every field that
-        // does not read alone is named, and what it should have been.
+        // The library's error does not name the field, and it quotes the value, which may be a password. So each field
+        // is read on its own, and the error names every one that fails, with the expected type.
         let mut violations: Vec<_> = object
             .into_iter()
             .filter(|(name, value)| read(Map::from_iter([(name.clone(), value.clone())])).is_err())
@@ -175,7 +174,7 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
     })
 }
 
-/// What the JSON of a field has to be.
+/// The JSON type of a field.
 fn wanted(field: &FieldDescriptor) -> &'static str {
     if field.is_map() {
         return "must be an object";
@@ -203,8 +202,8 @@ fn violation(field: &str, description: &str) -> Error {
     Error::InvalidFields(vec![FieldViolation::new(field.to_owned(), description)])
 }
 
-/// The headers that go along as metadata: all but those that describe the HTTP exchange itself, or the gRPC exchange that
-/// is made of it. A client's `grpc-timeout` still counts.
+/// The headers that are passed on as metadata: all except those that describe the HTTP exchange or the gRPC exchange.
+/// A client's `grpc-timeout` is passed on.
 fn forwarded(headers: &HeaderMap) -> HeaderMap {
     headers
         .iter()
@@ -237,7 +236,7 @@ fn forwarded(headers: &HeaderMap) -> HeaderMap {
         .collect()
 }
 
-/// The message of a gRPC answer as JSON.
+/// The message of a gRPC reply as JSON.
 fn to_json(message: &[u8], output: MessageDescriptor) -> Result<Response, ErrorResponse> {
     let message = DynamicMessage::decode(output, message).map_err(Error::internal)?;
     let json = serde_json::to_vec(&message).map_err(Error::internal)?;

@@ -1,5 +1,5 @@
-//! JSON as this service reads it: serde_json's limits (depth 128), and no member given twice, since whoever checked the
-//! first would not have checked the last.
+//! Strict JSON: the limits of serde_json (depth 128), and no member may appear twice. A proxy may check the first of
+//! two while a parser uses the last.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{
 };
 use serde_json::{Map, Number, Value};
 
-/// Reads a document.
+/// Parses a document.
 pub fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice::<Strict>(bytes).map(|strict| strict.0)
 }

@@ -1,5 +1,5 @@
-//! The HTTP address: REST through the gRPC layers, the pages that mails link to, the public keys and the OpenAPI description.
-//! `ops.rs` is the operations address, which has its own listener.
+//! The HTTP address: REST through the gRPC layers, the pages that mails link to, the public keys and the OpenAPI
+//! description. `ops.rs` is the operations address, which has its own listener.
 
 mod call;
 mod gateway;
@@ -63,7 +63,8 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
 
-/// Lets pages of these origins call the API and read its answers. Scripts send bearer tokens, so cookies are not allowed.
+/// Lets pages of these origins call the API and read its answers. Scripts send bearer tokens, so cookies are not
+/// allowed.
 fn cors(origins: &[HeaderValue]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
@@ -73,8 +74,8 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
         .max_age(std::time::Duration::from_mins(10))
 }
 
-/// Adds the headers of every response (OWASP REST Security): no content sniffing, no referrer, no framing, and no caching
-/// unless the response says so itself. A page brings its own content security policy.
+/// Adds the headers of every response (OWASP REST Security): no content sniffing, no referrer, no framing, and no
+/// caching unless the response says so itself. A page brings its own content security policy.
 fn with_security_headers(router: Router) -> Router {
     let value = HeaderValue::from_static;
     router

@@ -1,5 +1,6 @@
-//! OpenAPI 3.1 from the contract: `postern openapi` prints it, `/openapi.json` serves it. Comments in the proto are its
-//! descriptions, the routes that the gateway serves its paths.
+//! The OpenAPI 3.1 description of the REST API, made from the contract. `postern openapi` prints it, and
+//! `/openapi.json` serves it. Its descriptions are the comments of the proto files, and its paths are the routes of the
+//! gateway.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +14,7 @@ use crate::{error::Error, proto};
 
 use super::routes::{self, BodyBinding, Route};
 
-/// What every operation may answer besides 200, and why.
+/// The responses of every operation besides 200.
 const REFUSALS: [(&str, &str); 8] = [
     ("400", "A field or the body is malformed; `BadRequest` names each field. Or a precondition fails."),
     ("401", "No credential, or one that does not hold."),
@@ -24,14 +25,14 @@ const REFUSALS: [(&str, &str); 8] = [
     ("503", "The database is away; `Retry-After` says when to come back."),
     ("504", "The deadline has passed."),
 ];
-/// What an operation with a body may answer too.
+/// Additional responses of an operation with a body.
 const BODY_REFUSALS: [(&str, &str); 3] = [
     ("408", "The body did not arrive within 10 s."),
     ("413", "The body is larger than 65536 bytes."),
     ("415", "The body's content type is not application/json."),
 ];
 
-/// The description of the contract that this build was made from.
+/// The description of the contract of this build.
 pub fn contract_document() -> Result<Value, Error> {
     let contract = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
     Ok(document(&routes::routes(&contract)?))
@@ -131,14 +132,14 @@ fn parameters(route: &Route, schemas: &mut BTreeMap<String, Value>) -> Vec<Value
         .collect()
 }
 
-/// A `$ref` to the message's schema, which is made on the way if it is not there yet.
+/// A `$ref` to the schema of a message. Adds the schema if it does not exist yet.
 fn reference(message: &MessageDescriptor, schemas: &mut BTreeMap<String, Value>) -> Value {
     if message.full_name() == "google.protobuf.Timestamp" {
         return json!({"type": "string", "format": "date-time"});
     }
     let name = message.name().to_owned();
     if !schemas.contains_key(&name) {
-        // Taken before the fields are looked at, so that a message that holds itself ends.
+        // Reserved before the fields are read, so that a recursive message ends.
         schemas.insert(name.clone(), Value::Null);
         let properties: Map<String, Value> = message
             .fields()
@@ -171,7 +172,7 @@ fn schema(field: &FieldDescriptor, schemas: &mut BTreeMap<String, Value>) -> Val
         Kind::Bytes => json!({"type": "string", "format": "byte"}),
         Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => json!({"type": "integer", "format": "int32"}),
         Kind::Uint32 | Kind::Fixed32 => json!({"type": "integer", "format": "int64", "minimum": 0}),
-        // 64 bits do not fit a JSON number, so proto3 JSON writes them as strings.
+        // Proto3 JSON writes 64-bit numbers as strings.
         Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => json!({"type": "string", "format": "int64"}),
         Kind::Uint64 | Kind::Fixed64 => json!({"type": "string", "format": "uint64"}),
         Kind::Float | Kind::Double => json!({"type": "number"}),
@@ -187,7 +188,7 @@ fn is_secret(field: &FieldDescriptor) -> bool {
     field.options().get_field_by_name("debug_redact").is_some_and(|value| value.as_bool() == Some(true))
 }
 
-/// AIP-193, as `refusal.rs` writes it.
+/// The error response (AIP-193) that `refusal.rs` writes.
 fn error_schema() -> Value {
     json!({
         "type": "object",
@@ -210,7 +211,7 @@ fn error_schema() -> Value {
     })
 }
 
-/// The comment before an element of a proto file, without the margin.
+/// The comment of an element of a proto file, without its indentation.
 fn comment(file: &FileDescriptor, path: &[i32]) -> String {
     let source = file.file_descriptor_proto().source_code_info.as_ref();
     let location = source.and_then(|source| source.location.iter().find(|location| location.path == path));

@@ -1,5 +1,5 @@
-//! The operations address: is it alive, is it ready, and how is it doing. For probes and Prometheus, not for the
-//! network at large; it has no part in the contract.
+//! The operations address: liveness, readiness and metrics, for probes and Prometheus. It is not part of the contract
+//! and not meant for the public.
 
 use std::sync::{
     Arc,
@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::telemetry::Metrics;
 
-/// What has to be so for calls to succeed here, as `/readyz` tells it.
+/// The conditions for calls to succeed here, as `/readyz` reports them.
 #[derive(Debug, Default)]
 pub struct Readiness {
     database: AtomicBool,
@@ -26,7 +26,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Each part and whether it is ready.
+    /// Each condition, and whether it holds.
     pub fn parts(&self) -> [(&'static str, bool); 2] {
         [
             ("database", self.database.load(Ordering::Relaxed)),
@@ -34,18 +34,18 @@ impl Readiness {
         ]
     }
 
-    /// Whether the database can be reached.
+    /// Sets whether the database can be reached.
     pub fn set_database(&self, reachable: bool) {
         self.database.store(reachable, Ordering::Relaxed);
     }
 
-    /// The server takes its leave.
+    /// Marks the server as shutting down.
     pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 }
 
-/// The three probes.
+/// The probes and the metrics.
 pub fn router(readiness: Arc<Readiness>, metrics: Metrics) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
@@ -53,7 +53,7 @@ pub fn router(readiness: Arc<Readiness>, metrics: Metrics) -> Router {
         .route("/metrics", get(render).with_state(metrics))
 }
 
-/// 200 if every part is ready, else 503; says which is not.
+/// Answers 200 if every condition holds, otherwise 503 with the ones that do not.
 async fn readyz(State(readiness): State<Arc<Readiness>>) -> Response {
     let parts = readiness.parts();
     let ready = parts.iter().all(|(_, ready)| *ready);

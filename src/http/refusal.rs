@@ -1,5 +1,5 @@
-//! What a failed HTTP request answers: the AIP-193 JSON form of its gRPC status. Codes follow google.rpc.Code's own
-//! mapping to HTTP, which is also Envoy's.
+//! The response of a failed HTTP request: its gRPC status in the JSON form of AIP-193. The HTTP codes follow the
+//! mapping of google.rpc.Code, which Envoy uses too.
 
 use std::sync::LazyLock;
 
@@ -15,13 +15,13 @@ use tonic_types::StatusExt;
 
 use crate::{error::Error, grpc::code_name};
 
-/// The descriptors of `google.rpc.Status` and of what its details hold.
+/// The descriptors of `google.rpc.Status` and of the types of its details.
 static STATUS_PROTO: LazyLock<Option<MessageDescriptor>> = LazyLock::new(|| {
     let pool = DescriptorPool::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).ok()?;
     pool.get_message_by_name("google.rpc.Status")
 });
 
-/// A failed request: its HTTP status, and the gRPC status that it is told by.
+/// A failed request: its HTTP code and its gRPC status.
 #[derive(Debug)]
 pub struct ErrorResponse {
     http: StatusCode,
@@ -46,25 +46,25 @@ impl ErrorResponse {
         Status::not_found("there is no such route").into()
     }
 
-    /// The route has other methods; the router adds `Allow`.
+    /// The route does not have this method. The router adds `Allow`.
     pub fn method_not_allowed() -> Self {
         let status = Status::unimplemented("this route does not have this method");
         Self { http: StatusCode::METHOD_NOT_ALLOWED, ..status.into() }
     }
 
-    /// The body did not come in time.
+    /// The body did not arrive in time.
     pub fn request_timeout() -> Self {
         let status = Status::deadline_exceeded("the body did not arrive in time");
         Self { http: StatusCode::REQUEST_TIMEOUT, ..status.into() }
     }
 
-    /// The body is larger than any request.
+    /// The body is larger than a request may be.
     pub fn too_large(limit: usize) -> Self {
         let status = Status::invalid_argument(format!("the body is larger than {limit} bytes"));
         Self { http: StatusCode::PAYLOAD_TOO_LARGE, ..status.into() }
     }
 
-    /// The body is of another type.
+    /// The body has another content type.
     pub fn unsupported_media_type() -> Self {
         let status = Status::invalid_argument("the body must have the content type application/json");
         Self { http: StatusCode::UNSUPPORTED_MEDIA_TYPE, ..status.into() }
@@ -94,13 +94,13 @@ impl IntoResponse for ErrorResponse {
     }
 }
 
-/// When to try again, in whole seconds (RFC 9110 §10.2.3) and never none, where the status says it.
+/// The retry delay of a status in whole seconds (RFC 9110 §10.2.3), at least 1. `None` if the status has none.
 pub fn retry_after(status: &Status) -> Option<u64> {
     let delay = status.get_details_retry_info()?.retry_delay?;
     Some((delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1))
 }
 
-/// The details as proto3 JSON, each with its `@type`. What cannot be read is left out: the code and message stand.
+/// The details as proto3 JSON, each with its `@type`. Empty if they cannot be read.
 fn details(status: &Status) -> Value {
     let read = || {
         let message = DynamicMessage::decode(STATUS_PROTO.clone()?, status.details()).ok()?;
@@ -109,7 +109,7 @@ fn details(status: &Status) -> Value {
     read().unwrap_or_else(|| Value::Array(Vec::new()))
 }
 
-/// `google.rpc.Code`'s HTTP mapping.
+/// The HTTP code of a gRPC code, as `google.rpc.Code` maps it.
 pub fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,

@@ -1,5 +1,5 @@
-//! The REST routes that a contract declares: each `google.api.http` rule, read from the descriptor and found servable.
-//! The gateway serves them, OpenAPI describes them; neither knows of any other.
+//! The REST routes of a contract: each `google.api.http` rule, read from the descriptor and checked. The gateway serves
+//! them, and OpenAPI describes them.
 
 use std::collections::HashSet;
 
@@ -8,26 +8,26 @@ use prost_reflect::{DescriptorPool, Kind, MethodDescriptor, Value};
 
 use crate::error::Error;
 
-/// One REST route, as an RPC's `google.api.http` declares it.
+/// A REST route, as the `google.api.http` option of an RPC declares it.
 #[derive(Debug, Clone)]
 pub struct Route {
     pub method: Method,
     /// Such as `/v1/me/sessions/{session_id}`.
     pub template: String,
-    /// The names between braces.
+    /// The names in braces.
     pub path_fields: Vec<String>,
     pub body: BodyBinding,
     pub rpc: MethodDescriptor,
 }
 
-/// Which part of the request message the HTTP body holds.
+/// The part of the request message that is in the HTTP body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BodyBinding {
-    /// None: what the path does not bind, the query string may.
+    /// None. The query string may set the fields that the path does not.
     Absent,
-    /// All that the path does not bind.
+    /// All fields that the path does not set.
     Whole,
-    /// One field; the query string may bind the rest.
+    /// One field. The query string may set the rest.
     Field(String),
 }
 
@@ -38,8 +38,8 @@ impl Route {
     }
 }
 
-/// Reads the routes of a contract, ordered by template and method. Two RPCs on one route, and a rule that this gateway cannot
-/// serve, are errors.
+/// Reads the routes of a contract, ordered by template and method. Fails for two RPCs on one route, and for a rule that
+/// the gateway cannot serve.
 pub fn routes(contract: &DescriptorPool) -> Result<Vec<Route>, Error> {
     let mut routes = Vec::new();
     let mut taken = HashSet::new();

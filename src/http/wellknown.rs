@@ -1,4 +1,4 @@
-//! What verifiers fetch: the public keys and where to find them.
+//! The documents that verifiers of tokens fetch: the public keys, and discovery.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{domain::service::Service, error::Error};
 use super::refusal::ErrorResponse;
 
 const JWKS_PATH: &str = "/.well-known/jwks.json";
-/// How long a verifier may keep the keys. Well under the hour for which a key will be published before it signs.
+/// How long a verifier may cache the keys.
 const JWKS_CACHE: &str = "public, max-age=300";
 
 /// The two documents.
@@ -30,8 +30,8 @@ pub fn router(service: Arc<Service>, public_url: &str) -> Router {
     )
 }
 
-/// OpenID Connect Discovery 1.0 §3, as far as it is true of a service that issues tokens to first-party clients over its
-/// own API: Istio, Envoy and JWT libraries read the issuer and where its keys are.
+/// The discovery document (OpenID Connect Discovery 1.0 §3), with the parts that apply to Postern. Istio, Envoy and JWT
+/// libraries read the issuer and the URL of the keys from it.
 fn discovery(service: &Service, public_url: &str) -> String {
     json!({
         "issuer": service.issuer(),
@@ -53,7 +53,7 @@ async fn jwks(State(service): State<Arc<Service>>, headers: HeaderMap) -> Respon
     }
 }
 
-/// A public document with a strong validator (RFC 9110 §8.8.3), or 304 for who has it.
+/// A public document with a strong ETag (RFC 9110 §8.8.3), or 304 if the client has it already.
 fn cacheable(request: &HeaderMap, document: String) -> Response {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, document.as_bytes());
     let tag = format!("\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(digest.as_ref()));

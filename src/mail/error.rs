@@ -2,16 +2,17 @@
 
 use std::fmt;
 
-/// Why a mail was not sent. Prints neither its recipient nor anything of what it says, also where the server repeats it.
+/// Why a mail was not sent. It contains neither the recipient nor any content of the mail, even if the server quoted
+/// them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind}: {detail}")]
 pub struct SendError {
     pub kind: SendErrorKind,
-    /// Fit for the log.
+    /// For the log.
     pub detail: String,
 }
 
-/// What kind of trouble it is. A mail server's "permanent" is a hint, not a fate: a wrong password is a 5xx, too.
+/// The kind of a failure. "Permanent" is only a hint: a wrong password is a 5xx too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendErrorKind {
     /// The server refused with a 5xx.
@@ -20,12 +21,12 @@ pub enum SendErrorKind {
     Transient,
     /// The server could not be reached or understood, or took too long.
     Connection,
-    /// Something here: the mail could not be made, or its file not be written.
+    /// The mail could not be built, or its file could not be written.
     Local,
 }
 
 impl SendErrorKind {
-    /// The kind as the metrics have it.
+    /// The name of the kind in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Permanent => "permanent",

@@ -1,4 +1,4 @@
-//! Where mails end up in tests, which may look at them and have them fail. No setting leads here.
+//! The mailer of tests: it collects mails, and can be made to fail. No setting selects it.
 
 use std::{
     fmt,
@@ -12,13 +12,13 @@ use super::{
     messages::MailContent,
 };
 
-/// A mail that a [`MemoryOutbox`] caught.
+/// A mail in a [`MemoryOutbox`].
 #[derive(Clone)]
 pub struct Sent {
     pub id: MailId,
     pub to: Email,
     pub letter: MailContent,
-    /// The whole mail, as a mail server would have got it.
+    /// The whole mail, as it would be sent to a mail server.
     pub message: String,
 }
 
@@ -29,7 +29,7 @@ impl fmt::Debug for Sent {
     }
 }
 
-/// Where the mails of a test end up.
+/// The mails of a test.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryOutbox(Arc<Mutex<MemoryState>>);
 
@@ -40,17 +40,17 @@ struct MemoryState {
 }
 
 impl MemoryOutbox {
-    /// What was sent so far, oldest first.
+    /// The mails that were sent so far, oldest first.
     pub fn sent(&self) -> Vec<Sent> {
         self.state().sent.clone()
     }
 
-    /// Takes out what was sent so far, oldest first.
+    /// Removes and returns the mails that were sent so far, oldest first.
     pub fn take(&self) -> Vec<Sent> {
         std::mem::take(&mut self.state().sent)
     }
 
-    /// Has every mail fail in this way from now on, or none.
+    /// Makes every mail fail in this way from now on, or none.
     pub fn fail_with(&self, failure: Option<SendErrorKind>) {
         self.state().failure = failure;
     }

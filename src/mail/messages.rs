@@ -1,5 +1,5 @@
-//! What mails say: subject, text and HTML of each kind, in `templates/mail`, and the links in them. It must never know
-//! how a mail is sent, nor how a token is made; whether the mail is still called for was decided before.
+//! The content of mails: subject, text and HTML of each kind, from `templates/mail`, with their links. This file does
+//! not know how a mail is sent or how a token is made. Whether a mail is still wanted was decided before.
 
 use std::{fmt, time::Duration};
 
@@ -8,44 +8,44 @@ use time::{OffsetDateTime, UtcOffset};
 
 use crate::domain::{mail::MailKind, one_time::Purpose, ports::ClaimedMail};
 
-/// Where a link puts its token.
+/// The placeholder for the token in a link.
 const PLACEHOLDER: &str = "{token}";
 
-/// A letter, ready to be sent.
+/// The content of a mail, ready to be sent.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MailContent {
     pub kind: MailKind,
     pub subject: String,
     pub text: String,
     pub html: String,
-    /// The link in it, with its token, where it has one.
+    /// The link in the mail, with its token, if it has one.
     pub link: Option<String>,
 }
 
-/// Whoever reads a letter can act upon it, so that a debug print shows its kind only.
+/// The content may include a token, so `Debug` prints only its kind.
 impl fmt::Debug for MailContent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Letter").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
-/// Why a letter could not be written: a bug, whatever it is.
+/// Why the content could not be rendered. Each case is a bug.
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     #[error("a {} mail needs a token", .0.as_str())]
     NoToken(MailKind),
     #[error("a {} mail needs the new address", .0.as_str())]
     NoNewAddress(MailKind),
-    #[error("the letter could not be written: {0}")]
+    #[error("the mail could not be rendered: {0}")]
     Template(#[from] askama::Error),
 }
 
-/// What is wrong with the address of a page.
+/// Why a text is not a link to a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be an http:// or https:// URL in ASCII, with {PLACEHOLDER} at most once")]
 pub struct LinkError;
 
-/// The address of a page that takes a token, as `{token}` in it or else as the query parameter `token`.
+/// The URL of a page that takes a token: in place of `{token}`, or else as the query parameter `token`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link(String);
 
@@ -53,13 +53,13 @@ impl Link {
     pub fn parse(text: &str) -> Result<Self, LinkError> {
         let sample = text.replacen(PLACEHOLDER, "token", 1);
         let has_scheme = sample.starts_with("https://") || sample.starts_with("http://");
-        // What `Uri` lets pass or leaves out, the fragment, must not break out of a line or an attribute either.
+        // `Uri` ignores the fragment, which must not break out of a line or an attribute either.
         let is_plain = sample.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'<>\\^`{|}".contains(&byte));
         let is_address = sample.parse::<http::Uri>().is_ok_and(|uri| has_plain_authority(&uri));
         if has_scheme && is_plain && is_address { Ok(Self(text.to_owned())) } else { Err(LinkError) }
     }
 
-    /// The address with a token in it.
+    /// The URL with a token in it.
     pub fn with_token(&self, token: &str) -> String {
         let token: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
         if self.0.contains(PLACEHOLDER) {
@@ -78,8 +78,8 @@ impl Link {
     }
 }
 
-/// Whether it names a host and perhaps a port: no user, who would stand where readers look for the host, and no port that
-/// is none, which `Uri` takes.
+/// Whether the authority is a host and maybe a port. A user is refused, because readers could take it for the host.
+/// `Uri` accepts a malformed port; this does not.
 fn has_plain_authority(uri: &http::Uri) -> bool {
     let (Some(authority), Some(host)) = (uri.authority(), uri.host()) else {
         return false;
@@ -88,7 +88,7 @@ fn has_plain_authority(uri: &http::Uri) -> bool {
     !host.is_empty() && authority.as_str() == expected
 }
 
-/// Where the links in mails lead.
+/// The targets of the links in mails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Links {
     pub verify_email: Link,
@@ -97,7 +97,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// The page that a kind of mail leads to, if it leads anywhere.
+    /// The target of the link in this kind of mail, if it has a link.
     fn of(&self, kind: MailKind) -> Option<&Link> {
         match kind {
             MailKind::VerifyEmail => Some(&self.verify_email),
@@ -111,32 +111,32 @@ impl Links {
     }
 }
 
-/// What all mails of a deployment have in common.
+/// The content that all mails of a deployment share.
 #[derive(Debug, Clone)]
 pub struct MailTemplates {
-    /// What the service is called. One line.
+    /// The name of the service. One line.
     pub service_name: String,
     pub links: Links,
 }
 
-/// What the templates fill in.
+/// The values for the templates.
 struct TemplateData<'a> {
     service: &'a str,
     username: &'a str,
-    /// The recipient's.
+    /// The address of the recipient.
     address: &'a str,
-    /// Empty where the mail is not about one.
+    /// Empty if the mail is not about a change of address.
     new_address: &'a str,
-    /// Empty where there is none.
+    /// Empty if the mail has no link.
     link: &'a str,
-    /// How long the link lives and until when; empty where there is none.
+    /// How long the link lives, and until when. Empty if the mail has no link.
     lifetime: String,
     end: String,
-    /// When that happened which the mail is about.
+    /// When the event of the mail happened.
     time: String,
 }
 
-/// Fills in one kind's two templates.
+/// Renders the text and the HTML of one kind.
 macro_rules! render_pair {
     ($facts:ident, $text:tt, $html:tt) => {{
         #[derive(Template)]
@@ -154,8 +154,7 @@ macro_rules! render_pair {
 }
 
 impl MailTemplates {
-    /// Writes the letter of a mail. A token goes into those kinds that have a purpose for one; into others it never
-    /// gets.
+    /// Renders the content of a mail. A token is only put into a kind of mail that carries one.
     pub fn render(&self, mail: &ClaimedMail, token: Option<&str>) -> Result<MailContent, RenderError> {
         let kind = mail.kind;
         let link = match self.links.of(kind) {

@@ -1,5 +1,6 @@
-//! The mail room: makes a letter into a mail and hands it over: to a mail server, or for development to the log or to
-//! files. What letters say is `messages.rs`. It must never know why a mail is sent, nor when it is tried again.
+//! The mailer: builds the message of a mail and sends it to a mail server, or for development to the log or to files.
+//! `messages.rs` renders the content. The mailer does not know why a mail is sent or when it is retried: see
+//! `outbox.rs`.
 
 mod error;
 mod memory;
@@ -34,24 +35,24 @@ pub use self::memory::{MemoryOutbox, Sent};
 pub use self::sender::{Sender, SenderError};
 pub use self::smtp::{SmtpCredentials, SmtpSecurity, SmtpSettings, is_loopback};
 
-/// The most of a server's answer that is kept, in characters.
+/// The most of a server's answer that is logged, in characters.
 const LONGEST_ANSWER: usize = 300;
-/// Base64 that is as long as this may be a token of ours, or somebody's password; the ids that servers mention are
-/// shorter. The shortest token has 64.
+/// Base64 text of this length may be a token of ours or a password. The ids in answers of servers are shorter, and the
+/// shortest token has 64 characters.
 const SUSPICIOUS_LENGTH: usize = 32;
 
-/// Where mails go.
+/// The transport of mails.
 #[derive(Debug, Clone)]
 pub enum TransportSettings {
-    /// Into the log, links and all: for development.
+    /// The log, including links; for development.
     Log,
-    /// Into files of this directory, one for each mail.
+    /// Files in this directory, one for each mail.
     File(PathBuf),
-    /// To a mail server.
+    /// A mail server.
     Smtp(SmtpSettings),
 }
 
-/// Why mail cannot be sent as it was set up.
+/// Why the transport cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error("{path} cannot be used for mails: {source}")]
@@ -76,8 +77,8 @@ enum Transport {
 }
 
 impl Mailer {
-    /// Prepares a way for mails and says in the log what is to be known of it. A directory is made, for its owner alone;
-    /// a mail server is not asked yet, so that one that is down keeps nothing from starting.
+    /// Prepares the transport, and logs what an operator should know about it. Creates the directory, readable by its
+    /// owner only. Does not connect to a mail server yet, so that one that is down does not prevent the start.
     pub fn new(settings: TransportSettings, from: Sender) -> Result<Self, SetupError> {
         let transport = match settings {
             TransportSettings::Log => {
@@ -100,13 +101,13 @@ impl Mailer {
         Ok(Self { from, transport })
     }
 
-    /// One for tests, which keeps what it is given; no setting leads here.
+    /// A mailer for tests, which collects mails. No setting selects it.
     pub fn memory(from: Sender) -> (Self, MemoryOutbox) {
         let outbox = MemoryOutbox::default();
         (Self { from, transport: Transport::Memory(outbox.clone()) }, outbox)
     }
 
-    /// Whether mails reach nobody but whoever reads the log.
+    /// Whether mails are only written to the log.
     pub fn is_log_only(&self) -> bool {
         match self.transport {
             Transport::Log => true,
@@ -114,9 +115,9 @@ impl Mailer {
         }
     }
 
-    /// Sends a letter, as a mail of that date. The same id makes the same mail, `Message-ID` and all, so that a receiver
-    /// can tell one that was sent again. Whoever drops it half-way does
-    /// not know whether the mail was sent.
+    /// Sends a mail with this date. The same id gives the same mail with the same `Message-ID`, so that a receiver can
+    /// detect one that was sent twice. If the future is dropped before it ends, it is unknown whether the mail was
+    /// sent.
     pub async fn send(
         &self,
         id: MailId,
@@ -154,12 +155,12 @@ impl Mailer {
         letter: &MailContent,
         date: OffsetDateTime,
     ) -> Result<Message, SendError> {
-        // Not the error's own text: it may quote the address.
+        // The error itself may quote the address.
         let recipient: Address =
             to.as_str().parse().map_err(|_| SendError::local("its recipient's address is not one that mail knows"))?;
         let from = self.from.mailbox();
-        // From the id, since all else about a mail that is sent again is the same. It is in no letter: a token has the id
-        // in base64.
+        // Derived from the id, so it is the same when a mail is sent again. The content does not show it: a token
+        // contains the id in base64.
         let parts = MultiPart::alternative()
             .boundary(format!("postern-{}", id.0.simple()))
             .singlepart(SinglePart::plain(letter.text.clone()))
@@ -176,14 +177,14 @@ impl Mailer {
     }
 }
 
-/// The date as lettre takes it, which panics beyond the years 1970 to 9999.
+/// The date for lettre, which panics outside the years 1970 to 9999.
 fn in_range(date: OffsetDateTime) -> SystemTime {
     const END: u64 = 253_402_300_799;
     let seconds = u64::try_from(date.unix_timestamp()).unwrap_or(0).min(END);
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-/// `Auto-Submitted: auto-generated` (RFC 3834 §5), so that nobody's holiday notice answers.
+/// `Auto-Submitted: auto-generated` (RFC 3834 §5), so that automatic replies are not sent.
 #[derive(Debug, Clone, Copy)]
 struct AutoSubmitted;
 
@@ -209,7 +210,7 @@ fn make_directory(path: &Path) -> std::io::Result<()> {
     builder.create(path)
 }
 
-/// Writes `<id>.eml`, which is there whole or not at all, and readable by its owner alone.
+/// Writes `<id>.eml` atomically, readable by its owner only.
 fn write_mail(directory: &Path, id: MailId, message: &[u8]) -> std::io::Result<()> {
     let unfinished = directory.join(format!(".{id}.unfinished"));
     let mut options = fs::OpenOptions::new();
@@ -222,7 +223,7 @@ fn write_mail(directory: &Path, id: MailId, message: &[u8]) -> std::io::Result<(
     fs::rename(&unfinished, directory.join(format!("{id}.eml")))
 }
 
-/// Says what went wrong without saying to whom or what was sent.
+/// Describes a failure without the recipient and the content.
 fn describe(error: &SmtpError, to: &Email, secrets: &[SecretString]) -> SendError {
     match error {
         SmtpError::TimedOut(step) => {
@@ -241,8 +242,7 @@ fn describe(error: &SmtpError, to: &Email, secrets: &[SecretString]) -> SendErro
     }
 }
 
-/// Takes out of a server's answer what it may have repeated: the recipient, passwords, links and tokens; and what would
-/// break the log's lines.
+/// Removes from a server's answer what it may have quoted: the recipient, passwords, links and tokens; and line breaks.
 fn scrub(answer: &str, to: &Email, secrets: &[SecretString]) -> String {
     let mut text = answer.to_owned();
     for secret in secrets.iter().map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty()) {
@@ -252,7 +252,7 @@ fn scrub(answer: &str, to: &Email, secrets: &[SecretString]) -> String {
     let masked = format!("…@{domain}");
     let mut rest = text.as_str();
     let mut unnamed = String::new();
-    // ASCII alone changes, so positions stay.
+    // Only ASCII characters change, so positions stay the same.
     while let Some(found) = rest.to_ascii_lowercase().find(to.as_str()) {
         let (before, after) = rest.split_at(found);
         unnamed.extend([before, &masked]);
@@ -263,7 +263,7 @@ fn scrub(answer: &str, to: &Email, secrets: &[SecretString]) -> String {
     words.join(" ").chars().take(LONGEST_ANSWER).collect()
 }
 
-/// The word, unless it is a link or has something in it that may be a token.
+/// The word, unless it is a link or may contain a token.
 fn without_secrets(word: &str) -> &str {
     let is_base64 = |c: char| c.is_ascii_alphanumeric() || "-_+/=".contains(c);
     if word.contains("://") || word.split(|c| !is_base64(c)).any(|run| run.len() >= SUSPICIOUS_LENGTH) {

@@ -1,8 +1,9 @@
-//! Sends what the store holds to be mailed: claim, compose, send, mark. Several replicas do so side by side.
+//! The outbox worker sends the mails of the store: it claims one, renders it, sends it and marks it. Several replicas
+//! do this at the same time.
 //!
-//! A mail is sent at least once, and in the ordinary case once. A replica that dies between sending and marking leaves a
-//! claim that lapses, and the mail goes out again, with the same token and the same `Message-ID`. Nobody waits for any
-//! of this: an RPC is answered when its mail is in the store.
+//! A mail is sent at least once, and normally once. If a replica dies between sending and marking, its claim lapses and
+//! the mail is sent again, with the same token and the same `Message-ID`. No RPC waits for this: it is answered when
+//! its mail is in the store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ use crate::{
 
 use super::{Mailer, messages::MailTemplates};
 
-/// How many mails a replica sends at once: a server that hangs holds up so many, not all.
+/// How many mails a replica sends at the same time. A mail server that hangs delays only these.
 const SENDERS: usize = 8;
 /// How often the store is asked while nothing is due: mail of other processes and retries are found this way.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -30,17 +31,17 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a claim holds: longer than an attempt, with time to mark it.
 const LEASE: Duration = Duration::from_secs(40);
 const _: () = assert!(LEASE.as_secs() > SEND_TIMEOUT.as_secs(), "a claim must outlive the attempt that it is for");
-/// How long marking a sent mail is tried, until its claim lapses and it is sent again.
+/// How often marking a sent mail is tried before its claim lapses and it is sent again.
 const MARK_ATTEMPTS: u32 = 8;
 const MARK_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two attempts.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(15);
-/// How old a mail gets until it is given up.
+/// The age at which a mail is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_hours(24);
 /// How often the queue is counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The worker, with the collaborators it needs.
+/// The worker with its collaborators.
 #[derive(Debug)]
 pub struct Outbox {
     pub store: Arc<dyn Store>,
@@ -51,13 +52,13 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Sends until it is told to stop, then lets what is under way finish.
+    /// Sends mails until `stop`, then lets mails in flight finish.
     pub async fn run(self, stop: CancellationToken) {
         let outbox = Arc::new(self);
         let (senders, in_flight) = (Arc::new(Semaphore::new(SENDERS)), TaskTracker::new());
         let counting = tokio::spawn(Arc::clone(&outbox).count());
         while let Some(Ok(sender)) = stop.run_until_cancelled(Arc::clone(&senders).acquire_owned()).await {
-            // Not broken off, so that no claim is made that nobody knows of.
+            // This is not cancelled, so that every claim is known to its claimer.
             match outbox.store.claim_mail(outbox.env.now(), LEASE).await {
                 Ok(MailClaim::Claimed(mail)) => {
                     in_flight.spawn(Arc::clone(&outbox).deliver(mail, sender));
@@ -77,7 +78,8 @@ impl Outbox {
         in_flight.wait().await;
     }
 
-    /// Waits until this process has queued mail, or until it is time to look for mail of other processes and for retries.
+    /// Waits until this process has queued mail, or until it is time to look for mail of other processes and for
+    /// retries.
     async fn wait_for_mail(&self) {
         tokio::select! {
             () = self.store.mail_queued() => {}
@@ -98,8 +100,8 @@ impl Outbox {
 
     async fn send(&self, mail: &ClaimedMail) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let token = mail.grant.as_ref().map(|grant| self.tokens.mint(grant));
-        let letter = self.templates.render(mail, token.as_deref())?;
-        let sending = self.mailer.send(mail.id, &mail.recipient, &letter, mail.create_time);
+        let content = self.templates.render(mail, token.as_deref())?;
+        let sending = self.mailer.send(mail.id, &mail.recipient, &content, mail.create_time);
         Ok(tokio::time::timeout(SEND_TIMEOUT, sending).await??)
     }
 
@@ -121,7 +123,7 @@ impl Outbox {
         let (mail_id, kind, attempt) = (mail.id, mail.kind.as_str(), mail.attempt);
         let retry = if gives_up {
             count(mail.kind, "dead");
-            tracing::error!(%mail_id, kind, attempt, %error, "a mail was given up: it is kept, and not tried again");
+            tracing::error!(%mail_id, kind, attempt, %error, "a mail was given up: it is kept and not retried");
             MailRetry::Never
         } else {
             count(mail.kind, "failed");
@@ -134,8 +136,8 @@ impl Outbox {
         }
     }
 
-    /// 1 s, 2 s, 4 s and so on, less up to half of it by chance, so that mails that failed together do not come back
-    /// together.
+    /// 1 s, 2 s, 4 s and so on, reduced at random by up to a half, so that mails that failed together are not all
+    /// retried at the same moment.
     fn backoff(&self, attempt: i64) -> Duration {
         let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(0).min(20);
         let full = LONGEST_BACKOFF.min(Duration::from_secs(1) * 2_u32.saturating_pow(doublings));
@@ -143,7 +145,7 @@ impl Outbox {
         full.saturating_sub(full / 2 * u32::from(chance) / u32::from(u8::MAX))
     }
 
-    /// Keeps the gauges of the queue.
+    /// Updates the gauges of the queue.
     async fn count(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(COUNT_INTERVAL);
         loop {
@@ -162,7 +164,7 @@ fn count(kind: MailKind, outcome: &'static str) {
     metrics::counter!("postern_mails_total", "kind" => kind.as_str(), "outcome" => outcome).increment(1);
 }
 
-/// The health monitor logs when the database goes and comes; only a fault of ours is news here.
+/// The health monitor logs when the database goes down and comes back, so only other failures are errors here.
 fn log_store_error(error: &StoreError, what: &'static str) {
     match error {
         StoreError::Unavailable(_) => tracing::debug!(%error, "{what}"),

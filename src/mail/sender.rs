@@ -1,30 +1,29 @@
-//! Whom mails are from: the one address in a mail that somebody configures, parsed so that nothing can be smuggled into
-//! the head of a mail with it.
+//! The sender of mails. An operator configures it, and parsing makes sure that it cannot add other headers to a mail.
 
 use lettre::message::Mailbox;
 
-/// Whom mails are from: a name, if any, and an address.
+/// The sender of mails: an address, and maybe a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sender(Mailbox);
 
-/// What is wrong with a sender.
+/// Why a text is not a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be one address, such as Example <no-reply@example.com>")]
 pub struct SenderError;
 
 impl Sender {
-    /// Reads `address` or `name <address>`.
+    /// Parses `address` or `name <address>`.
     pub fn parse(text: &str) -> Result<Self, SenderError> {
         if text.chars().any(char::is_control) {
             return Err(SenderError);
         }
         let mailbox: Mailbox = text.parse().map_err(|_| SenderError)?;
-        // lettre reads the first mailbox and lets the rest be.
+        // lettre parses the first mailbox and ignores the rest.
         let ends_well = text.trim_end().ends_with(&format!("<{}>", mailbox.email));
         if ends_well || text.trim() == mailbox.email.to_string() { Self::checked(mailbox) } else { Err(SenderError) }
     }
 
-    /// The sender of that name, which may be any text, and address.
+    /// The sender with this name, which may be any text, and this address.
     pub fn named(name: &str, address: &str) -> Result<Self, SenderError> {
         if name.chars().any(char::is_control) {
             return Err(SenderError);
@@ -36,7 +35,7 @@ impl Sender {
         &self.0
     }
 
-    /// Without non-ASCII in the address, which some mail servers would not take.
+    /// Refuses an address that is not ASCII, because some mail servers do.
     fn checked(mailbox: Mailbox) -> Result<Self, SenderError> {
         let address: &str = mailbox.email.as_ref();
         if address.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(Self(mailbox)) } else { Err(SenderError) }

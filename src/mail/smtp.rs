@@ -1,10 +1,9 @@
-//! Handing mails to a mail server: which server, how its connection is protected, and how long anything may take. Knows
-//! addresses and bytes, and nothing of what a mail says.
+//! SMTP: which server, how its connection is protected, and how long each step may take.
 //!
-//! The dialogue is lettre's, the connections are ours. lettre's own transport bounds the opening of a connection and
-//! nothing after it (lettre#1027), and it takes a connection back whose mail was given up half-way, so that the next mail
-//! would read the answers that were meant for the last one. Here every step has its limit, and a connection is kept only
-//! after a mail that went through.
+//! lettre implements the protocol; the connections are managed here. lettre's own transport limits only the time to
+//! connect (lettre#1027), and it reuses a connection whose mail was cancelled half-way, so that the next mail would
+//! read the answers to the last one. Here every step has a time limit, and a connection is reused only after a mail
+//! that was sent.
 
 use std::{
     fmt,
@@ -25,40 +24,40 @@ use lettre::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-/// How long one step may take: connecting with its greeting, STARTTLS, signing in, asking whether a kept connection is
-/// alive.
+/// How long one step may take: connecting, STARTTLS, authentication, or testing an idle connection.
 const STEP: Duration = Duration::from_secs(10);
-/// How long a mail may take from `MAIL FROM` to the last reply. Longer than a step: some servers look for spam in it
-/// before they answer, and a mail that is given up then is delivered twice.
+/// How long a mail may take from `MAIL FROM` to the last reply. This is longer than a step, because some servers scan
+/// for spam before they answer, and a mail that is given up at that point is delivered twice.
 const TRANSACTION: Duration = Duration::from_secs(30);
-/// How many connections are kept after a mail, and for how long. Servers close one that is idle after some minutes; what
-/// is too old is closed when the next mail is sent.
+/// How many idle connections are idle.
 const KEPT: usize = 2;
+/// How long a connection stays idle. Servers close idle connections after some minutes. An older one is closed when the
+/// next mail is sent.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which mail server to use, and how.
+/// The mail server and how to use it.
 #[derive(Debug, Clone)]
 pub struct SmtpSettings {
-    /// A name, or an address without brackets.
+    /// A name, or an IP address without brackets.
     pub host: String,
     pub port: u16,
     pub security: SmtpSecurity,
     pub credentials: Option<SmtpCredentials>,
 }
 
-/// What protects the connection to the mail server. There is no "if it can be had": whoever sits on the line could say
-/// that it cannot.
+/// How the connection to the mail server is protected. There is no opportunistic TLS: an attacker on the network could
+/// strip STARTTLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SmtpSecurity {
-    /// Nothing does.
+    /// Not at all.
     Plaintext,
-    /// STARTTLS, or no mail (RFC 3207).
+    /// STARTTLS is required (RFC 3207).
     StartTls,
     /// TLS from the first byte (RFC 8314 §3.3).
     Tls,
 }
 
-/// As whom to sign in to the mail server.
+/// The credentials for the mail server.
 #[derive(Debug, Clone)]
 pub struct SmtpCredentials {
     pub user: String,
@@ -66,33 +65,33 @@ pub struct SmtpCredentials {
 }
 
 impl SmtpSettings {
-    /// Whether somebody on the network could read the password.
+    /// Whether the password crosses the network in plain text.
     pub fn exposes_password(&self) -> bool {
         self.credentials.is_some() && self.security == SmtpSecurity::Plaintext && !is_loopback(&self.host)
     }
 }
 
-/// Whether the host is this machine, so that nothing on the way can be listened to.
+/// Whether the host is this machine, so that nothing crosses the network.
 pub fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// Why a mail was not handed over; may hold anything that the server said.
+/// Why a mail was not accepted. May contain anything that the server said.
 #[derive(Debug)]
 pub(super) enum SmtpError {
-    /// The server said no, or could not be talked to.
+    /// The server refused, or the connection failed.
     Failed(LettreError),
-    /// What took too long.
+    /// The step that took too long.
     TimedOut(&'static str),
 }
 
-/// A mail server, and connections to it.
+/// A mail server and the connections to it.
 pub(super) struct Smtp {
     settings: SmtpSettings,
-    /// `None` where nothing protects the connection.
+    /// `None` without TLS.
     tls: Option<TlsParameters>,
     hello: ClientId,
-    kept: Mutex<Vec<(AsyncSmtpConnection, Instant)>>,
+    idle: Mutex<Vec<(AsyncSmtpConnection, Instant)>>,
 }
 
 impl fmt::Debug for Smtp {
@@ -102,36 +101,36 @@ impl fmt::Debug for Smtp {
 }
 
 impl Smtp {
-    /// Reads the certificates that the system trusts, where the connection is to be encrypted; connects to nothing.
+    /// Reads the trusted certificates of the system if the connection is encrypted. Does not connect.
     pub(super) fn new(settings: SmtpSettings) -> Result<Self, LettreError> {
         let tls = match settings.security {
             SmtpSecurity::Plaintext => None,
             SmtpSecurity::StartTls | SmtpSecurity::Tls => Some(TlsParameters::new(settings.host.clone())?),
         };
-        Ok(Self { settings, tls, hello: ClientId::default(), kept: Mutex::default() })
+        Ok(Self { settings, tls, hello: ClientId::default(), idle: Mutex::default() })
     }
 
-    /// Hands a mail over. If the caller gives up meanwhile, the connection goes with it.
+    /// Sends a mail. If the caller drops the future, the connection is closed.
     pub(super) async fn send(&self, envelope: &Envelope, message: &[u8]) -> Result<(), SmtpError> {
         let mut connection = match self.kept_connection().await {
             Some(connection) => connection,
             None => self.connect().await?,
         };
         within(TRANSACTION, "handing the mail over", connection.send(envelope, message)).await?;
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < KEPT {
-            kept.push((connection, Instant::now()));
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < KEPT {
+            idle.push((connection, Instant::now()));
         }
         Ok(())
     }
 
-    /// A connection that was kept and is still alive.
+    /// An idle connection that is still open.
     async fn kept_connection(&self) -> Option<AsyncSmtpConnection> {
         loop {
             let (mut connection, _) = {
-                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
-                kept.pop()?
+                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                idle.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
+                idle.pop()?
             };
             if tokio::time::timeout(STEP, connection.test_connected()).await == Ok(true) {
                 return Some(connection);
@@ -155,7 +154,7 @@ impl Smtp {
         Ok(connection)
     }
 
-    /// What must not be repeated if the server says it: the password, also in the forms in which it is sent.
+    /// The texts that must not be logged if the server quotes them: the password in every form in which it is sent.
     pub(super) fn secrets(&self) -> Vec<SecretString> {
         let Some(SmtpCredentials { user, password }) = &self.settings.credentials else {
             return Vec::new();

@@ -1,4 +1,5 @@
-//! Rows as the database returns them, and the domain values that they become. A row that cannot be read names its column.
+//! Rows as the database returns them, and the domain values that they become. A row that cannot be read names its
+//! column.
 
 use sqlx::FromRow;
 use time::OffsetDateTime;

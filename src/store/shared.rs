@@ -17,9 +17,9 @@ use crate::{domain::ports::LONGEST_WRITE, error::StoreError};
 /// Runs a write in its own task, to its end, even if its caller goes away.
 ///
 /// If the future of a sqlx transaction is dropped half-way, its connection can return to the pool inside an open
-/// transaction. Later writes on that connection would be acknowledged and never committed (transact-rs/sqlx#4385). A write
-/// on a connection that no longer answers is given up after [`LONGEST_WRITE`], so that it does not keep the connection
-/// until TCP notices.
+/// transaction. Later writes on that connection would be acknowledged and never committed (transact-rs/sqlx#4385). A
+/// write on a connection that no longer answers is given up after [`LONGEST_WRITE`], so that it does not keep the
+/// connection until TCP notices.
 pub(super) async fn run_to_completion<T: Send + 'static>(
     write: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {

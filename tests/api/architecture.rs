@@ -1,6 +1,6 @@
-//! Rules of the architecture that no compiler checks: which module may import which, that no modules import each other in a
-//! circle, how long a file may be, and where nothing may panic. They are read from the sources as text, without comments and
-//! strings.
+//! Rules of the architecture that no compiler checks: which module may import which, that no modules import each other
+//! in a circle, how long a file may be, and where nothing may panic. They are read from the sources as text, without
+//! comments and strings.
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,5 @@
-//! The import graph of `src`: which module names which. Read from the sources as text, so that what a macro hides is not
-//! seen; nothing here needs that.
+//! The import graph of `src`: which module names which. Read from the sources as text, so that what a macro hides is
+//! not seen; nothing here needs that.
 
 use std::collections::{BTreeMap, BTreeSet};
 

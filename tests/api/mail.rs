@@ -1,5 +1,5 @@
-//! Mails as the service sends them: what becomes of one when the mail server ails, how many anybody can cause, where the
-//! links in them lead, and what they tell instead of an RPC's answer.
+//! Mails as the service sends them: what becomes of one when the mail server ails, how many anybody can cause, where
+//! the links in them lead, and what they tell instead of an RPC's answer.
 
 use postern::{
     domain::mail::MailKind,
@@ -33,8 +33,8 @@ on_each_engine![
     where_it_is_told_that_an_address_is_taken_its_owner_is_not_mailed,
 ];
 
-/// How many mails of those were tried in vain and are waiting for another attempt. A claim that is not settled yet holds
-/// for 40 seconds, the first attempts are seconds apart.
+/// How many mails of those were tried in vain and are waiting for another attempt. A claim that is not settled yet
+/// holds for 40 seconds, the first attempts are seconds apart.
 pub async fn failed_mails(app: &TestApp<'_>, database: &Database, which: &str) -> i64 {
     let soon = match database.engine {
         Engine::Sqlite => ((app.now() + 30.seconds()).unix_timestamp_nanos() / 1_000).to_string(),

@@ -1,5 +1,5 @@
-//! Passwords across the whole service: what a new one must be, what becomes of old hashes, and what happens when more is
-//! to be hashed than can be.
+//! Passwords across the whole service: what a new one must be, what becomes of old hashes, and what happens when more
+//! is to be hashed than can be.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Nobody takes the last enabled admin away, not even many at once. An error is a failure of the test, whatever it says:
-//! on PostgreSQL that is how a deadlock would come out.
+//! Nobody takes the last enabled admin away, not even many at once. An error is a failure of the test, whatever it
+//! says: on PostgreSQL that is how a deadlock would come out.
 
 use std::sync::Arc;
 
@@ -108,8 +108,8 @@ async fn disabled_admins_do_not_count(database: &Database) {
     assert!(take_away(store.as_ref(), &admin, Way::Delete).await);
 }
 
-/// Of so many admins each takes away the next, all at once, by all ways; meanwhile they gain and lose other roles, which
-/// writes the same rows.
+/// Of so many admins each takes away the next, all at once, by all ways; meanwhile they gain and lose other roles,
+/// which writes the same rows.
 async fn take_each_other_away(database: &Database, count: usize, rounds: usize) {
     let [first, second] = replicas(database).await;
     let third = if database.engine == Engine::Postgres { database.store().await } else { Arc::clone(&first) };
@@ -162,7 +162,8 @@ async fn of_five_admins_that_take_each_other_away_one_is_left(database: &Databas
     take_each_other_away(database, 5, 32).await;
 }
 
-/// What each way does to an admin's rows, stopped before its commit: the other one has to wait for it and to look again.
+/// What each way does to an admin's rows, stopped before its commit: the other one has to wait for it and to look
+/// again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_postgres_an_admin_is_not_taken_away_past_another_that_is_about_to_go() {
     with_database(Engine::Postgres, async |database| {

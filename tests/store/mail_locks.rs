@@ -1,5 +1,5 @@
-//! The same meetings as in `mail_races.rs`, where PostgreSQL decides them by a lock: a test holds that lock and looks on,
-//! so that it fails every time and not only now and then.
+//! The same meetings as in `mail_races.rs`, where PostgreSQL decides them by a lock: a test holds that lock and looks
+//! on, so that it fails every time and not only now and then.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! A mail on its way: claimed for a while, sent, tried again or given up; and which of them are not called for any more.
+//! A mail on its way: claimed for a while, sent, tried again or given up; and which of them are not called for any
+//! more.
 
 use std::time::Duration;
 

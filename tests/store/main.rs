@@ -1,5 +1,5 @@
-//! The conformance suite: every step of `postern::domain::ports::Store`, each of its outcomes, and the races between them, on
-//! every engine. A new backend joins by being added to `support::Engine`.
+//! The conformance suite: every step of `postern::domain::ports::Store`, each of its outcomes, and the races between
+//! them, on every engine. A new backend joins by being added to `support::Engine`.
 
 // Says to clippy what is true anyway: all of this is test code, where `expect` and indexing are welcome.
 #![cfg(test)]

@@ -1,4 +1,5 @@
-//! Lists of accounts: in pages that hold each once whatever else happens, and by what addresses and usernames begin with.
+//! Lists of accounts: in pages that hold each once whatever else happens, and by what addresses and usernames begin
+//! with.
 
 use std::{
     collections::HashSet,
@@ -146,7 +147,8 @@ async fn who_is_there_all_the_while_is_listed_once_while_others_come_and_go(data
     passing.await.expect("no panic");
 }
 
-/// What a search finds, as the domain makes it: by addresses, then by usernames. Names are what stands for the accounts.
+/// What a search finds, as the domain makes it: by addresses, then by usernames. Names are what stands for the
+/// accounts.
 async fn search(store: &dyn Store, text: &str) -> Vec<String> {
     let prefix = search_text(text).expect("a query");
     let mut found = page(store, UserOrder::ByEmail { prefix: prefix.clone(), after: None }, 1_000).await;

@@ -36,8 +36,8 @@ pub enum Engine {
     Postgres,
 }
 
-/// Makes two tests of each `async fn name(database: &Database)`: `sqlite::name` and `postgres::name`. A function that is
-/// not listed is dead code, and the build says so.
+/// Makes two tests of each `async fn name(database: &Database)`: `sqlite::name` and `postgres::name`. A function that
+/// is not listed is dead code, and the build says so.
 macro_rules! on_each_engine {
     ($($test:ident),+ $(,)?) => {
         mod sqlite {

@@ -1,5 +1,6 @@
-//! Plain SQL on a test's database, on connections of its own: what a test does that no RPC can do yet, and what it looks
-//! at to see what was really written. Statements are put together as text, since ids look different on each engine.
+//! Plain SQL on a test's database, on connections of its own: what a test does that no RPC can do yet, and what it
+//! looks at to see what was really written. Statements are put together as text, since ids look different on each
+//! engine.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! The steps of the outbox, and of the one-time tokens that mails carry.
 //!
 //! A mail is a row that is written in the transaction of whatever causes it. The replica that sends the mail claims it
-//! for a limited time. A claim that is not settled in that time lapses, so a replica that dies loses no mail. Whose mail
-//! it is, whether it is still wanted, and the token in it are decided when the mail is claimed.
+//! for a limited time. A claim that is not settled in that time lapses, so a replica that dies loses no mail. Whose
+//! mail it is, whether it is still wanted, and the token in it are decided when the mail is claimed.
 
 use std::time::Duration;
 

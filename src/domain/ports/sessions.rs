@@ -32,8 +32,8 @@ pub trait SessionStore {
     /// Ends a session, or all sessions of its user.
     async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError>;
 
-    /// Reserves one attempt at a password, before anything is hashed for it. Of attempts at the same time, on any number
-    /// of replicas, no more than the policy allows are reserved.
+    /// Reserves one attempt at a password, before anything is hashed for it. Of attempts at the same time, on any
+    /// number of replicas, no more than the policy allows are reserved.
     async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError>;
 
     /// The password of a reserved attempt was right: that attempt and those before it no longer count.

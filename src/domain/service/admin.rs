@@ -1,5 +1,5 @@
-//! Administration of accounts, the caller's own sessions, and the audit log. Whether the caller may is decided before, by
-//! the contract. That the last admin stays is decided in the store's step.
+//! Administration of accounts, the caller's own sessions, and the audit log. Whether the caller may is decided before,
+//! by the contract. That the last admin stays is decided in the store's step.
 
 use crate::{
     domain::{

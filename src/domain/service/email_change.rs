@@ -1,5 +1,5 @@
-//! The address of an account: verifying it and changing it. A token from a mail is looked up here, for every purpose. That
-//! it is used only once is decided in the store's step.
+//! The address of an account: verifying it and changing it. A token from a mail is looked up here, for every purpose.
+//! That it is used only once is decided in the store's step.
 
 use crate::{
     domain::{

@@ -25,8 +25,8 @@ impl Service {
         self.request_mail(MailKind::ResetPassword, email, client.ip).await
     }
 
-    /// Issues a token that resets an account's password, for an operator to pass on. It invalidates earlier reset tokens
-    /// and is recorded in the audit log.
+    /// Issues a token that resets an account's password, for an operator to pass on. It invalidates earlier reset
+    /// tokens and is recorded in the audit log.
     pub async fn issue_reset_token(&self, email: &Email) -> Result<String, Error> {
         let account = self.store.credentials(email).await?.ok_or(Error::NotFound("user"))?;
         let token = OneTimeGrant {
@@ -42,8 +42,8 @@ impl Service {
         Ok(text)
     }
 
-    /// Sets a new password with a token that was mailed. It does not log in: the reader of a mail need not be the person who
-    /// asked for it.
+    /// Sets a new password with a token that was mailed. It does not log in: the reader of a mail need not be the
+    /// person who asked for it.
     pub async fn reset_password(
         &self,
         token: &str,

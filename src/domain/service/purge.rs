@@ -1,5 +1,5 @@
-//! Deletes what can no longer matter: expired sessions, tokens, limits, dead mails and old audit rows. Every replica does
-//! this, in batches; it is harmless that several do.
+//! Deletes what can no longer matter: expired sessions, tokens, limits, dead mails and old audit rows. Every replica
+//! does this, in batches; it is harmless that several do.
 
 use std::time::Duration;
 

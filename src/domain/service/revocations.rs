@@ -30,13 +30,14 @@ impl Service {
         Ok(self.poll_revocations().await?)
     }
 
-    /// Reads the new entries of the log. A step that revokes does this before it is answered, so that on this replica the
-    /// revoked tokens are refused from then on.
+    /// Reads the new entries of the log. A step that revokes does this before it is answered, so that on this replica
+    /// the revoked tokens are refused from then on.
     async fn poll_revocations(&self) -> Result<(), StoreError> {
         self.revocations.poll(self.store.as_ref(), self.env.now()).await
     }
 
-    /// Like `poll_revocations`, but a read error is only logged: the change is committed, and the next poll picks it up.
+    /// Like `poll_revocations`, but a read error is only logged: the change is committed, and the next poll picks it
+    /// up.
     pub(super) async fn sync_revocations(&self) {
         if let Err(error) = self.poll_revocations().await {
             tracing::debug!(%error, "the log of revocations could not be read after a revocation; the next poll reads it");

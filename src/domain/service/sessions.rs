@@ -40,8 +40,8 @@ impl Service {
 impl Service {
     /// Opens a session.
     ///
-    /// A wrong password, an unknown address and a disabled account take the same path: one reserved attempt, one look-up,
-    /// one hash, one audit row, one answer.
+    /// A wrong password, an unknown address and a disabled account take the same path: one reserved attempt, one
+    /// look-up, one hash, one audit row, one answer.
     pub async fn login(
         &self,
         email: &Email,

@@ -1,17 +1,17 @@
-//! What the pages say. Plain words for people who never asked for an authentication service: what happened, and what they
-//! can do now. Names no cause that a person could do nothing about.
+//! The texts of the pages, for people who do not know Postern: what happened, and what they can do now. Causes that a
+//! person cannot act on are not mentioned.
 
 use super::{link::Link, outcome::Notice};
 
-/// Said where the two fields for the new password differ.
+/// Shown if the two fields for the new password differ.
 pub const NOT_THE_SAME: &str = "The two passwords are not the same.";
 
-/// The words of a page with a form.
+/// The texts of a page with a form.
 pub struct FormWords {
     pub heading: &'static str,
     pub lead: String,
     pub button: &'static str,
-    /// To those for whom the link was not meant.
+    /// For a reader who did not ask for the mail.
     pub remark: &'static str,
 }
 
@@ -49,7 +49,7 @@ impl FormWords {
     }
 }
 
-/// The words of a page without a form.
+/// The texts of a page without a form.
 pub struct NoticeWords {
     pub heading: &'static str,
     /// What happened.
@@ -59,7 +59,7 @@ pub struct NoticeWords {
     pub next: String,
 }
 
-/// Why a link may have died, as far as anybody is told.
+/// Reasons shown to the user for why a link no longer works.
 const INVALID_LINK_REASONS: [&str; 4] = [
     "It was used already. Each link works once.",
     "A newer mail has replaced it. Only the link in the newest one works.",
@@ -121,7 +121,7 @@ impl NoticeWords {
     }
 }
 
-/// A link is also dead when it did its work and the page that said so was lost: so that comes first.
+/// A link also stops working when it was used and the answer was lost, so that case comes first.
 fn after_a_dead_link(link: Link, service: &str) -> String {
     match link {
         Link::VerifyEmail => format!(
@@ -139,7 +139,7 @@ fn after_a_dead_link(link: Link, service: &str) -> String {
     }
 }
 
-/// What to do when the service could not be reached, or would not.
+/// What to do after a call that failed for now.
 pub fn retry_message(link: Link, seconds: u64) -> String {
     let wait = match seconds {
         0..=10 => "a moment".to_owned(),
@@ -148,19 +148,19 @@ pub fn retry_message(link: Link, seconds: u64) -> String {
     };
     let again = match link {
         Link::VerifyEmail | Link::ConfirmEmailChange => "press the button again",
-        // It was not sent back with the page.
+        // Passwords are not sent back with the page.
         Link::ResetPassword => "enter the new password again",
     };
     format!("This could not be done just now. Wait {wait}, then {again}.")
 }
 
-/// What a new password has to be.
+/// The rule for a new password.
 pub fn password_hint(min_length: usize) -> String {
     let length = plural(min_length as u64, "character");
     format!("At least {length}. A few unrelated words are easy to remember and hard to guess.")
 }
 
-/// Why a new password was refused. Some reasons end with a full stop, most do not.
+/// Why a new password was refused. Adds the full stop that most reasons lack.
 pub fn refused(reason: &str) -> String {
     format!("The new password {}.", reason.trim_end_matches('.'))
 }

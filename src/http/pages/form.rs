@@ -1,5 +1,5 @@
-//! What a page's form sends: read as strictly as a browser writes it. Knows the token's form, not whether it is good, and
-//! that two passwords are the same, not whether they will do.
+//! Reads the form of a page, as strictly as browsers write it. Checks the syntax of the token and that the two
+//! passwords are the same; the RPC checks everything else.
 
 use axum::body::Body;
 use http::{HeaderMap, header};
@@ -7,35 +7,36 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::http::call::{self, BodyError};
 
-/// The fields of the forms. The first two are named as in the contract.
+/// The names of the fields. The first two are those of the contract.
 pub const TOKEN: &str = "token";
 pub const NEW_PASSWORD: &str = "new_password";
 pub const REPEAT_PASSWORD: &str = "repeat_password";
 
 const CONTENT_TYPE: &str = "application/x-www-form-urlencoded";
-/// The characters of a token: 48 bytes in base64url.
+/// The length of a token in characters: 48 bytes in base64url.
 const TOKEN_LENGTH: usize = 64;
 
-/// Why a form was not read.
+/// Why a form could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FormError {
     /// It is not `application/x-www-form-urlencoded`.
     MediaType,
     Body(BodyError),
-    /// No browser sends what was sent: a field twice, or what is not UTF-8; or the RPC refused a field that nobody typed.
+    /// No browser sends this: a field twice, or text that is not UTF-8. Also used if the RPC refuses a field that the
+    /// form does not show.
     Malformed,
 }
 
-/// Why the form's passwords are to be typed again.
+/// Why the passwords have to be typed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PasswordError {
     /// The two fields differ.
     NotTheSame,
-    /// The policy refused it, for these reasons: each goes on where "The new password" begins.
+    /// The policy refused it for these reasons. Each continues a sentence that starts with "The new password".
     NotAccepted(Vec<String>),
 }
 
-/// Text of a token's form. Whatever else came as a token is not even shown again.
+/// A text with the syntax of a token. Any other text is refused and not shown again.
 pub struct Token(String);
 
 impl Token {
@@ -45,11 +46,11 @@ impl Token {
         has_form.then(|| Self(text.to_owned()))
     }
 
-    /// The token of a link; other parameters may have been added on its way.
+    /// The token of a link. Mail programs may have added other parameters.
     pub fn of_query(query: &str) -> Option<Self> {
         let mut tokens = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == TOKEN);
         let (_, token) = tokens.next()?;
-        // Of two, one was not ours.
+        // Two tokens: one of them was added.
         if tokens.next().is_some() { None } else { Self::parse(&token) }
     }
 
@@ -58,7 +59,7 @@ impl Token {
     }
 }
 
-/// What was sent. A field that was not is empty.
+/// The fields of a form. A field that was not sent is empty.
 #[derive(Default)]
 pub struct Form {
     token: String,
@@ -67,7 +68,7 @@ pub struct Form {
 }
 
 impl Form {
-    /// Reads a request's form, and wipes what it was read from.
+    /// Reads the form of a request and wipes the body.
     pub async fn read(headers: &HeaderMap, body: Body) -> Result<Self, FormError> {
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim();
@@ -85,11 +86,11 @@ impl Form {
                 TOKEN => &mut form.token,
                 NEW_PASSWORD => &mut *form.new_password,
                 REPEAT_PASSWORD => &mut *form.repeat_password,
-                // Extensions of browsers add fields of their own.
+                // Browser extensions add fields of their own.
                 _ => continue,
             };
             let mut value = value.into_owned();
-            // What is not UTF-8 arrives as U+FFFD. It would become a password that nobody typed.
+            // Invalid UTF-8 arrives as U+FFFD, and would become a password that was never typed.
             if !field.is_empty() || value.contains(char::REPLACEMENT_CHARACTER) {
                 value.zeroize();
                 return Err(FormError::Malformed);
@@ -103,7 +104,7 @@ impl Form {
         Token::parse(&self.token)
     }
 
-    /// The new password, if it was typed twice alike.
+    /// The new password, if both fields are the same.
     pub fn into_new_password(self) -> Result<Zeroizing<String>, PasswordError> {
         if self.new_password == self.repeat_password { Ok(self.new_password) } else { Err(PasswordError::NotTheSame) }
     }

@@ -1,7 +1,8 @@
-//! The links that mails carry: where each points, and what its page does. Who writes mails may not look in here, so the
-//! paths are said once more there; a platform with pages of its own points the links at those.
+//! The links that mails contain: the path of each, and the RPC that its page calls.
 
-/// What a link is for. Each is a page of its own.
+use crate::domain::one_time::Purpose;
+
+/// The purpose of a link. Each has its own page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     VerifyEmail,
@@ -12,16 +13,17 @@ pub enum Link {
 impl Link {
     pub const ALL: [Self; 3] = [Self::VerifyEmail, Self::ResetPassword, Self::ConfirmEmailChange];
 
-    /// Where the link points to.
+    /// The path of the page.
     pub fn path(self) -> &'static str {
-        match self {
-            Self::VerifyEmail => "/verify-email",
-            Self::ResetPassword => "/reset-password",
-            Self::ConfirmEmailChange => "/confirm-email-change",
-        }
+        let purpose = match self {
+            Self::VerifyEmail => Purpose::VerifyEmail,
+            Self::ResetPassword => Purpose::ResetPassword,
+            Self::ConfirmEmailChange => Purpose::ChangeEmail,
+        };
+        purpose.page_path()
     }
 
-    /// What the button calls.
+    /// The RPC that the button calls.
     pub fn rpc_path(self) -> &'static str {
         match self {
             Self::VerifyEmail => "/postern.auth.v1.AccountService/VerifyEmail",

@@ -1,7 +1,6 @@
-//! The pages that links in mails open. A link only shows a form, because mail scanners open links too; the button of the
-//! form is what acts. It calls the RPC that a program would call, through the gRPC stack, and the answer is a page again.
-//! No script, no cookie, no redirect. Which RPC, and what each of its outcomes means to a person, is decided here; the
-//! words are in `copy.rs`.
+//! The pages that links in mails open. A link only shows a form, because mail scanners open links too. The button of
+//! the form calls an RPC through the gRPC layers, and the result is shown as a page. There is no script, no cookie and
+//! no redirect. This file decides which RPC is called and which page shows each outcome; the texts are in `copy.rs`.
 
 mod copy;
 mod form;
@@ -43,12 +42,12 @@ use self::{
     view::PageRenderer,
 };
 
-/// The header of a W3C trace context, which ties a page's call to what the proxy in front saw.
+/// The header of a W3C trace context, which connects the call of a page to the trace of a proxy.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// When to try again where the gRPC stack does not say, in seconds.
+/// The retry delay if the status has none, in seconds.
 const RETRY: u64 = 5;
 
-/// The pages as a router over the gRPC stack.
+/// A router that serves the pages through the gRPC layers.
 pub fn router(grpc: &Router, options: &PageOptions) -> Result<Router, Error> {
     let pages = Arc::new(Pages { site: PageRenderer::new(options)?, grpc: grpc.clone() });
     let router = Link::ALL.into_iter().fold(Router::new(), |router, link| {
@@ -61,7 +60,7 @@ pub fn router(grpc: &Router, options: &PageOptions) -> Result<Router, Error> {
     Ok(router.with_state(pages))
 }
 
-/// What every page works with.
+/// What every page needs.
 #[derive(Debug)]
 struct Pages {
     site: PageRenderer,
@@ -69,7 +68,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// The form that a link opens. Nothing is asked or changed for it, so whether the token is still good shows later.
+    /// The form that a link opens. It calls no RPC, so the token is only checked when the button is pressed.
     fn show(&self, link: Link, uri: &Uri) -> Response {
         match Token::of_query(uri.query().unwrap_or_default()) {
             Some(token) => self.site.form(link, &token, &FormState::Fresh),
@@ -77,11 +76,10 @@ impl Pages {
         }
     }
 
-    /// Does what the form's button says.
+    /// Handles the button of the form.
     ///
-    /// A page of another origin may post here as well, and needs no keeping out: there is no cookie that would act for
-    /// the visitor, the token in the form is the whole authority, and who knows it needs nobody's browser. So there is
-    /// no CSRF token either.
+    /// There is no CSRF token, because there is no cookie: the token in the form is the only authority, and a caller
+    /// who knows it does not need another person's browser.
     async fn act(&self, link: Link, request: Request) -> Response {
         let (parts, body) = request.into_parts();
         let form = match Form::read(&parts.headers, body).await {
@@ -126,8 +124,7 @@ impl Pages {
         answer.map(|ResetPasswordResponse {}| Notice::PasswordReset)
     }
 
-    /// Of what came with the request, the call takes its id, its trace and where it came from; nothing else of a form's
-    /// request can mean anything to the RPC.
+    /// Passes on the id, the trace and the client address of the request. Its other headers mean nothing to the RPC.
     async fn call<A: Message + Default>(&self, link: Link, parts: &Parts, message: &impl Message) -> Result<A, Status> {
         let mut metadata = HeaderMap::new();
         for name in [grpc::REQUEST_ID, TRACEPARENT] {
@@ -140,7 +137,7 @@ impl Pages {
         Ok(A::decode(answer).map_err(Error::internal)?)
     }
 
-    /// What a failed call means to whoever pressed the button.
+    /// The page for a failed call.
     fn failed(&self, link: Link, token: &Token, status: &Status, request: &HeaderMap) -> Response {
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         if reason == grpc::reason_name(ErrorReason::OneTimeTokenInvalid) {
@@ -160,15 +157,10 @@ impl Pages {
             }
             code => {
                 let request_id = request.get(grpc::REQUEST_ID).and_then(|id| id.to_str().ok());
-                // An internal error was logged where it happened. What else arrives here, nobody has thought of.
+                // An internal error was logged where it happened. Any other status is unexpected.
                 if code != Code::Internal {
                     let code = grpc::code_name(code);
-                    tracing::error!(
-                        rpc = link.rpc_path(),
-                        code,
-                        request_id,
-                        "a page has no words for how a call failed"
-                    );
+                    tracing::error!(rpc = link.rpc_path(), code, request_id, "a page has no text for this status");
                 }
                 self.site.notice(Notice::Failed { request_id })
             }
@@ -180,7 +172,7 @@ fn email_of(user: Option<User>) -> Option<String> {
     user.map(|user| user.email).filter(|email| !email.is_empty())
 }
 
-/// Why the new password was refused, in the contract's words: they go behind the field's name.
+/// Why the new password was refused: the descriptions of the violations, which continue after the name of the field.
 fn refused_passwords(status: &Status) -> Vec<String> {
     let violations = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
     violations

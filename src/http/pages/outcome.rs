@@ -1,4 +1,4 @@
-//! What a page shows: the state of its form, or the result of the action behind it.
+//! What a page shows: the state of its form, or the result of its action.
 
 use http::StatusCode;
 
@@ -7,14 +7,14 @@ use super::{
     link::Link,
 };
 
-/// How a form is shown.
+/// The state of a form.
 #[derive(Debug)]
 pub enum FormState {
-    /// As the link opens it.
+    /// Just opened.
     Fresh,
-    /// The passwords are to be typed again.
+    /// The passwords have to be typed again.
     Refused(PasswordError),
-    /// The call failed for now. `seconds` says when to repeat it.
+    /// The call failed for now. A retry can succeed after `seconds`.
     TryAgain { status: StatusCode, seconds: u64 },
 }
 

@@ -1,5 +1,5 @@
-//! The pages as HTML: `templates/pages`, filled in. Whatever leaves here is complete and has the headers that it needs to
-//! be safe; it fetches nothing, and no script is let run in it. Knows what is shown, not why; what it says is `copy.rs`.
+//! Renders the pages from `templates/pages`. Each page is complete: it loads nothing, allows no script, and has the
+//! security headers that it needs. The texts are in `copy.rs`.
 
 use askama::Template;
 use axum::{
@@ -21,20 +21,20 @@ use super::{
     outcome::{FormState, Notice},
 };
 
-/// The one style of all pages, inline: they work where nothing else can be fetched.
+/// The style of all pages. It is inline, so a page needs no second request.
 const STYLE: &str = include_str!("../../../templates/pages/style.css");
 const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
-/// What the pages are told.
+/// The options of the pages.
 #[derive(Debug, Clone)]
 pub struct PageOptions {
-    /// What people know the platform as; the heading of every page.
+    /// The name of the platform, which is the heading of every page.
     pub service_name: String,
-    /// The shortest new password, in characters. Only said here; the domain judges.
+    /// The minimum length of a new password, in characters. It is only shown; the domain checks it.
     pub min_password_length: usize,
 }
 
-/// What all pages have in common.
+/// Renders pages with what all of them share.
 #[derive(Debug)]
 pub struct PageRenderer {
     service_name: String,
@@ -46,7 +46,7 @@ pub struct PageRenderer {
 impl PageRenderer {
     pub fn new(options: &PageOptions) -> Result<Self, Error> {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes());
-        // The style is known by its hash (CSP Level 3 §6.7.3.3), so that none which got in otherwise applies.
+        // The policy allows the style by its hash (CSP Level 3 §6.7.3.3), so no injected style applies.
         let security_policy = format!(
             "default-src 'none'; style-src 'sha256-{}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
             BASE64_STANDARD.encode(digest)
@@ -59,7 +59,7 @@ impl PageRenderer {
         })
     }
 
-    /// The form of a link.
+    /// Renders the form of a link.
     pub fn form(&self, link: Link, token: &Token, state: &FormState) -> Response {
         let (status, seconds) = match state {
             FormState::Fresh => (StatusCode::OK, None),
@@ -69,7 +69,7 @@ impl PageRenderer {
         let page = FormPage {
             site: self,
             words: FormWords::of(link, &self.service_name),
-            // Relative, so that it also holds below a proxy's path; without a query, so that the token leaves the URL.
+            // Relative, so that it works below a path of a proxy; without a query, so that the token leaves the URL.
             action: link.path().trim_start_matches('/'),
             token: token.as_str(),
             retry_message: seconds.map(|seconds| copy::retry_message(link, seconds)),
@@ -85,7 +85,7 @@ impl PageRenderer {
         response
     }
 
-    /// A page that only says something.
+    /// Renders a page without a form.
     pub fn notice(&self, notice: Notice) -> Response {
         let status = match notice {
             Notice::EmailVerified { .. } | Notice::PasswordReset | Notice::EmailChanged { .. } => StatusCode::OK,
@@ -121,7 +121,7 @@ impl PageRenderer {
             (header::CONTENT_TYPE, "text/html; charset=utf-8"),
             (header::CACHE_CONTROL, "no-store"),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            // The address that a link opened bears its token.
+            // The URL of the link contains the token.
             (header::REFERRER_POLICY, "no-referrer"),
             (OPENER_POLICY, "same-origin"),
         ] {
@@ -131,7 +131,7 @@ impl PageRenderer {
         response
     }
 
-    /// The two fields for a new password. What was typed into them is never sent back, so both begin empty.
+    /// The two fields for a new password. They are empty: a typed password is never sent back.
     fn password_inputs(&self, state: &FormState) -> Vec<PasswordInput> {
         let mut new = PasswordInput {
             name: NEW_PASSWORD,
@@ -154,7 +154,7 @@ impl PageRenderer {
                 repeat.problems = vec![copy::NOT_THE_SAME.to_owned()];
                 repeat.described_by = format!("{REPEAT_PASSWORD}-error");
                 repeat.is_invalid = true;
-                // Which of them was mistyped, nobody knows; the first is where to begin again.
+                // It is unknown which one was mistyped, so the focus goes to the first.
                 new.described_by = format!("{REPEAT_PASSWORD}-error {NEW_PASSWORD}-hint");
                 new.is_invalid = true;
                 new.has_focus = true;
@@ -171,7 +171,7 @@ struct FormPage<'a> {
     words: FormWords,
     action: &'static str,
     token: &'a str,
-    /// Why the button is to be pressed again.
+    /// Why the button has to be pressed again.
     retry_message: Option<String>,
     inputs: Vec<PasswordInput>,
 }
@@ -188,12 +188,12 @@ impl FormPage<'_> {
 
 #[derive(Default)]
 struct PasswordInput {
-    /// Its name in the form, and its id in the page.
+    /// The name in the form, and the id in the page.
     name: &'static str,
     label: &'static str,
     hint: Option<String>,
     problems: Vec<String>,
-    /// The ids of what is said about it, for screen readers.
+    /// The ids of the texts that describe the field, for screen readers.
     described_by: String,
     is_invalid: bool,
     has_focus: bool,

@@ -110,8 +110,8 @@ impl MailStore for PostgresStore {
     async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
         let pool = self.pool()?.clone();
         run_to_completion(async move {
-            // Rows that another step has locked are left for the next purge. Waiting for them while holding other locks could
-            // cause a deadlock.
+            // Rows that another step has locked are left for the next purge. Waiting for them while holding other locks
+            // could cause a deadlock.
             for (statement, time) in [
                 (
                     "DELETE FROM one_time_tokens WHERE id IN \

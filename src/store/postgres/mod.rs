@@ -1,5 +1,5 @@
-//! PostgreSQL 15 or newer, which several replicas can share. Nothing outlives a transaction: there are no session settings
-//! and no advisory locks.
+//! PostgreSQL 15 or newer, which several replicas can share. Nothing outlives a transaction: there are no session
+//! settings and no advisory locks.
 
 mod mail;
 mod queries;

@@ -96,8 +96,8 @@ impl SessionStore for PostgresStore {
     async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError> {
         let pool = self.pool()?.clone();
         run_to_completion(async move {
-            // Measured by the database's clock, since the clock of a replica may be wrong. Of several attempts at the same
-            // time each counts those before it, because they wait for the row.
+            // Measured by the database's clock, since the clock of a replica may be wrong. Of several attempts at the
+            // same time each counts those before it, because they wait for the row.
             let reserved = sqlx::query(
                 "INSERT INTO login_attempts AS a (subject, failures, blocked_until, forget_time) \
                  VALUES ($1, 1, clock_timestamp() + make_interval(secs => $6), \

@@ -1,7 +1,7 @@
 //! The verbs of a step, in PostgreSQL's dialect.
 //!
-//! Isolation is READ COMMITTED. Where two steps could meet, the row of the user decides: each step that changes an account
-//! locks it first (`FOR NO KEY UPDATE`).
+//! Isolation is READ COMMITTED. Where two steps could meet, the row of the user decides: each step that changes an
+//! account locks it first (`FOR NO KEY UPDATE`).
 
 use std::sync::Arc;
 
@@ -142,8 +142,8 @@ impl WriteTransaction for Tx {
     }
 
     async fn lock_user(&mut self, id: UserId) -> Result<Option<User>, StoreError> {
-        // The account is read after the lock is held. The roles that the waiting statement itself saw would be from before
-        // the wait.
+        // The account is read after the lock is held. The roles that the waiting statement itself saw would be from
+        // before the wait.
         let locked: Option<Uuid> = sqlx::query_scalar("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE")
             .bind(id.0)
             .fetch_optional(&mut *self.sql)
@@ -277,8 +277,8 @@ impl WriteTransaction for Tx {
     }
 
     async fn is_another_admin_enabled(&mut self, id: UserId) -> Result<bool, StoreError> {
-        // The rows of all admins are locked first, so that of two such steps the second looks when the first is done. That is
-        // why the second statement is needed: it sees what was committed while the first one waited.
+        // The rows of all admins are locked first, so that of two such steps the second looks when the first is done.
+        // That is why the second statement is needed: it sees what was committed while the first one waited.
         sqlx::query("SELECT user_id FROM user_roles WHERE role = 'admin' ORDER BY user_id FOR UPDATE")
             .execute(&mut *self.sql)
             .await?;

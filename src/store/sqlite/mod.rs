@@ -93,8 +93,8 @@ fn make_private(path: &Path) -> std::io::Result<()> {
 fn pool() -> PoolOptions<Sqlite> {
     SqlitePoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).after_release(|connection, _| {
         Box::pin(async move {
-            // Ends a transaction that a dropped future left open (see `run_to_completion`). Nearly always there is none, and
-            // SQLite reports that.
+            // Ends a transaction that a dropped future left open (see `run_to_completion`). Nearly always there is
+            // none, and SQLite reports that.
             let _ = connection.execute("ROLLBACK").await;
             Ok(true)
         })

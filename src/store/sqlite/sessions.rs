@@ -134,8 +134,8 @@ impl SessionStore for SqliteStore {
     }
 
     async fn revocation_written(&self) {
-        // There is one serving process, which reads its own entries before it answers. Polling finds what the command line
-        // has written.
+        // There is one serving process, which reads its own entries before it answers. Polling finds what the command
+        // line has written.
         std::future::pending::<()>().await;
     }
 

@@ -66,7 +66,8 @@ async fn create_account(mut tx: impl WriteTransaction, account: NewAccount) -> R
     Ok(AccountCreation::Created(user))
 }
 
-/// What was in the way of a new account. Where the caller must not learn that the address is taken, its owner is mailed.
+/// What was in the way of a new account. Where the caller must not learn that the address is taken, its owner is
+/// mailed.
 async fn why_not_created<T: WriteTransaction>(tx: &mut T, account: &NewAccount) -> Result<AccountCreation, StoreError> {
     let Some(owner_notice) = &account.owner_notice else {
         let email_taken = tx.is_email_taken(&account.email).await?;

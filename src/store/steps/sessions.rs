@@ -1,5 +1,5 @@
-//! Parts of the steps of sessions that are the same on every backend. The steps themselves stand with the backends, since
-//! their locks and statements differ.
+//! Parts of the steps of sessions that are the same on every backend. The steps themselves stand with the backends,
+//! since their locks and statements differ.
 
 use crate::{
     domain::{

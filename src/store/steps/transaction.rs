@@ -1,5 +1,5 @@
-//! What a step runs on: a transaction with verbs, which each backend implements, and the combinations of verbs that several
-//! steps need.
+//! What a step runs on: a transaction with verbs, which each backend implements, and the combinations of verbs that
+//! several steps need.
 
 use std::future::Future;
 
@@ -93,7 +93,8 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     async fn remove_roles(&mut self, id: UserId) -> Result<(), StoreError>;
     /// Sets the time of the last change to the account.
     async fn touch(&mut self, id: UserId, now: OffsetDateTime) -> Result<(), StoreError>;
-    /// Whether an enabled admin other than this account exists. No other step can change the answer before this one ends.
+    /// Whether an enabled admin other than this account exists. No other step can change the answer before this one
+    /// ends.
     async fn is_another_admin_enabled(&mut self, id: UserId) -> Result<bool, StoreError>;
     async fn delete_user(&mut self, id: UserId) -> Result<(), StoreError>;
 
@@ -182,8 +183,8 @@ pub(super) async fn consume_token<T: WriteTransaction>(
     Ok(token.purpose == purpose && tx.delete_token(token, now).await?)
 }
 
-/// Ends an account's tokens for these purposes, and the mails that would bring new ones. The caller holds the lock on the
-/// user. `email` is the address that mails were requested for.
+/// Ends an account's tokens for these purposes, and the mails that would bring new ones. The caller holds the lock on
+/// the user. `email` is the address that mails were requested for.
 pub(super) async fn void_tokens<T: WriteTransaction>(
     tx: &mut T,
     user: UserId,
