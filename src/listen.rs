@@ -104,7 +104,7 @@ pub enum Protocol {
     Http1AndHttp2,
 }
 
-/// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most [`DRAIN`], and
+/// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most `DRAIN`, and
 /// returns.
 pub async fn serve(
     listener: TcpListener,

@@ -137,7 +137,7 @@ fn bounded_for_estimate(text: &str) -> Zeroizing<String> {
 /// How many combinations of substitutions zxcvbn tries for a text with these characters.
 fn combinations(characters: &[char]) -> usize {
     let present = |symbols: &&str| symbols.chars().filter(|symbol| characters.contains(symbol)).count().max(1);
-    SUBSTITUTES.iter().map(|symbols| present(symbols)).product()
+    SUBSTITUTES.iter().map(present).product()
 }
 
 /// The stored form of a password: a PHC string with the Argon2id parameters, the salt and the hash.

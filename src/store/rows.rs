@@ -183,13 +183,13 @@ pub(super) struct SigningKeyRow {
 }
 
 impl SigningKeyRow {
-    pub(super) fn into_key(self) -> Result<SealedSigningKey, StoreError> {
-        Ok(SealedSigningKey {
+    pub(super) fn into_key(self) -> SealedSigningKey {
+        SealedSigningKey {
             kid: self.kid,
             algorithm: self.algorithm,
             sealed_private_key: self.sealed_private_key,
             create_time: self.create_time.0,
-        })
+        }
     }
 }
 
@@ -303,15 +303,15 @@ pub(super) struct SessionRow {
 }
 
 impl SessionRow {
-    pub(super) fn into_summary(self) -> Result<SessionSummary, StoreError> {
-        Ok(SessionSummary {
+    pub(super) fn into_summary(self) -> SessionSummary {
+        SessionSummary {
             id: SessionId(self.id),
             create_time: self.create_time.0,
             last_refresh_time: self.last_refresh_time.0,
             expire_time: self.refresh_expire_time.0,
             client_ip: self.client_ip,
             user_agent: self.user_agent,
-        })
+        }
     }
 }
 
@@ -328,8 +328,8 @@ pub(super) struct AuditRow {
 }
 
 impl AuditRow {
-    pub(super) fn into_event(self) -> Result<AuditEvent, StoreError> {
-        Ok(AuditEvent {
+    pub(super) fn into_event(self) -> AuditEvent {
+        AuditEvent {
             id: AuditEventId(self.id),
             create_time: self.create_time.0,
             action: self.action,
@@ -338,7 +338,7 @@ impl AuditRow {
             session: self.session_id.map(SessionId),
             client_ip: self.client_ip,
             detail: self.detail,
-        })
+        }
     }
 }
 

@@ -73,6 +73,7 @@ pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
         "--grpc-addr=127.0.0.1:0",
         "--http-addr=127.0.0.1:0",
         "--ops-addr=127.0.0.1:0",
+        "--lame-duck=0s",
         "--argon2-memory-kib=64",
         "--argon2-iterations=1",
         &url,

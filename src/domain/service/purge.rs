@@ -8,7 +8,6 @@ use crate::error::StoreError;
 use super::Service;
 
 /// The time between two purges.
-
 const INTERVAL: Duration = Duration::from_hours(1);
 /// How many rows one statement deletes at most.
 const BATCH: u32 = 1_000;

@@ -7,8 +7,6 @@ use crate::error::{Error, StoreError};
 use super::Service;
 
 /// How often the log is read if nothing wakes the reader earlier.
-
-/// How often the log is read where nothing wakes the reader.
 const POLL_INTERVAL: Duration = Duration::from_millis(400);
 
 impl Service {

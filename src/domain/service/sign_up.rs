@@ -20,8 +20,6 @@ use crate::{
 use super::Service;
 
 /// How long the command line waits for a hash.
-
-/// How long a command waits for a hash.
 const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
 impl Service {

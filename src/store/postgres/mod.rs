@@ -226,12 +226,10 @@ impl Store for PostgresStore {
     }
 
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        sqlx::query_as::<_, SigningKeyRow>("SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys")
-            .fetch_all(self.pool()?)
-            .await?
-            .into_iter()
-            .map(SigningKeyRow::into_key)
-            .collect()
+        let query = sqlx::query_as::<_, SigningKeyRow>(
+            "SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys",
+        );
+        Ok(query.fetch_all(self.pool()?).await?.into_iter().map(SigningKeyRow::into_key).collect())
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {

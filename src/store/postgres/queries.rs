@@ -126,7 +126,7 @@ impl Queries for PostgresStore {
         )
         .bind(user.0)
         .bind(Stamp(now));
-        self.read(query, SessionRow::into_summary).await
+        self.read(query, |row: SessionRow| Ok(row.into_summary())).await
     }
 
     async fn list_audit_events(&self, page: AuditPage) -> Result<Vec<AuditEvent>, StoreError> {
@@ -164,7 +164,7 @@ impl Queries for PostgresStore {
             .bind(user.0)
             .bind(action),
         };
-        self.read(events, AuditRow::into_event).await
+        self.read(events, |row: AuditRow| Ok(row.into_event())).await
     }
 
     async fn one_time_token(&self, token: MailId) -> Result<Option<OneTimeToken>, StoreError> {

@@ -234,7 +234,7 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
             tx.commit().await?;
             Ok(rotated.map_or(RotationOutcome::Invalid, RotationOutcome::Rotated))
         }
-        TokenState::Previous => Ok(steps::replayed(session, rotation)),
+        TokenState::Previous => Ok(steps::replayed(session, &rotation)),
         TokenState::Consumed => steps::end_reused_session(tx, &rotation).await,
         TokenState::Dead => Ok(RotationOutcome::Invalid),
     }

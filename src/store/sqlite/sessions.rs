@@ -193,7 +193,7 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
             tx.commit().await?;
             Ok(RotationOutcome::Rotated(session.user))
         }
-        TokenState::Previous => Ok(steps::replayed(session, rotation)),
+        TokenState::Previous => Ok(steps::replayed(session, &rotation)),
         TokenState::Consumed => steps::end_reused_session(tx, &rotation).await,
         TokenState::Dead => Ok(RotationOutcome::Invalid),
     }

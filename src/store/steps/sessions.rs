@@ -36,13 +36,13 @@ pub(in crate::store) async fn insert_opened_session(
 }
 
 /// The answer to the previous refresh token, presented again within the retry window: the same successor.
-pub(in crate::store) fn replayed(session: PresentedSession, rotation: Rotation) -> RotationOutcome {
+pub(in crate::store) fn replayed(session: PresentedSession, rotation: &Rotation) -> RotationOutcome {
     RotationOutcome::Replayed {
         grant: RefreshGrant {
             generation: session.state.generation,
             issue_time: session.refresh_issue_time,
             expire_time: session.state.refresh_expire_time,
-            ..rotation.next
+            ..rotation.next.clone()
         },
         hash: session.state.refresh_hash,
         user: session.user,
