@@ -1,11 +1,11 @@
-//! Compiles the contract under `proto/` into Rust types, stubs and the descriptor set that the server reads its own
-//! rules from. protox stands in for protoc, so that a machine with Rust and nothing else can build.
+//! Compiles the contract under `proto/` into Rust types, stubs and the descriptor set from which the server reads its access
+//! rules. protox replaces protoc, so a build needs nothing but Rust.
 
 use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
 use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor, prost_types::FileDescriptorSet};
 
-/// Every file with something of its own to generate; imports are found from here.
+/// The files to compile. Their imports are found by themselves.
 const FILES: [&str; 4] = [
     "postern/auth/v1/account_service.proto",
     "postern/auth/v1/admin_service.proto",
@@ -14,14 +14,14 @@ const FILES: [&str; 4] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // tonic-prost-build says nothing to cargo when it is handed descriptors. Migrations are embedded by a macro that
-    // cargo cannot see through either.
+    // tonic-prost-build does not tell cargo about the files behind descriptors, and the macro that embeds the migrations does
+    // not either.
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=migrations");
 
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
-    // The encoded form keeps our method options; `file_descriptor_set()` would drop them.
+    // The encoded form keeps our method options. `file_descriptor_set()` would drop them.
     let encoded = compiler.encode_file_descriptor_set();
     #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -44,8 +44,8 @@ fn is_secret(field: &FieldDescriptor) -> bool {
     options.get_field_by_name("debug_redact").is_some_and(|value| value.as_bool() == Some(true))
 }
 
-/// A `Debug` for each message that bears a `debug_redact` field, which prost itself ignores: the field's name is
-/// printed, its value never.
+/// Generates `Debug` for each message with a `debug_redact` field, which prost ignores. It prints the name of the field and
+/// not its value.
 fn redacting_debug(messages: &[MessageDescriptor]) -> Result<String, std::fmt::Error> {
     let mut code = String::new();
     for message in messages {

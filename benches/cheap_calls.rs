@@ -1,4 +1,4 @@
-//! How long a cheap call (GetMe) takes while logins saturate the machine, and how many logins that leaves.
+//! Measures a cheap call (GetMe) while logins saturate the machine, and the rate of logins.
 //!
 //!     cargo bench --bench cheap_calls
 //!
@@ -30,7 +30,7 @@ use tonic::{
 
 const ROUND: Duration = Duration::from_secs(10);
 const LOGIN_CLIENTS: usize = 32;
-/// One cheap call every so often, as a steady trickle and not as a load of its own.
+/// The pause between cheap calls, which are too few to be a load.
 const PACE: Duration = Duration::from_millis(2);
 
 #[derive(Parser)]

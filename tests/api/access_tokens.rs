@@ -1,5 +1,5 @@
-//! What an access token must satisfy, with the real signing key at hand: every forgery here has a signature that holds,
-//! unless it says otherwise. Only a token exactly as Postern mints it passes.
+//! What an access token must satisfy. The tests have the real signing key, so every forged token here has a valid
+//! signature unless the test says otherwise. Only a token exactly as Postern mints it passes.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::{
     support::{Database, Engine, with_database},
 };
 
-/// The one that verifies, and all that its own key could be used for.
+/// The algorithm of the signing key, and those that its key could be misused for.
 pub struct Mint {
     pub tokens: Tokens,
     pub master: MasterKey,
@@ -30,7 +30,7 @@ pub struct Mint {
     keyring: Arc<Keyring>,
 }
 
-/// A header or a payload, as text, so that it can hold what no library would write.
+/// A header or a payload as text, so that it can contain what no library would write.
 fn encoded(text: &str) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(text)
 }
@@ -79,7 +79,7 @@ impl Mint {
         serde_json::from_slice(&payload.expect("a payload").expect("base64url")).expect("JSON")
     }
 
-    /// A token of this header and this payload, signed with the real key.
+    /// A token with this header and payload, signed with the real key.
     fn signed(&self, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", encoded(header), encoded(claims));
         let signature = crypto::sign(message.as_bytes(), &self.keyring.signing().key, Algorithm::ES256);
@@ -100,7 +100,7 @@ impl Mint {
     }
 }
 
-/// The object with one member put in its place, or taken away.
+/// The object with one member replaced or removed.
 fn with(mut object: Value, member: &str, value: Option<Value>) -> String {
     let members = object.as_object_mut().expect("an object");
     match value {
@@ -110,7 +110,7 @@ fn with(mut object: Value, member: &str, value: Option<Value>) -> String {
     object.to_string()
 }
 
-/// The object as text, with one more member at its end, whatever else it holds.
+/// The object as text, with an additional member at its end.
 fn with_another(object: &Value, member: &str) -> String {
     let text = object.to_string();
     format!("{},{member}}}", text.strip_suffix('}').expect("an object"))
@@ -121,10 +121,10 @@ async fn with_mint(test: impl AsyncFnOnce(&Mint)) {
 }
 
 #[tokio::test]
-async fn a_token_put_together_like_a_minted_one_passes() {
+async fn a_token_built_like_a_minted_one_passes() {
     with_mint(async |mint| {
         assert_eq!(mint.verify(&mint.minted()), Ok(()));
-        // Everything below changes this one in one respect, so this one has to be good.
+        // Every test below changes this token in one respect, so this one must be valid.
         let token = mint.signed(&mint.header().to_string(), &mint.claims().to_string());
         assert_eq!(mint.verify(&token), Ok(()));
         let caller = mint.tokens.verify_access(&token, START).expect("a caller");
@@ -134,7 +134,7 @@ async fn a_token_put_together_like_a_minted_one_passes() {
 }
 
 #[tokio::test]
-async fn a_header_with_any_member_of_its_own_is_refused() {
+async fn a_header_with_an_additional_member_is_refused() {
     with_mint(async |mint| {
         let claims = mint.claims().to_string();
         let jwk = serde_json::to_value(mint.tokens.jwks()).expect("JSON")["keys"][0].clone();
@@ -165,7 +165,7 @@ async fn a_header_with_any_member_of_its_own_is_refused() {
 }
 
 #[tokio::test]
-async fn a_header_of_another_kind_of_token_is_refused() {
+async fn a_header_of_another_type_of_token_is_refused() {
     with_mint(async |mint| {
         let claims = mint.claims().to_string();
         for (member, value) in [
@@ -207,7 +207,7 @@ async fn a_member_given_twice_is_refused() {
     with_mint(async |mint| {
         let (header, claims) = (mint.header(), mint.claims());
         for member in ["typ", "alg", "kid"] {
-            // With the value that it has, so that nothing else is wrong with it.
+            // With the same value, so that nothing else is wrong with it.
             let twice = with_another(&header, &format!("\"{member}\":{}", header[member]));
             mint.assert_invalid(&mint.signed(&twice, &claims.to_string()), member);
         }
@@ -288,7 +288,7 @@ async fn a_claim_that_is_missing_or_null_is_refused() {
 }
 
 #[tokio::test]
-async fn a_header_or_payload_that_is_no_json_object_is_refused() {
+async fn a_header_or_payload_that_is_not_a_json_object_is_refused() {
     with_mint(async |mint| {
         let (header, claims) = (mint.header(), mint.claims());
         for text in ["", "null", "[]", "{}", "\"text\"", "{", "{}{}", "\u{feff}{}"] {
@@ -319,7 +319,7 @@ async fn a_header_or_payload_that_is_no_json_object_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_expires_at_its_second_and_five_more_at_most() {
+async fn an_access_token_is_refused_five_seconds_after_its_expiry() {
     with_mint(async |mint| {
         let token = mint.minted();
         let expiry = OffsetDateTime::from_unix_timestamp(mint.claims()["exp"].as_i64().expect("a number"));
@@ -333,7 +333,7 @@ async fn a_token_expires_at_its_second_and_five_more_at_most() {
             let token = mint.signed(&mint.header().to_string(), &claims);
             assert_eq!(mint.verify(&token), Err(AccessTokenError::Expired), "{exp}");
         }
-        // Old and also not ours: nothing is said about its age.
+        // Expired and also not ours: the answer does not mention the expiry.
         let forged = with(mint.claims(), "aud", Some(json!("another")));
         let forged = mint.signed(&mint.header().to_string(), &forged);
         assert_eq!(mint.verify_at(&forged, expiry + 1.hours()), Err(AccessTokenError::Invalid));
@@ -345,7 +345,7 @@ async fn a_token_expires_at_its_second_and_five_more_at_most() {
 async fn a_token_of_more_than_eight_kibibytes_is_refused() {
     with_mint(async |mint| {
         let sized = |size: usize| {
-            // Base64 cannot be of every length, so the header takes up what the payload cannot.
+            // Base64 cannot have every length, so the header makes up the difference.
             (0..4).find_map(|spaces| {
                 let header = format!("{}{}", mint.header(), " ".repeat(spaces));
                 let without = mint.signed(&header, &mint.claims().to_string()).len();
@@ -397,7 +397,7 @@ async fn only_three_strict_base64url_segments_are_a_token() {
         ] {
             mint.assert_invalid(&forged, &forged);
         }
-        // The last character has four bits that mean nothing; written otherwise, it is another text for the same bytes.
+        // The last character has four unused bits, so another text can stand for the same bytes.
         let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         let last = alphabet.iter().position(|byte| Some(byte) == token.as_bytes().last()).expect("base64url");
         let other = char::from(alphabet[last ^ 1]);
@@ -407,7 +407,7 @@ async fn only_three_strict_base64url_segments_are_a_token() {
 }
 
 #[tokio::test]
-async fn only_the_signing_keys_own_signature_over_this_very_text_holds() {
+async fn only_a_signature_of_the_signing_key_over_exactly_this_text_verifies() {
     with_mint(async |mint| {
         let token = mint.minted();
         let (message, signature) = token.rsplit_once('.').expect("a signature");
@@ -433,7 +433,7 @@ async fn only_the_signing_keys_own_signature_over_this_very_text_holds() {
         })
         .await;
 
-        // HMAC with what everybody knows of the key, in the forms that it comes in.
+        // HMAC with the public key as the secret, in each form of the key.
         let jwk = &serde_json::to_value(mint.tokens.jwks()).expect("JSON")["keys"][0];
         let coordinate = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(jwk[name].as_str().expect("text")).expect("base64");
         let point = [vec![4], coordinate("x"), coordinate("y")].concat();

@@ -56,8 +56,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The module at the top of the house that this file is part of.
-    fn room(&self) -> &str {
+    /// The top-level module of this file.
+    fn module(&self) -> &str {
         self.path.split(['/', '.']).next().expect("a name")
     }
 
@@ -66,21 +66,21 @@ impl Source {
         self.code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
     }
 
-    /// The rooms that this file names.
-    fn named_rooms(&self) -> BTreeSet<&str> {
-        let mut rooms = BTreeSet::new();
+    /// The top-level modules that this file names.
+    fn named_modules(&self) -> BTreeSet<&str> {
+        let mut modules = BTreeSet::new();
         for (position, found) in self.code.match_indices("crate::") {
             let rest = &self.code[position + found.len()..];
             if let Some(list) = rest.strip_prefix('{') {
-                rooms.extend(first_words_of_list(list));
+                modules.extend(first_words_of_list(list));
             } else {
-                rooms.extend(first_word(rest));
+                modules.extend(first_word(rest));
             }
         }
         // A macro by example may say `$crate`, and a path may say `postern`: neither may be a way around this.
         assert!(!self.code.contains("$crate") && !self.code.contains("postern::"), "{}", self.path);
         assert!(!self.code.contains("super::super::super"), "{}", self.path);
-        rooms
+        modules
     }
 }
 
@@ -180,15 +180,15 @@ fn sources() -> Vec<Source> {
 }
 
 #[test]
-fn the_reader_of_sources_sees_code_and_nothing_else() {
+fn the_reader_of_sources_skips_comments_and_strings() {
     let source = r#"
         //! sqlx
         use crate::{app, config::Config, store::{self, sqlite}}; // use crate::cli;
         fn f<'a>(x: &'a str) -> char { g("crate::grpc \" tonic", '"', '\'', 'x'); crate::listen::serve() }
     "#;
     let source = Source { path: "domain/mod.rs".to_owned(), code: code_of(source) };
-    assert_eq!(source.room(), "domain");
-    assert_eq!(source.named_rooms(), BTreeSet::from(["app", "config", "listen", "store"]));
+    assert_eq!(source.module(), "domain");
+    assert_eq!(source.named_modules(), BTreeSet::from(["app", "config", "listen", "store"]));
     let words: Vec<_> = source.words().collect();
     assert!(words.contains(&"sqlite") && words.contains(&"serve") && words.contains(&"a"));
     assert!(!words.contains(&"sqlx") && !words.contains(&"tonic") && !words.contains(&"cli"));
@@ -203,29 +203,29 @@ fn no_modules_import_each_other_in_a_circle() {
 }
 
 #[test]
-fn every_room_imports_only_what_it_may() {
-    let mut rooms = BTreeSet::new();
+fn every_module_imports_only_what_it_may() {
+    let mut modules = BTreeSet::new();
     for source in sources() {
-        let room = source.room().to_owned();
-        rooms.insert(room.clone());
-        if ["app", "cli", "main"].contains(&room.as_str()) {
+        let module = source.module().to_owned();
+        modules.insert(module.clone());
+        if ["app", "cli", "main"].contains(&module.as_str()) {
             continue;
         }
-        let (_, may) = RULES.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{room} has no rule"));
-        for named in source.named_rooms() {
-            assert!(named == room || may.contains(&named), "src/{} names crate::{named}", source.path);
+        let (_, may) = RULES.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} has no rule"));
+        for named in source.named_modules() {
+            assert!(named == module || may.contains(&named), "src/{} names crate::{named}", source.path);
         }
     }
-    for (room, _) in RULES {
-        assert!(rooms.contains(room), "{room} has a rule and is not there");
+    for (module, _) in RULES {
+        assert!(modules.contains(module), "{module} has a rule and is not there");
     }
 }
 
 #[test]
 fn the_layout_in_lib_rs_says_the_same() {
     let lib = fs::read_to_string(root().join("src/lib.rs")).expect("lib.rs");
-    for (room, may) in RULES.iter().filter(|(room, _)| *room != "lib") {
-        let row = lib.lines().find(|line| line.starts_with(&format!("//! | [`{room}`]"))).expect(room);
+    for (module, may) in RULES.iter().filter(|(module, _)| *module != "lib") {
+        let row = lib.lines().find(|line| line.starts_with(&format!("//! | [`{module}`]"))).expect(module);
         let named: BTreeSet<_> = row.split('|').nth(3).expect("a third column").split('`').skip(1).step_by(2).collect();
         assert_eq!(named, may.iter().copied().collect(), "{row}");
     }
@@ -233,7 +233,7 @@ fn the_layout_in_lib_rs_says_the_same() {
 
 #[test]
 fn the_domain_names_no_transport_and_no_driver() {
-    for source in sources().iter().filter(|source| ["domain", "error"].contains(&source.room())) {
+    for source in sources().iter().filter(|source| ["domain", "error"].contains(&source.module())) {
         for word in source.words() {
             assert!(!TRANSPORTS_AND_DRIVERS.contains(&word), "src/{} names {word}", source.path);
             assert!(!["sqlite", "postgres", "grpc", "proto"].contains(&word), "src/{} names {word}", source.path);
@@ -242,24 +242,24 @@ fn the_domain_names_no_transport_and_no_driver() {
 }
 
 #[test]
-fn only_the_stores_files_speak_sql_and_only_app_and_cli_choose_a_store() {
+fn only_the_store_uses_sqlx_and_only_app_and_cli_open_a_store() {
     for source in sources() {
         let speaks_sql = source.words().any(|word| word == "sqlx");
         let may =
-            SQL_FILES.contains(&source.path.as_str()) || SQL_ROOMS.iter().any(|room| source.path.starts_with(room));
+            SQL_FILES.contains(&source.path.as_str()) || SQL_ROOMS.iter().any(|module| source.path.starts_with(module));
         assert_eq!(speaks_sql, may, "src/{}: sqlx", source.path);
         let names_backend = source.words().any(|word| ["SqliteStore", "PostgresStore"].contains(&word));
-        assert!(!names_backend || source.room() == "store", "src/{} names a backend", source.path);
+        assert!(!names_backend || source.module() == "store", "src/{} names a backend", source.path);
         let opens_one = source.code.contains("store::connect");
-        assert!(!opens_one || ["app", "cli"].contains(&source.room()), "src/{} opens a store", source.path);
+        assert!(!opens_one || ["app", "cli"].contains(&source.module()), "src/{} opens a store", source.path);
     }
 }
 
 #[test]
-fn only_the_mail_room_speaks_smtp() {
+fn only_the_mail_module_uses_lettre() {
     for source in sources() {
         let speaks_smtp = source.words().any(|word| word == "lettre");
-        assert!(!speaks_smtp || source.room() == "mail", "src/{} names lettre", source.path);
+        assert!(!speaks_smtp || source.module() == "mail", "src/{} names lettre", source.path);
     }
 }
 
@@ -295,7 +295,7 @@ fn nothing_is_allowed_that_the_lints_forbid() {
 }
 
 #[test]
-fn no_file_is_too_long_and_every_module_says_what_it_owns() {
+fn no_file_is_too_long_and_every_module_has_a_description() {
     let mut seen = 0;
     for directory in ["benches", "migrations", "proto", "src", "tests"] {
         for file in files(&root().join(directory), &[".rs", ".py", ".sql", ".proto"]) {

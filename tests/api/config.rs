@@ -1,4 +1,4 @@
-//! Configuration: what is refused and how it is named, and what never prints.
+//! Configuration: what is refused, how the error names it, and what is never printed.
 
 use postern::{
     cli::Cli,
@@ -9,7 +9,7 @@ use postern::{
 
 use crate::app::{MASTER_KEY, parse};
 
-/// Every variable of the design, whatever this version does with it.
+/// Every variable of the contract.
 const CONTRACT: &str = "POSTERN_GRPC_ADDR POSTERN_HTTP_ADDR POSTERN_OPS_ADDR POSTERN_DATA_DIR POSTERN_DATABASE_URL \
      POSTERN_DATABASE_URL_FILE POSTERN_MASTER_KEY POSTERN_MASTER_KEY_FILE POSTERN_PREVIOUS_MASTER_KEY \
      POSTERN_PREVIOUS_MASTER_KEY_FILE POSTERN_ISSUER POSTERN_AUDIENCE POSTERN_PUBLIC_URL POSTERN_SIGNING_ALGORITHM \
@@ -42,13 +42,13 @@ fn an_unknown_variable_is_refused_and_named() {
 }
 
 #[test]
-fn what_is_not_ours_is_nobodys_business() {
+fn variables_without_our_prefix_are_ignored() {
     let others = ["PATH", "HOME", "postern_issuer", "MY_POSTERN_ISSUER", "POSTERNS", "PGPASSWORD", ""];
     check(&others).expect("nothing of ours");
 }
 
 #[test]
-fn every_variable_of_the_contract_is_known_or_refused_for_what_it_is() {
+fn every_variable_of_the_contract_is_known_or_refused_by_name() {
     let mut not_implemented = Vec::new();
     for name in CONTRACT.split_whitespace() {
         match check(&[name]) {
@@ -57,7 +57,7 @@ fn every_variable_of_the_contract_is_known_or_refused_for_what_it_is() {
             Err(other) => panic!("{name}: {other:?}"),
         }
     }
-    // What protects something is never ignored.
+    // A setting that protects something is never ignored.
     for name in ["POSTERN_TLS_CERT", "POSTERN_TLS_KEY", "POSTERN_TLS_CLIENT_CA", "POSTERN_PREVIOUS_MASTER_KEY"] {
         assert!(not_implemented.contains(&name), "{name}");
         assert!(check(&[name]).expect_err(name).to_string().contains(name));
@@ -66,7 +66,7 @@ fn every_variable_of_the_contract_is_known_or_refused_for_what_it_is() {
 }
 
 #[test]
-fn what_kubernetes_says_of_a_service_called_postern_is_accepted() {
+fn kubernetes_variables_of_a_service_named_postern_are_accepted() {
     let links = [
         "POSTERN_SERVICE_HOST",
         "POSTERN_SERVICE_PORT",
@@ -92,7 +92,7 @@ fn no_secret_prints() {
     }
     assert!(format!("{config:?}").contains("localhost:8080"), "the rest is shown");
 
-    // Nor does a refusal repeat what it refuses.
+    // An error does not quote the value that it refuses.
     let bad_key = crate::config::config(&["--master-key=hunter2"]);
     let refusal = bad_key.master_key.given(&location).expect_err("no key");
     assert!(!format!("{refusal} {refusal:?}").contains("hunter2"));
@@ -101,7 +101,7 @@ fn no_secret_prints() {
 }
 
 #[test]
-fn plaintext_beyond_loopback_has_to_be_allowed() {
+fn plaintext_beyond_loopback_requires_a_setting() {
     for (flag, variable) in [("--grpc-addr", "POSTERN_GRPC_ADDR"), ("--http-addr", "POSTERN_HTTP_ADDR")] {
         for address in ["127.0.0.1:0", "127.8.9.10:50051", "[::1]:50051"] {
             config(&[&format!("{flag}={address}")]).listen.validate().expect(address);
@@ -120,7 +120,7 @@ fn plaintext_beyond_loopback_has_to_be_allowed() {
 }
 
 #[test]
-fn a_database_is_named_by_its_url_and_by_nothing_else() {
+fn the_database_url_alone_names_the_database() {
     let location = |url: &str| config(&[&format!("--database-url={url}")]).store.database();
     for (url, file) in [("sqlite:a.db", "a.db"), ("sqlite:/var/a.db", "/var/a.db"), ("sqlite:///var/a.db", "/var/a.db")]
     {
@@ -140,7 +140,7 @@ fn a_database_is_named_by_its_url_and_by_nothing_else() {
 }
 
 #[test]
-fn lifetimes_that_make_no_sense_are_refused_and_named() {
+fn lifetimes_out_of_range_are_refused_by_name() {
     for (argument, variable) in [
         ("--access-token-ttl=0s", "POSTERN_ACCESS_TOKEN_TTL"),
         ("--access-token-ttl=25h", "POSTERN_ACCESS_TOKEN_TTL"),
@@ -166,7 +166,7 @@ fn lifetimes_that_make_no_sense_are_refused_and_named() {
 }
 
 #[test]
-fn limits_of_hashing_are_kept_within_what_makes_sense() {
+fn hashing_settings_out_of_range_are_refused() {
     for nonsense in [
         "--argon2-memory-kib=7",
         "--argon2-memory-kib=1048577",
@@ -207,7 +207,7 @@ fn the_defaults_are_those_of_the_contract() {
 }
 
 #[test]
-fn the_words_of_the_services_name_are_no_password() {
+fn the_words_of_the_services_name_count_as_guessable() {
     let words = |name: &str| config(&[]).passwords.policy(name).common_words;
     assert_eq!(words("Postern"), ["postern", "postern"]);
     assert_eq!(words("Ångström-Cloud 9"), ["postern", "ångström", "cloud", "9"]);

@@ -1,4 +1,5 @@
-//! The contract, read from its own descriptor: what every RPC declares, what every service reports, what never prints.
+//! The contract, read from its descriptor: what every RPC declares, what every service reports, and what is never
+//! printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +33,7 @@ fn access_rules(encoded: &[u8]) -> BTreeMap<String, Access> {
     rules.iter().map(|(path, access)| (path.to_owned(), access)).collect()
 }
 
-/// `POST /v1/…`, as `(google.api.http)` has it.
+/// `POST /v1/…`, as `(google.api.http)` declares it.
 fn route(method: &MethodDescriptor) -> Option<String> {
     let options = method.options();
     let (_, rule) = options.extensions().find(|(extension, _)| extension.full_name() == "google.api.http")?;
@@ -55,7 +56,7 @@ fn every_rpc_declares_who_may_call_it_and_its_rest_route() {
         assert!(route.is_some() || method.is_server_streaming(), "{path} has no option (google.api.http)");
         declared.insert(method.full_name().to_owned(), (access, route.unwrap_or_default()));
     }
-    // As the design has them: clients depend on these.
+    // Clients depend on these.
     for (rpc, access, route) in [
         ("AuthService.SignUp", Access::Public, "POST /v1/auth/signup *"),
         ("AuthService.Login", Access::Public, "POST /v1/auth/login *"),
@@ -88,7 +89,7 @@ fn routes_and_rpcs_with_their_own_messages_are_all_different() {
 }
 
 #[test]
-fn an_rpc_that_declares_nothing_is_unspecified_and_the_others_are_as_before() {
+fn an_undeclared_rpc_is_unspecified_and_does_not_change_others() {
     let pool = pool();
     let descriptor =
         pool.get_message_by_name("google.protobuf.FileDescriptorSet").expect("a descriptor of descriptors");
@@ -119,8 +120,8 @@ fn each<'a>(message: &'a mut DynamicMessage, field: &str) -> impl Iterator<Item 
 }
 
 #[test]
-fn a_descriptor_without_our_options_opens_nothing() {
-    // These types know no extensions, so every option of ours is lost on the way.
+fn a_descriptor_without_our_options_declares_no_access() {
+    // These types have no extensions, so our options are lost.
     let set = FileDescriptorSet::decode(proto::CONTRACT).expect("the contract");
     let rules = access_rules(&set.encode_to_vec());
     assert_eq!(rules.len(), access_rules(proto::CONTRACT).len());
@@ -129,7 +130,7 @@ fn a_descriptor_without_our_options_opens_nothing() {
 }
 
 #[tokio::test]
-async fn every_service_says_how_it_is() {
+async fn every_service_reports_its_health() {
     with_database(Engine::Sqlite, async |database| {
         let app = TestApp::start(database, &[]).await;
         let services = pool().services().filter(|service| service.package_name() == PACKAGE).collect::<Vec<_>>();
@@ -146,11 +147,11 @@ async fn every_service_says_how_it_is() {
 }
 
 #[test]
-fn every_field_that_bears_a_secret_is_declared_so() {
+fn every_secret_field_is_declared_as_secret() {
     let mut secrets = BTreeSet::new();
     for message in pool().all_messages().filter(|message| message.package_name() == PACKAGE) {
         for field in message.fields().filter(|field| field.kind() == Kind::String) {
-            // A page token opens nothing: it is encrypted, and bound to its query.
+            // A page token is no credential: it is encrypted and bound to its query.
             let bears_secret = ["token", "password"].iter().any(|ending| field.name().ends_with(ending))
                 && !field.name().ends_with("page_token");
             let redacted = field.options().get_field_by_name("debug_redact").expect("an option").as_bool();
@@ -182,7 +183,7 @@ fn every_field_that_bears_a_secret_is_declared_so() {
 }
 
 #[test]
-fn messages_that_bear_secrets_print_everything_but_them() {
+fn messages_print_everything_but_their_secrets() {
     let secret = || SECRET.to_owned();
     let shown = || "shown".to_owned();
     let tokens = proto::TokenPair {
@@ -216,8 +217,8 @@ fn messages_that_bear_secrets_print_everything_but_them() {
 }
 
 #[test]
-fn every_reason_is_named_by_its_number_for_good() {
-    // Numbers and names are what clients have compiled in: they may be added to, never changed.
+fn the_numbers_of_error_reasons_never_change() {
+    // Numbers and names are compiled into clients: values may be added, but not changed.
     let reasons = [
         "UNSPECIFIED",
         "INVALID_FIELD",

@@ -1,4 +1,4 @@
-//! The main job, from outside: sign up, log in, get me, refresh, log out; and that all of it outlives the process.
+//! The main journey from outside: sign up, log in, get me, refresh, log out; and all of it survives a restart.
 
 use postern::proto::{SignUpRequest, TokenPair};
 use time::ext::NumericalDuration as _;
@@ -11,15 +11,15 @@ use crate::{
 
 on_each_engine![
     a_person_signs_up_logs_in_refreshes_and_logs_out,
-    everything_is_still_there_after_a_restart,
-    a_sign_up_says_what_is_taken_and_what_is_wrong,
-    who_cannot_log_in_is_told_the_same_whatever_the_reason,
-    where_addresses_must_be_verified_only_the_right_password_learns_that_this_one_is_not,
-    a_lost_answer_to_a_refresh_is_given_again_byte_for_byte,
-    a_used_refresh_token_ends_the_session_for_thief_and_owner,
+    everything_survives_a_restart,
+    a_sign_up_reports_what_is_taken_and_every_invalid_field,
+    every_failed_login_gets_the_same_answer,
+    with_required_verification_only_the_right_password_learns_that_the_address_is_unverified,
+    a_repeated_refresh_after_a_lost_answer_returns_the_same_bytes,
+    refresh_with_a_consumed_token_ends_the_session,
     logging_out_everywhere_ends_every_session,
-    a_refresh_sees_the_roles_and_the_state_of_now,
-    neither_a_stale_token_nor_a_broken_one_keeps_anybody_from_logging_in,
+    a_refresh_reads_the_current_roles_and_state,
+    an_expired_or_malformed_token_does_not_prevent_a_login,
 ];
 
 fn request(username: &str, email: &str, password: &str) -> SignUpRequest {
@@ -61,7 +61,7 @@ async fn a_person_signs_up_logs_in_refreshes_and_logs_out(database: &Database) {
     app.stop().await;
 }
 
-async fn everything_is_still_there_after_a_restart(database: &Database) {
+async fn everything_survives_a_restart(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     let user = app.sign_up("ada").await;
     let (open, over) = (app.log_in("ada").await, app.log_in("ada").await);
@@ -82,7 +82,7 @@ async fn everything_is_still_there_after_a_restart(database: &Database) {
     app.stop().await;
 }
 
-async fn a_sign_up_says_what_is_taken_and_what_is_wrong(database: &Database) {
+async fn a_sign_up_reports_what_is_taken_and_every_invalid_field(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("Ada").await;
     let taken = app.try_sign_up(request("grace", "ADA@EXAMPLE.COM", PASSWORD)).await;
@@ -98,7 +98,7 @@ async fn a_sign_up_says_what_is_taken_and_what_is_wrong(database: &Database) {
     app.stop().await;
 }
 
-async fn who_cannot_log_in_is_told_the_same_whatever_the_reason(database: &Database) {
+async fn every_failed_login_gets_the_same_answer(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     app.sign_up("disabled").await;
@@ -118,7 +118,7 @@ async fn who_cannot_log_in_is_told_the_same_whatever_the_reason(database: &Datab
     app.stop().await;
 }
 
-async fn where_addresses_must_be_verified_only_the_right_password_learns_that_this_one_is_not(database: &Database) {
+async fn with_required_verification_only_the_right_password_learns_that_the_address_is_unverified(database: &Database) {
     let app = TestApp::start(database, &["--require-verified-email"]).await;
     app.sign_up("ada").await;
     let wrong = app.try_log_in("ada@example.com", "correct horse battery stapler").await;
@@ -132,7 +132,7 @@ async fn where_addresses_must_be_verified_only_the_right_password_learns_that_th
     app.stop().await;
 }
 
-async fn a_lost_answer_to_a_refresh_is_given_again_byte_for_byte(database: &Database) {
+async fn a_repeated_refresh_after_a_lost_answer_returns_the_same_bytes(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     let first = app.log_in("ada").await;
@@ -150,7 +150,7 @@ async fn a_lost_answer_to_a_refresh_is_given_again_byte_for_byte(database: &Data
     app.stop().await;
 }
 
-async fn a_used_refresh_token_ends_the_session_for_thief_and_owner(database: &Database) {
+async fn refresh_with_a_consumed_token_ends_the_session(database: &Database) {
     let app = TestApp::start(database, &["--refresh-retry-window=0s"]).await;
     app.sign_up("ada").await;
     let untouched = app.log_in("ada").await;
@@ -162,7 +162,7 @@ async fn a_used_refresh_token_ends_the_session_for_thief_and_owner(database: &Da
     }
     app.me(&untouched.access_token).await.expect("another session of the same user");
 
-    // The same with the window open: the token before the last is too old for it, however quick it comes.
+    // The same within the retry window: the token before the previous one is too old, even at once.
     let app = app.restart(&["--refresh-retry-window=60s"]).await;
     let first = app.log_in("ada").await;
     let second = app.refresh(&first.refresh_token).await.expect("the next tokens");
@@ -194,7 +194,7 @@ async fn logging_out_everywhere_ends_every_session(database: &Database) {
     app.stop().await;
 }
 
-async fn a_refresh_sees_the_roles_and_the_state_of_now(database: &Database) {
+async fn a_refresh_reads_the_current_roles_and_state(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     let first = app.log_in("ada").await;
@@ -212,7 +212,7 @@ async fn a_refresh_sees_the_roles_and_the_state_of_now(database: &Database) {
     app.stop().await;
 }
 
-async fn neither_a_stale_token_nor_a_broken_one_keeps_anybody_from_logging_in(database: &Database) {
+async fn an_expired_or_malformed_token_does_not_prevent_a_login(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     let stale = app.log_in("ada").await;

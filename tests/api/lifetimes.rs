@@ -1,4 +1,4 @@
-//! How long everything lives, by a clock that is moved to the moment in question.
+//! Lifetimes, tested with a clock that the test moves.
 
 use postern::proto::TokenPair;
 use time::{OffsetDateTime, ext::NumericalDuration as _};
@@ -11,9 +11,9 @@ use crate::{
 
 on_each_engine![
     an_access_token_lives_fifteen_minutes_and_five_seconds_of_leeway,
-    a_refresh_token_lives_seven_days_from_its_minting,
-    a_session_lives_ninety_days_however_often_it_is_refreshed,
-    a_session_past_its_end_is_forgotten,
+    a_refresh_token_lives_seven_days,
+    a_session_ends_after_ninety_days_even_if_it_is_refreshed,
+    a_session_past_its_end_is_purged,
 ];
 
 fn access_expiry(tokens: &TokenPair) -> OffsetDateTime {
@@ -30,7 +30,7 @@ fn whole(timestamp: Option<prost_types::Timestamp>) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(timestamp.seconds).expect("a time")
 }
 
-/// The second that a moment is in.
+/// The moment, in whole seconds.
 fn second_of(moment: OffsetDateTime) -> OffsetDateTime {
     moment.replace_nanosecond(0).expect("a whole second")
 }
@@ -52,7 +52,7 @@ async fn an_access_token_lives_fifteen_minutes_and_five_seconds_of_leeway(databa
     app.stop().await;
 }
 
-async fn a_refresh_token_lives_seven_days_from_its_minting(database: &Database) {
+async fn a_refresh_token_lives_seven_days(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     let (first, idle) = (app.log_in("ada").await, app.log_in("ada").await);
@@ -67,7 +67,7 @@ async fn a_refresh_token_lives_seven_days_from_its_minting(database: &Database) 
     app.stop().await;
 }
 
-async fn a_session_lives_ninety_days_however_often_it_is_refreshed(database: &Database) {
+async fn a_session_ends_after_ninety_days_even_if_it_is_refreshed(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     let mut tokens = app.log_in("ada").await;
@@ -87,14 +87,14 @@ async fn a_session_lives_ninety_days_however_often_it_is_refreshed(database: &Da
     app.stop().await;
 }
 
-async fn a_session_past_its_end_is_forgotten(database: &Database) {
+async fn a_session_past_its_end_is_purged(database: &Database) {
     let app = TestApp::start(database, &["--session-max-lifetime=30d"]).await;
     app.sign_up("ada").await;
     let older = app.log_in("ada").await;
     app.pass(20.days());
     let newer = app.log_in("ada").await;
     app.pass(11.days());
-    // It is seen to at the start, and then every hour.
+    // The purge runs at the start, and then every hour.
     let app = app.restart(&[]).await;
     wait_until("a session is gone", async || {
         (database.sql.number("SELECT count(*) FROM sessions").await == 1).then_some(())

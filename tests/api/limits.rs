@@ -1,5 +1,5 @@
-//! What a call may be before anybody looks at what it asks, sent as raw HTTP/2 where no proper client would send it.
-//! Nothing that a caller can send is answered INTERNAL.
+//! Limits on calls, tested with raw HTTP/2 where no gRPC client would send the request. No input of a caller is
+//! answered with INTERNAL.
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -24,12 +24,12 @@ use crate::{
 const LOGIN: &str = "/postern.auth.v1.AuthService/Login";
 const GET_ME: &str = "/postern.auth.v1.AuthService/GetMe";
 
-/// An HTTP/2 connection without any idea of gRPC.
+/// An HTTP/2 connection that knows nothing of gRPC.
 struct Wire {
     sender: SendRequest<Full<Bytes>>,
 }
 
-/// What came back: the headers, and the status wherever it stood.
+/// The response: its headers, and the status from the headers or the trailers.
 struct Answer {
     headers: HeaderMap,
     failure: Failure,
@@ -104,10 +104,10 @@ async fn a_message_of_more_than_64_kib_is_bad_input() {
         let failure = app.try_sign_up(request("a".repeat(65 * 1024))).await;
         let failure = assert_fails(failure, InvalidArgument, "INVALID_FIELD");
         assert_eq!(failure.fields, [""], "no field is wrong: nobody looked");
-        // Just within: the message is read, and its field is what is wrong.
+        // Just within the limit: the message is read, and its field is invalid.
         let failure = app.try_sign_up(request("a".repeat(64 * 1024 - 200))).await;
         assert_eq!(assert_fails(failure, InvalidArgument, "INVALID_FIELD").fields, ["username"]);
-        // A frame that only claims to be so large, and one of 4 GiB.
+        // A frame that only claims this size, and one that claims 4 GiB.
         let mut wire = Wire::connect(app).await;
         for length in [65 * 1024_u32, u32::MAX] {
             let frame = [&[0], length.to_be_bytes().as_slice(), b"abc"].concat();
@@ -119,7 +119,7 @@ async fn a_message_of_more_than_64_kib_is_bad_input() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_bad_input_and_the_connection_goes_on() {
+async fn a_malformed_message_is_bad_input_and_the_connection_stays_open() {
     with_app(async |app, database| {
         let mut wire = Wire::connect(app).await;
         let good = login();
@@ -153,7 +153,7 @@ async fn what_is_no_message_is_bad_input_and_the_connection_goes_on() {
 async fn an_unknown_field_is_ignored() {
     with_app(async |app, _| {
         let mut wire = Wire::connect(app).await;
-        // Field 1000, of a release to come.
+        // Field 1000, of a later release.
         let message = [&login()[5..], &[0xc2, 0x3e, 0x01, b'x']].concat();
         wire.call(LOGIN, &[], framed(&message)).await.assert(Fine, "");
         wire.call(GET_ME, &[], framed(&message)).await.assert(Unauthenticated, "TOKEN_MISSING");
@@ -162,7 +162,7 @@ async fn an_unknown_field_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_not_exactly_an_rpcs_reaches_none() {
+async fn a_path_that_differs_from_that_of_an_rpc_reaches_none() {
     with_app(async |app, database| {
         let mut wire = Wire::connect(app).await;
         for path in [
@@ -194,7 +194,7 @@ async fn a_path_that_is_not_exactly_an_rpcs_reaches_none() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_has_passed_is_said_so_and_nothing_is_written() {
+async fn a_passed_deadline_is_reported_and_nothing_is_written() {
     with_app(async |app, database| {
         let mut wire = Wire::connect(app).await;
         for timeout in [b"1n".as_slice(), b"0m", b"0S"] {
@@ -209,7 +209,7 @@ async fn a_deadline_that_has_passed_is_said_so_and_nothing_is_written() {
 }
 
 #[tokio::test]
-async fn a_sane_request_id_comes_back_and_any_other_is_replaced() {
+async fn a_valid_request_id_is_returned_and_any_other_is_replaced() {
     with_app(async |app, _| {
         let mut wire = Wire::connect(app).await;
         let long = [b'a'; 129];
@@ -237,7 +237,7 @@ async fn a_sane_request_id_comes_back_and_any_other_is_replaced() {
 }
 
 #[tokio::test]
-async fn metadata_that_means_nothing_changes_nothing() {
+async fn unknown_metadata_is_ignored() {
     with_app(async |app, _| {
         let mut wire = Wire::connect(app).await;
         let headers: [(&'static str, &[u8]); 6] = [

@@ -1,5 +1,5 @@
-//! Mails as the service sends them: what becomes of one when the mail server ails, how many anybody can cause, where
-//! the links in them lead, and what they tell instead of an RPC's answer.
+//! The mails of the service: what happens to them when the mail server fails, how many a caller can cause, the targets
+//! of their links, and what they reveal in place of an RPC.
 
 use postern::{
     domain::mail::MailKind,
@@ -21,20 +21,20 @@ use crate::{
 };
 
 on_each_engine![
-    whatever_ails_the_mail_server_callers_notice_nothing_and_the_mail_comes_when_it_is_well,
-    a_mail_is_given_up_after_a_day_and_kept_and_not_tried_again,
-    a_mail_whose_token_expired_while_the_server_was_away_is_dropped,
-    what_is_over_is_forgotten_and_nothing_else,
+    a_failing_mail_server_does_not_affect_callers_and_mail_arrives_when_it_recovers,
+    a_mail_is_given_up_after_a_day_and_kept,
+    a_mail_whose_token_expired_while_the_server_was_down_is_dropped,
+    a_purge_deletes_only_what_is_expired,
     an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes,
-    a_client_causes_so_many_mails_a_minute_and_no_more,
-    a_mail_goes_to_the_stored_address_and_its_link_where_the_configuration_says,
-    a_sign_up_tells_only_the_owner_that_an_address_is_taken_where_that_is_concealed,
-    a_change_of_address_tells_only_the_owner_that_it_is_taken_where_that_is_concealed,
-    where_it_is_told_that_an_address_is_taken_its_owner_is_not_mailed,
+    mails_that_one_client_causes_are_limited_per_minute,
+    a_mail_goes_to_the_stored_address_with_the_configured_link,
+    a_sign_up_with_a_taken_address_mails_only_its_owner_where_accounts_are_concealed,
+    a_change_to_a_taken_address_mails_only_its_owner_where_accounts_are_concealed,
+    without_concealment_the_owner_of_a_taken_address_is_not_mailed,
 ];
 
-/// How many mails of those were tried in vain and are waiting for another attempt. A claim that is not settled yet
-/// holds for 40 seconds, the first attempts are seconds apart.
+/// How many mails failed and wait for another attempt. A claim that is not settled holds for 40 seconds; the first
+/// attempts are seconds apart.
 pub async fn failed_mails(app: &TestApp<'_>, database: &Database, which: &str) -> i64 {
     let soon = match database.engine {
         Engine::Sqlite => ((app.now() + 30.seconds()).unix_timestamp_nanos() / 1_000).to_string(),
@@ -47,7 +47,7 @@ pub async fn failed_mails(app: &TestApp<'_>, database: &Database, which: &str) -
     database.sql.number(&query).await
 }
 
-/// Makes mails due that failed for the first time. On PostgreSQL they get so by themselves, by the database's clock.
+/// Makes mails due that failed once. On PostgreSQL they become due by the database's clock.
 pub fn let_retries_come(app: &TestApp<'_>, database: &Database) {
     if database.engine == Engine::Sqlite {
         app.pass(1.seconds());
@@ -64,7 +64,7 @@ async fn sign_up(app: &TestApp<'_>, name: &str) {
     app.mail_to(&format!("{name}@example.com"), MailKind::VerifyEmail).await;
 }
 
-async fn whatever_ails_the_mail_server_callers_notice_nothing_and_the_mail_comes_when_it_is_well(database: &Database) {
+async fn a_failing_mail_server_does_not_affect_callers_and_mail_arrives_when_it_recovers(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     for trouble in [SendErrorKind::Permanent, SendErrorKind::Transient, SendErrorKind::Connection] {
         let name = format!("{trouble:?}").to_lowercase();
@@ -90,7 +90,7 @@ async fn whatever_ails_the_mail_server_callers_notice_nothing_and_the_mail_comes
     app.stop().await;
 }
 
-async fn a_mail_is_given_up_after_a_day_and_kept_and_not_tried_again(database: &Database) {
+async fn a_mail_is_given_up_after_a_day_and_kept(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     sign_up(&app, "ada").await;
     let tokens = app.log_in("ada").await;
@@ -105,7 +105,7 @@ async fn a_mail_is_given_up_after_a_day_and_kept_and_not_tried_again(database: &
     let dead = "SELECT count(*) FROM mail_outbox WHERE dead_time IS NOT NULL";
     wait_until("it is given up", async || (database.sql.number(dead).await == 1).then_some(())).await;
 
-    // Not even if it were due, and the server is well, and others are sent.
+    // It is not sent even if it were due while the server works and other mails are sent.
     app.mails.fail_with(None);
     let long_ago = match database.engine {
         Engine::Sqlite => "0",
@@ -120,7 +120,7 @@ async fn a_mail_is_given_up_after_a_day_and_kept_and_not_tried_again(database: &
     app.stop().await;
 }
 
-async fn a_mail_whose_token_expired_while_the_server_was_away_is_dropped(database: &Database) {
+async fn a_mail_whose_token_expired_while_the_server_was_down_is_dropped(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     sign_up(&app, "ada").await;
     sign_up(&app, "grace").await;
@@ -138,7 +138,7 @@ async fn a_mail_whose_token_expired_while_the_server_was_away_is_dropped(databas
     app.stop().await;
 }
 
-async fn what_is_over_is_forgotten_and_nothing_else(database: &Database) {
+async fn a_purge_deletes_only_what_is_expired(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     let give_up = "UPDATE mail_outbox SET dead_time = create_time WHERE dead_time IS NULL";
     sign_up(&app, "ada").await;
@@ -155,7 +155,7 @@ async fn what_is_over_is_forgotten_and_nothing_else(database: &Database) {
     wait_for_failures(&app, database, 1).await;
     database.sql.execute(give_up).await;
 
-    // It is seen to at the start, and then every hour; mails that were given up come last.
+    // The purge runs at the start, and then every hour. It handles mails that were given up last.
     let app = app.restart(&[]).await;
     let dead = "SELECT count(*) FROM mail_outbox WHERE dead_time IS NOT NULL";
     wait_until("one is forgotten", async || (database.sql.number(dead).await < 2).then_some(())).await;
@@ -181,7 +181,7 @@ async fn an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes(databa
     }
     app.assert_no_more_mail().await;
 
-    // Whatever mails they are; who is known is told.
+    // This holds for every kind of mail. An authenticated caller gets an error.
     app.resend_verification("ada@example.com").await.expect("the answer of always");
     let grace = app.log_in("grace").await.access_token;
     database.sql.execute("UPDATE users SET email = 'lovelace@example.com' WHERE username = 'ada'").await;
@@ -190,7 +190,7 @@ async fn an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes(databa
     assert_eq!(told.retry_delay, Some(std::time::Duration::from_mins(6)));
     app.assert_no_more_mail().await;
     database.sql.execute("UPDATE users SET email = 'ada@example.com' WHERE username = 'ada'").await;
-    // Notices come all the same: nobody gets them out of the way.
+    // Notices are not limited: nobody can suppress them.
     let ada = app.log_in("ada").await.access_token;
     app.request_email_change(&ada, "lovelace@example.com").await.expect("another address has had none");
     app.mail_to("ada@example.com", MailKind::EmailChangeRequested).await;
@@ -219,7 +219,7 @@ async fn an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes(databa
     app.stop().await;
 }
 
-async fn a_client_causes_so_many_mails_a_minute_and_no_more(database: &Database) {
+async fn mails_that_one_client_causes_are_limited_per_minute(database: &Database) {
     let app = TestApp::start(database, &["--mail-limit-per-client=3"]).await;
     let names = ["ada", "grace", "joan", "mary"];
     for name in names {
@@ -230,7 +230,7 @@ async fn a_client_causes_so_many_mails_a_minute_and_no_more(database: &Database)
         app.request_reset(&format!("{name}@example.com")).await.expect("the answer of always");
     }
     app.resend_verification("mary@example.com").await.expect("the answer of always");
-    // Who is known is told, once it is clear what is asked.
+    // An authenticated caller gets an error, after the request was validated.
     let own = app.request_email_change(&tokens.access_token, "mary@example.com").await;
     assert_fails(own, InvalidArgument, "INVALID_FIELD");
     let told = app.request_email_change(&tokens.access_token, "somerville@example.com").await;
@@ -243,7 +243,7 @@ async fn a_client_causes_so_many_mails_a_minute_and_no_more(database: &Database)
     app.stop().await;
 }
 
-async fn a_mail_goes_to_the_stored_address_and_its_link_where_the_configuration_says(database: &Database) {
+async fn a_mail_goes_to_the_stored_address_with_the_configured_link(database: &Database) {
     let arguments = [
         "--issuer=https://issuer.example.com",
         "--public-url=https://auth.example.com/base/",
@@ -261,7 +261,7 @@ async fn a_mail_goes_to_the_stored_address_and_its_link_where_the_configuration_
     assert!(link.starts_with("https://auth.example.com/base/verify-email?token="), "{link}");
     assert!(mail.letter.text.contains(&link) && mail.letter.html.contains(&link));
 
-    // However the service is called, by name or by headers.
+    // For every name of the service, and for every Host header.
     let origin = "http://evil.example".parse().expect("a URI");
     let endpoint = Endpoint::from_shared(format!("http://{}", app.addresses.grpc)).expect("an address").origin(origin);
     let mut account = AccountServiceClient::new(endpoint.connect_lazy());
@@ -286,7 +286,7 @@ async fn a_mail_goes_to_the_stored_address_and_its_link_where_the_configuration_
     app.stop().await;
 }
 
-async fn a_sign_up_tells_only_the_owner_that_an_address_is_taken_where_that_is_concealed(database: &Database) {
+async fn a_sign_up_with_a_taken_address_mails_only_its_owner_where_accounts_are_concealed(database: &Database) {
     let app = TestApp::start(database, &["--conceal-existing-accounts=true"]).await;
     let owner = app.sign_up("ada").await;
     app.mail_to("ada@example.com", MailKind::VerifyEmail).await;
@@ -311,7 +311,7 @@ async fn a_sign_up_tells_only_the_owner_that_an_address_is_taken_where_that_is_c
     assert_eq!(mail.letter.link, None);
     app.mail_to("eve@example.com", MailKind::VerifyEmail).await;
 
-    // That a name is taken may be known, and says nothing about the address.
+    // A taken username may be reported; that reveals nothing about the address.
     for email in ["ada@example.com", "grace@example.com"] {
         let outcome = app.try_sign_up(request("ADA", email)).await;
         assert_fails(outcome, AlreadyExists, "USERNAME_TAKEN");
@@ -324,7 +324,7 @@ async fn a_sign_up_tells_only_the_owner_that_an_address_is_taken_where_that_is_c
     app.stop().await;
 }
 
-async fn a_change_of_address_tells_only_the_owner_that_it_is_taken_where_that_is_concealed(database: &Database) {
+async fn a_change_to_a_taken_address_mails_only_its_owner_where_accounts_are_concealed(database: &Database) {
     let app = TestApp::start(database, &["--conceal-existing-accounts=true"]).await;
     sign_up(&app, "ada").await;
     sign_up(&app, "eve").await;
@@ -337,7 +337,7 @@ async fn a_change_of_address_tells_only_the_owner_that_it_is_taken_where_that_is
         let notice = app.mail_to("eve@example.com", MailKind::EmailChangeRequested).await;
         assert!(notice.letter.text.contains(address), "{}", notice.letter.text);
     }
-    // Neither does it count otherwise: the mails to an address that is taken are as many as to one that is free.
+    // The limit is the same too: a taken address gets as many mails as a free one.
     for address in ["ada@example.com", "free@example.com"] {
         for number in 0..12 {
             let outcome = app.request_email_change(&eve, address).await;
@@ -348,7 +348,7 @@ async fn a_change_of_address_tells_only_the_owner_that_it_is_taken_where_that_is
     app.stop().await;
 }
 
-async fn where_it_is_told_that_an_address_is_taken_its_owner_is_not_mailed(database: &Database) {
+async fn without_concealment_the_owner_of_a_taken_address_is_not_mailed(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     sign_up(&app, "ada").await;
     sign_up(&app, "eve").await;

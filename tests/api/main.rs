@@ -1,7 +1,7 @@
-//! The service as its callers and its operators meet it: the real app, started for each test on a database of its own.
-//! What concerns the contract or the house rather than a call is read from the descriptor and from the sources.
+//! Tests of the service as callers and operators use it: each test starts the real app on its own database. Tests of
+//! the contract and of the architecture read the descriptor and the sources.
 
-// Says to clippy what is true anyway: all of this is test code, where `expect` and indexing are welcome.
+// Tells clippy that all of this is test code, where `expect` and indexing are allowed.
 #![cfg(test)]
 
 #[path = "../support/app.rs"]

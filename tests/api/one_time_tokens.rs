@@ -1,4 +1,4 @@
-//! Tokens from mails: what each is good for and for how long, and what is left of an account's sessions afterwards.
+//! Tokens from mails: what each is valid for and for how long, and which sessions remain afterwards.
 
 use postern::{
     domain::{mail::MailKind, one_time::Purpose},
@@ -18,24 +18,24 @@ use crate::{
 };
 
 on_each_engine![
-    a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for,
-    a_token_is_good_for_its_own_purpose_alone_and_once,
-    whatever_is_wrong_with_a_token_the_answer_is_the_same,
-    a_verification_proves_only_the_registration_that_it_was_mailed_for,
-    a_token_is_dead_once_its_account_has_another_address,
-    an_access_token_says_that_the_address_is_verified_from_the_next_one_on,
-    where_addresses_must_be_verified_whoever_reads_the_mail_gets_in,
-    a_reset_leaves_no_session_and_no_token_alive,
+    a_one_time_token_lives_as_long_as_its_purpose_allows,
+    a_one_time_token_works_once_and_for_its_purpose_only,
+    every_invalid_one_time_token_gets_the_same_answer,
+    a_verification_token_verifies_only_its_own_registration,
+    a_one_time_token_ends_when_the_address_changes,
+    the_next_access_token_contains_the_verified_address,
+    with_required_verification_the_mailed_token_enables_login,
+    a_reset_ends_every_session_and_every_token,
     a_change_of_password_leaves_only_the_session_that_it_opens,
-    a_password_that_is_refused_leaves_the_token_good,
-    a_token_that_another_master_key_made_is_worth_nothing,
+    a_refused_password_leaves_the_token_unused,
+    a_one_time_token_of_another_master_key_is_refused,
 ];
 
 fn address(name: &str) -> String {
     format!("{name}@example.com")
 }
 
-/// Where the token of that purpose goes.
+/// The address that a token of this purpose is mailed to.
 fn recipient(purpose: Purpose, name: &str) -> String {
     match purpose {
         Purpose::VerifyEmail | Purpose::ResetPassword => address(name),
@@ -49,7 +49,7 @@ async fn sign_up(app: &TestApp<'_>, name: &str) -> String {
     app.token_to(&address(name), MailKind::VerifyEmail).await
 }
 
-/// Asks for a token for `name`, who is logged in for that if need be.
+/// Requests a token for `name`, logging in first if the purpose requires it.
 async fn ask(app: &TestApp<'_>, purpose: Purpose, name: &str) {
     let asked = match purpose {
         Purpose::VerifyEmail => app.resend_verification(&address(name)).await,
@@ -71,7 +71,7 @@ async fn token(app: &TestApp<'_>, purpose: Purpose, name: &str) -> String {
     receive(app, purpose, name).await
 }
 
-/// Uses a token where tokens of that purpose go.
+/// Presents a token to the RPC of its purpose.
 async fn present(app: &TestApp<'_>, purpose: Purpose, token: &str) -> Result<(), Status> {
     let (token, mut account) = (token.to_owned(), app.account());
     match purpose {
@@ -84,12 +84,12 @@ async fn present(app: &TestApp<'_>, purpose: Purpose, token: &str) -> Result<(),
     }
 }
 
-/// Sees a token work.
+/// Asserts that a token works.
 async fn assert_good(app: &TestApp<'_>, purpose: Purpose, token: &str) {
     present(app, purpose, token).await.unwrap_or_else(|status| panic!("{purpose:?}: {status:?}"));
 }
 
-/// Sees a token refused in the one way in which every token is.
+/// Asserts that a token is refused with the one error for all tokens.
 async fn assert_dead(app: &TestApp<'_>, purpose: Purpose, token: &str, what: &str) {
     let Err(status) = present(app, purpose, token).await else {
         panic!("{what}, at {purpose:?}: it was taken");
@@ -104,7 +104,7 @@ async fn assert_dead(app: &TestApp<'_>, purpose: Purpose, token: &str, what: &st
     assert_eq!((failure.fields.len(), failure.retry_delay), (0, None));
 }
 
-async fn a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for(database: &Database) {
+async fn a_one_time_token_lives_as_long_as_its_purpose_allows(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     for (purpose, lifetime) in
         [(Purpose::VerifyEmail, 24.hours()), (Purpose::ResetPassword, 30.minutes()), (Purpose::ChangeEmail, 24.hours())]
@@ -114,7 +114,7 @@ async fn a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for(da
         for name in [&early, &late] {
             sign_up(&app, name).await;
         }
-        // The mails of both are sent twenty minutes after they were asked for.
+        // Both mails are sent twenty minutes after they were requested.
         app.mails.fail_with(Some(SendErrorKind::Connection));
         for name in [&early, &late] {
             ask(&app, purpose, name).await;
@@ -136,7 +136,7 @@ async fn a_token_lives_as_long_as_its_purpose_says_from_when_it_was_asked_for(da
     app.stop().await;
 }
 
-async fn a_token_is_good_for_its_own_purpose_alone_and_once(database: &Database) {
+async fn a_one_time_token_works_once_and_for_its_purpose_only(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     for purpose in Purpose::ALL {
         let name = MailKind::carrying(purpose).as_str();
@@ -153,7 +153,7 @@ async fn a_token_is_good_for_its_own_purpose_alone_and_once(database: &Database)
     app.stop().await;
 }
 
-async fn whatever_is_wrong_with_a_token_the_answer_is_the_same(database: &Database) {
+async fn every_invalid_one_time_token_gets_the_same_answer(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     for purpose in Purpose::ALL {
         let name = MailKind::carrying(purpose).as_str();
@@ -177,7 +177,7 @@ async fn whatever_is_wrong_with_a_token_the_answer_is_the_same(database: &Databa
         ] {
             assert_dead(&app, purpose, text, what).await;
         }
-        // Whoever writes to the database makes no token good for something else.
+        // Changing the row in the database does not make a token valid for another grant.
         for other in Purpose::ALL.into_iter().filter(|other| *other != purpose) {
             let (from, to) = (purpose.as_str(), other.as_str());
             let turn = |from, to| {
@@ -203,10 +203,10 @@ async fn whatever_is_wrong_with_a_token_the_answer_is_the_same(database: &Databa
     app.stop().await;
 }
 
-async fn a_verification_proves_only_the_registration_that_it_was_mailed_for(database: &Database) {
+async fn a_verification_token_verifies_only_its_own_registration(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     let before = sign_up(&app, "ada").await;
-    // And one that is still on its way when the account goes.
+    // And a token that is still in the outbox when the account is deleted.
     app.mails.fail_with(Some(SendErrorKind::Transient));
     app.sign_up("grace").await;
     wait_until("it has failed", async || (failed_mails(&app, database, "true").await == 1).then_some(())).await;
@@ -228,7 +228,7 @@ async fn a_verification_proves_only_the_registration_that_it_was_mailed_for(data
     app.stop().await;
 }
 
-async fn a_token_is_dead_once_its_account_has_another_address(database: &Database) {
+async fn a_one_time_token_ends_when_the_address_changes(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     let verification = sign_up(&app, "ada").await;
     let reset = token(&app, Purpose::ResetPassword, "ada").await;
@@ -241,13 +241,13 @@ async fn a_token_is_dead_once_its_account_has_another_address(database: &Databas
     for (purpose, token) in [(Purpose::VerifyEmail, &verification), (Purpose::ResetPassword, &reset)] {
         assert_dead(&app, purpose, token, "one for the address before").await;
     }
-    // Nor do they come back to life with the address.
+    // They do not become valid again with the address.
     database.sql.execute("UPDATE users SET email = 'ada@example.com'").await;
     for (purpose, token) in [(Purpose::VerifyEmail, &verification), (Purpose::ResetPassword, &reset)] {
         assert_dead(&app, purpose, token, "one from before two changes").await;
     }
 
-    // Whatever changes it.
+    // This holds for every way to change it.
     let verification = sign_up(&app, "grace").await;
     let reset = token(&app, Purpose::ResetPassword, "grace").await;
     let rename = |from, to| format!("UPDATE users SET email = '{to}@example.com' WHERE email = '{from}@example.com'");
@@ -261,7 +261,7 @@ async fn a_token_is_dead_once_its_account_has_another_address(database: &Databas
     app.stop().await;
 }
 
-async fn an_access_token_says_that_the_address_is_verified_from_the_next_one_on(database: &Database) {
+async fn the_next_access_token_contains_the_verified_address(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     let token = sign_up(&app, "ada").await;
     let before = app.log_in("ada").await;
@@ -282,14 +282,14 @@ async fn an_access_token_says_that_the_address_is_verified_from_the_next_one_on(
     app.stop().await;
 }
 
-async fn where_addresses_must_be_verified_whoever_reads_the_mail_gets_in(database: &Database) {
+async fn with_required_verification_the_mailed_token_enables_login(database: &Database) {
     let app = TestApp::start(database, &["--require-verified-email"]).await;
     let verification = sign_up(&app, "ada").await;
     assert_fails(app.try_log_in("ada@example.com", PASSWORD).await, FailedPrecondition, "EMAIL_NOT_VERIFIED");
     assert_good(&app, Purpose::VerifyEmail, &verification).await;
     assert_eq!(claim(&app.log_in("ada").await, "email_verified"), serde_json::json!(true));
 
-    // A reset's token came by mail, too.
+    // The token of a reset was mailed too.
     let verification = sign_up(&app, "grace").await;
     let reset = token(&app, Purpose::ResetPassword, "grace").await;
     assert_good(&app, Purpose::ResetPassword, &reset).await;
@@ -298,7 +298,7 @@ async fn where_addresses_must_be_verified_whoever_reads_the_mail_gets_in(databas
     app.stop().await;
 }
 
-async fn a_reset_leaves_no_session_and_no_token_alive(database: &Database) {
+async fn a_reset_ends_every_session_and_every_token(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     let verification = sign_up(&app, "ada").await;
     sign_up(&app, "grace").await;
@@ -320,7 +320,7 @@ async fn a_reset_leaves_no_session_and_no_token_alive(database: &Database) {
     app.try_log_in("ada@example.com", NEW_PASSWORD).await.expect("a session");
     app.mail_to("ada@example.com", MailKind::PasswordChanged).await;
 
-    // What is still on its way does not arrive either.
+    // Mail that is still in the outbox is not sent either.
     let reset = token(&app, Purpose::ResetPassword, "grace").await;
     app.mails.fail_with(Some(SendErrorKind::Transient));
     for purpose in [Purpose::VerifyEmail, Purpose::ChangeEmail] {
@@ -364,7 +364,7 @@ async fn a_change_of_password_leaves_only_the_session_that_it_opens(database: &D
     app.stop().await;
 }
 
-async fn a_password_that_is_refused_leaves_the_token_good(database: &Database) {
+async fn a_refused_password_leaves_the_token_unused(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     sign_up(&app, "wolframite").await;
     let reset = token(&app, Purpose::ResetPassword, "wolframite").await;
@@ -379,12 +379,12 @@ async fn a_password_that_is_refused_leaves_the_token_good(database: &Database) {
     app.stop().await;
 }
 
-async fn a_token_that_another_master_key_made_is_worth_nothing(database: &Database) {
+async fn a_one_time_token_of_another_master_key_is_refused(database: &Database) {
     let [one, another] =
         [MASTER_KEY.to_owned(), MASTER_KEY.replace("AAECAw", "AwIBAA")].map(|key| format!("--master-key={key}"));
     let app = TestApp::start(database, &[&one]).await;
     let before = sign_up(&app, "ada").await;
-    // What was sealed under the one key would keep the service from starting under another.
+    // Keys that were encrypted with one master key would prevent a start with another.
     database.sql.execute("DELETE FROM signing_keys").await;
     let app = app.restart(&[&another]).await;
     assert_dead(&app, Purpose::VerifyEmail, &before, "one that another key made").await;

@@ -1,5 +1,4 @@
-//! Passwords across the whole service: what a new one must be, what becomes of old hashes, and what happens when more
-//! is to be hashed than can be.
+//! Passwords across the whole service: the rules for a new one, old hashes, and overload of the hasher.
 
 use std::time::Duration;
 
@@ -14,9 +13,9 @@ use crate::{
 
 on_each_engine![
     a_login_with_an_old_hash_renews_it_and_a_wrong_password_does_not,
-    a_stored_hash_that_makes_no_sense_or_asks_too_much_is_an_internal_error,
-    a_password_typed_either_way_logs_in_and_a_look_alike_does_not,
-    of_two_who_change_the_password_at_once_one_wins,
+    a_malformed_or_too_expensive_stored_hash_is_an_internal_error,
+    both_unicode_forms_of_a_password_log_in_and_a_look_alike_does_not,
+    of_two_concurrent_password_changes_one_succeeds,
 ];
 
 const HASH: &str = "SELECT password_hash FROM users";
@@ -45,7 +44,7 @@ async fn a_login_with_an_old_hash_renews_it_and_a_wrong_password_does_not(databa
     app.stop().await;
 }
 
-async fn a_stored_hash_that_makes_no_sense_or_asks_too_much_is_an_internal_error(database: &Database) {
+async fn a_malformed_or_too_expensive_stored_hash_is_an_internal_error(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     let good = database.sql.text(HASH).await;
@@ -82,14 +81,14 @@ async fn a_stored_hash_that_makes_no_sense_or_asks_too_much_is_an_internal_error
     app.stop().await;
 }
 
-/// The largest that this process ever was, untouched memory included, in KiB.
+/// The peak size of this process in KiB, including memory that it never touched.
 fn largest_size() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).expect("a peak");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-async fn a_password_typed_either_way_logs_in_and_a_look_alike_does_not(database: &Database) {
+async fn both_unicode_forms_of_a_password_log_in_and_a_look_alike_does_not(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     let request = SignUpRequest {
         username: "ada".to_owned(),
@@ -106,7 +105,7 @@ async fn a_password_typed_either_way_logs_in_and_a_look_alike_does_not(database:
     app.stop().await;
 }
 
-async fn of_two_who_change_the_password_at_once_one_wins(database: &Database) {
+async fn of_two_concurrent_password_changes_one_succeeds(database: &Database) {
     // Hashing takes long enough for the two to overlap.
     let app = TestApp::start(database, &["--argon2-memory-kib=4096", "--hash-threads=2"]).await;
     app.sign_up("ada").await;
@@ -138,7 +137,7 @@ async fn of_two_who_change_the_password_at_once_one_wins(database: &Database) {
 }
 
 #[tokio::test]
-async fn a_new_password_is_judged_with_the_accounts_own_words_and_the_configured_limits() {
+async fn a_new_password_is_checked_against_the_accounts_words_and_the_configured_limits() {
     with_database(Engine::Sqlite, async |database| {
         let app = TestApp::start(database, &["--password-min-length=10", "--password-min-score=2"]).await;
         let sign_up = async |username: &str, email: &str, password: &str| {
@@ -167,11 +166,11 @@ async fn a_new_password_is_judged_with_the_accounts_own_words_and_the_configured
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_hash_queue_cannot_take_is_turned_away_with_a_time_to_come_back() {
+async fn a_full_hash_queue_refuses_with_a_retry_delay() {
     with_database(Engine::Sqlite, async |database| {
         let arguments = ["--hash-threads=1", "--hash-queue=1", "--argon2-memory-kib=65536", "--argon2-iterations=8"];
         let app = TestApp::start(database, &arguments).await;
-        // Ten at once: one is hashed, one waits; while they do, there is no room for the others.
+        // Ten at once: one is hashed, one waits, and the others are refused.
         let logins = (0..10).map(|number| {
             let email = format!("nobody-{number}@example.com");
             let app = &app;
@@ -188,7 +187,7 @@ async fn what_the_hash_queue_cannot_take_is_turned_away_with_a_time_to_come_back
         for failure in judged {
             assert_eq!((failure.code, failure.reason.as_str()), (Unauthenticated, "INVALID_CREDENTIALS"));
         }
-        // Room again.
+        // There is room again.
         let outcome = app.try_log_in("nobody@example.com", PASSWORD).await;
         assert_fails(outcome, Unauthenticated, "INVALID_CREDENTIALS");
         app.abandon();

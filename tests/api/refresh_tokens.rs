@@ -1,5 +1,5 @@
-//! What a refresh token must satisfy, with the real refresh key at hand, and that neither kind of token passes for the
-//! other. Whether its session still lives is the store's business and is tested there.
+//! What a refresh token must satisfy. The tests have the real key. Access and refresh tokens are not interchangeable.
+//! Whether its session is open is tested in `tests/store`.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
@@ -17,7 +17,7 @@ use crate::{
     support::{Database, Engine, on_each_engine, with_database},
 };
 
-on_each_engine![neither_kind_of_token_passes_for_the_other, a_refresh_token_of_a_deleted_database_is_refused];
+on_each_engine![access_and_refresh_tokens_are_not_interchangeable, a_refresh_token_of_a_deleted_database_is_refused];
 
 fn grant(mint: &Mint) -> RefreshGrant {
     let issue_time = START.replace_nanosecond(0).expect("a whole second");
@@ -48,7 +48,7 @@ fn signed_with(secret: &[u8], header: &Value, claims: &Value) -> String {
 }
 
 #[tokio::test]
-async fn equal_grants_make_equal_tokens_and_a_token_gives_its_grant_back() {
+async fn equal_grants_give_equal_tokens_and_a_token_yields_its_grant() {
     with_database(Engine::Sqlite, async |database| {
         let mint = Mint::new(database).await;
         let grant = grant(&mint);
@@ -67,7 +67,7 @@ async fn equal_grants_make_equal_tokens_and_a_token_gives_its_grant_back() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_differs_from_a_minted_one_in_anything_is_refused() {
+async fn a_refresh_token_with_any_difference_is_refused() {
     with_database(Engine::Sqlite, async |database| {
         let mint = Mint::new(database).await;
         let secret = mint.master.derive("refresh-token-signing").expect("a key");
@@ -132,7 +132,7 @@ async fn a_refresh_token_that_differs_from_a_minted_one_in_anything_is_refused()
     .await;
 }
 
-async fn neither_kind_of_token_passes_for_the_other(database: &Database) {
+async fn access_and_refresh_tokens_are_not_interchangeable(database: &Database) {
     // Also where an operator gives access tokens the audience of refresh tokens.
     for arguments in [&[][..], &["--audience=postern:refresh"]] {
         let app = TestApp::start(database, arguments).await;
@@ -158,7 +158,7 @@ async fn a_refresh_token_of_a_deleted_database_is_refused(database: &Database) {
     let app = TestApp::start(database, &[]).await;
     app.sign_up("ada").await;
     let tokens = app.log_in("ada").await;
-    // Gone, as after a restore from an empty backup, while the master key is the same.
+    // The rows are gone, as after a restore from an empty backup, and the master key is the same.
     database.sql.execute("DELETE FROM sessions").await;
     database.sql.execute("DELETE FROM users").await;
     app.sign_up("ada").await;

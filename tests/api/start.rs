@@ -1,4 +1,4 @@
-//! Starting up: what is made on the first start, for whose eyes, and what keeps the service from starting at all.
+//! Starting: what the first start creates and who can read it, and what prevents a start.
 
 use std::{
     fs,
@@ -38,7 +38,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).permissions().mode() & 0o7777
 }
 
-/// A directory that is not there yet, as `--data-dir`.
+/// A directory that does not exist yet, as `--data-dir`.
 fn data_dir(root: &TempDir) -> (PathBuf, String) {
     let directory = root.path().join("below/postern-data");
     let argument = format!("--data-dir={}", directory.display());
@@ -46,7 +46,7 @@ fn data_dir(root: &TempDir) -> (PathBuf, String) {
 }
 
 #[tokio::test]
-async fn a_first_start_makes_everything_for_its_owner_alone_and_a_second_keeps_it() {
+async fn a_first_start_creates_private_files_and_a_second_keeps_them() {
     let root = TempDir::new().expect("a directory");
     let (directory, argument) = data_dir(&root);
     build(&[&argument]).await.expect("a first start");
@@ -67,7 +67,7 @@ async fn a_first_start_makes_everything_for_its_owner_alone_and_a_second_keeps_i
 }
 
 #[tokio::test]
-async fn a_database_that_was_migrated_before_its_first_start_has_lost_no_key() {
+async fn a_migrated_database_without_signing_keys_gets_a_new_master_key() {
     let root = TempDir::new().expect("a directory");
     let (_, argument) = data_dir(&root);
     let config = parse(&[&argument]).expect("a configuration");
@@ -77,7 +77,7 @@ async fn a_database_that_was_migrated_before_its_first_start_has_lost_no_key() {
 }
 
 #[tokio::test]
-async fn a_lost_key_beside_a_database_is_named_and_no_other_is_made() {
+async fn a_missing_master_key_is_named_and_not_replaced() {
     let root = TempDir::new().expect("a directory");
     let (directory, argument) = data_dir(&root);
     build(&[&argument]).await.expect("a first start");
@@ -90,7 +90,7 @@ async fn a_lost_key_beside_a_database_is_named_and_no_other_is_made() {
     assert!(text.contains("postern.db.key") && text.contains("POSTERN_MASTER_KEY"), "{text}");
     assert!(!key.exists(), "a new key would only hide the loss");
 
-    // Given by hand, the old key serves again, and another does not.
+    // The old key works when it is configured. Another one does not.
     build(&[&argument, &format!("--master-key-file={}", aside.display())]).await.expect("the old key");
     let other = build(&[&argument, &format!("--master-key={MASTER_KEY}")]).await.expect_err("another key");
     assert!(matches!(other, BuildError::Domain(_)), "{other:?}");
@@ -100,7 +100,7 @@ async fn a_lost_key_beside_a_database_is_named_and_no_other_is_made() {
 }
 
 #[tokio::test]
-async fn postgres_needs_a_master_key_that_is_one() {
+async fn postgres_requires_a_valid_master_key() {
     assert!(matches!(config_error(&[POSTGRES]).await, ConfigError::MasterKeyMissing));
     let root = TempDir::new().expect("a directory");
     let file = root.path().join("key");
@@ -129,7 +129,7 @@ async fn postgres_needs_a_master_key_that_is_one() {
 }
 
 #[tokio::test]
-async fn what_cannot_hold_stops_the_start() {
+async fn an_impossible_configuration_stops_the_start() {
     let root = TempDir::new().expect("a directory");
     let (directory, argument) = data_dir(&root);
     let refusal = config_error(&[&argument, "--grpc-addr=0.0.0.0:0"]).await;
@@ -142,7 +142,7 @@ async fn what_cannot_hold_stops_the_start() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_named() {
+async fn an_address_in_use_is_named_in_the_error() {
     let root = TempDir::new().expect("a directory");
     let (_, argument) = data_dir(&root);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -155,15 +155,16 @@ async fn an_address_in_use_is_named() {
 }
 
 #[tokio::test]
-async fn a_database_that_others_share_is_not_migrated_in_passing() {
+async fn serve_does_not_migrate_a_shared_database() {
     with_database(Engine::Postgres, async |database| {
+        database.clear().await;
         let config = configuration(database, &[]);
         let refusal = app::build(&config, Env::system()).await.expect_err("there is no schema");
         assert!(matches!(refusal, BuildError::Store(OpenError::SchemaOutdated(1))), "{refusal:?}");
         assert!(refusal.to_string().contains("postern migrate"), "{refusal}");
         app::migrate(&config.store).await.expect("a schema");
         app::build(&config, Env::system()).await.expect("a service");
-        // Its keys are sealed by now, so another master key opens nothing.
+        // Its keys are encrypted now, so another master key cannot decrypt them.
         let other = format!("--master-key={}", MASTER_KEY.replace("AAECAw", "AwIBAA"));
         let refusal = app::build(&configuration(database, &[&other]), Env::system()).await.expect_err("another key");
         assert!(refusal.to_string().contains("POSTERN_MASTER_KEY"), "{refusal}");

@@ -36,6 +36,7 @@ async fn bringing_an_up_to_date_schema_up_to_date_changes_nothing(database: &Dat
 }
 
 async fn an_empty_database_is_refused_unless_it_may_be_changed(database: &Database) {
+    database.clear().await;
     if let DatabaseUrl::Sqlite(file) = database.database() {
         database.database().create_directory().expect("a directory");
         std::fs::write(file, "").expect("an empty database");

@@ -1,5 +1,5 @@
-//! The running service: the real one, through `build()`, on a port of its own, with a clock that stands still until it
-//! is moved. What a client gets to see of it comes back decoded: a reply, or a [`Failure`].
+//! The running service: the real one, through `build()`, on its own port, with a clock that stands still until it is
+//! moved. Responses are decoded: a reply or a [`Failure`].
 
 use std::{
     sync::{Arc, Mutex},
@@ -37,17 +37,17 @@ use tonic_types::StatusExt as _;
 
 use crate::support::{Database, Engine, wait_until};
 
-/// When every test begins. Not on a full second, since nothing in the world is.
+/// The time at which every test starts. It is not a whole second, as in reality.
 pub const START: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
-/// Everybody's password.
+/// The password of every account.
 pub const PASSWORD: &str = "correct horse battery staple";
-/// The password that somebody changes to.
+/// A password to change to.
 pub const NEW_PASSWORD: &str = "quite another staple for that battery";
-/// What PostgreSQL needs to be given and SQLite makes for itself.
+/// The master key, which PostgreSQL requires and SQLite generates.
 pub const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-/// As much of the command line as `postern serve` takes, so that a test has the production defaults. A flag given
-/// twice counts the second time.
+/// The command line of `postern serve`, so that a test has the production defaults. Of a repeated flag the last one
+/// counts.
 #[derive(Debug, clap::Parser)]
 #[command(args_override_self = true)]
 struct CommandLine {
@@ -55,13 +55,13 @@ struct CommandLine {
     config: Config,
 }
 
-/// The configuration that these arguments make.
+/// Parses arguments into a configuration.
 pub fn parse(arguments: &[&str]) -> Result<Config, clap::Error> {
     let command_line = std::iter::once("postern").chain(arguments.iter().copied());
     <CommandLine as clap::Parser>::try_parse_from(command_line).map(|parsed| parsed.config)
 }
 
-/// The configuration of a test on this database; hashing costs next to nothing unless the arguments say otherwise.
+/// The configuration of a test on this database. Hashing is cheap unless the arguments say otherwise.
 pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
     let url = match database.database() {
         DatabaseUrl::Sqlite(file) => format!("sqlite:{}", file.display()),
@@ -85,14 +85,14 @@ pub fn configuration(database: &Database, arguments: &[&str]) -> Config {
     parse(&all).expect("a configuration")
 }
 
-/// The service on a test's database. Every test stops it, and what must hold then is checked.
+/// The service on the database of a test. A test stops it, and the final state is checked then.
 #[must_use]
 pub struct TestApp<'a> {
     pub addresses: Addresses,
     pub clock: Arc<ManualClock>,
-    /// Where its mails go.
+    /// The mails of the service.
     pub mails: MemoryOutbox,
-    /// What was mailed and not yet taken out by the test, oldest first.
+    /// The mails that the test has not taken yet, oldest first.
     mailbox: Mutex<Vec<Sent>>,
     database: &'a Database,
     channel: Channel,
@@ -120,14 +120,14 @@ impl<'a> TestApp<'a> {
         Self { addresses, clock, mails, mailbox: Mutex::default(), database, channel, stop, running: Some(running) }
     }
 
-    /// Stops it, and starts it again on the same database at the same time of day.
+    /// Stops it and starts it again on the same database, at the same time.
     pub async fn restart(self, arguments: &[&str]) -> Self {
         let (database, clock) = (self.database, Arc::clone(&self.clock));
         self.stop().await;
         Self::start_at(database, clock, arguments).await
     }
 
-    /// Stops it as SIGTERM would, and sees that it leaves nothing open.
+    /// Stops it as SIGTERM does, and checks that no transaction is left open.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if let Some(running) = self.running.take() {
@@ -136,8 +136,7 @@ impl<'a> TestApp<'a> {
         self.database.assert_at_rest().await;
     }
 
-    /// Leaves it to end with the test's runtime: where its end is not what the test is about, the second for which it
-    /// would say NOT_SERVING first can be saved.
+    /// Lets it end with the runtime of the test, where its end is not part of the test.
     pub fn abandon(mut self) {
         self.running = None;
     }
@@ -147,7 +146,7 @@ impl<'a> TestApp<'a> {
         self.clock.advance(time);
     }
 
-    /// What the service's clock says.
+    /// The time of the service's clock.
     pub fn now(&self) -> OffsetDateTime {
         Clock::now(&*self.clock)
     }
@@ -179,7 +178,7 @@ impl<'a> TestApp<'a> {
         Ok(self.auth().sign_up(request).await?.into_inner())
     }
 
-    /// Logs in whom [`sign_up`](Self::sign_up) signed up.
+    /// Logs in an account of [`sign_up`](Self::sign_up).
     pub async fn log_in(&self, name: &str) -> TokenPair {
         let reply = self.try_log_in(&format!("{name}@example.com"), PASSWORD).await.expect("a session");
         reply.tokens.expect("its tokens")
@@ -201,7 +200,7 @@ impl<'a> TestApp<'a> {
         Ok(reply.tokens.expect("tokens"))
     }
 
-    /// Sees that neither token of a session is worth anything any more.
+    /// Asserts that neither token of a session is accepted.
     pub async fn assert_session_over(&self, tokens: &TokenPair) {
         assert_fails(self.me(&tokens.access_token).await, Code::Unauthenticated, "SESSION_REVOKED");
         assert_fails(self.refresh(&tokens.refresh_token).await, Code::Unauthenticated, "REFRESH_TOKEN_INVALID");
@@ -251,7 +250,7 @@ impl<'a> TestApp<'a> {
         Ok(())
     }
 
-    /// Waits for the next mail of that kind to that address, and takes it out.
+    /// Waits for the next mail of this kind to this address, and takes it.
     pub async fn mail_to(&self, address: &str, kind: MailKind) -> Sent {
         wait_until(&format!("a {} mail comes to {address}", kind.as_str()), async || {
             let mut mailbox = self.mailbox.lock().expect("a mailbox");
@@ -271,7 +270,7 @@ impl<'a> TestApp<'a> {
         token.to_owned()
     }
 
-    /// Waits until nothing is left to be mailed, and sees that nothing was which the test did not take out.
+    /// Waits until the outbox is empty, and asserts that the test has taken every mail.
     pub async fn assert_no_more_mail(&self) {
         wait_until("all is mailed", async || {
             (self.database.sql.number("SELECT count(*) FROM mail_outbox WHERE dead_time IS NULL").await == 0)
@@ -286,12 +285,12 @@ impl<'a> TestApp<'a> {
 
 impl Drop for TestApp<'_> {
     fn drop(&mut self) {
-        // A test that fails is let alone; one that passes has to have looked at the end, too.
+        // A failing test needs no further check; a passing one must have stopped the service.
         assert!(self.running.is_none() || std::thread::panicking(), "a test did not stop its service");
     }
 }
 
-/// A call by whoever has this token.
+/// A request with this access token.
 pub fn authorized<T>(access_token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let bearer = MetadataValue::try_from(format!("Bearer {access_token}")).expect("metadata");
@@ -299,7 +298,7 @@ pub fn authorized<T>(access_token: &str, message: T) -> Request<T> {
     request
 }
 
-/// What an access token says, without asking whether it may.
+/// A claim of an access token, without verifying it.
 pub fn claim(tokens: &TokenPair, name: &str) -> serde_json::Value {
     use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
     let payload = tokens.access_token.split('.').nth(1).expect("a payload");
@@ -308,16 +307,16 @@ pub fn claim(tokens: &TokenPair, name: &str) -> serde_json::Value {
     claims[name].clone()
 }
 
-/// What a client gets to know of a call that failed.
+/// What a client learns of a failed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub code: Code,
     pub message: String,
-    /// Of `ErrorInfo`; empty where there is none.
+    /// From `ErrorInfo`. Empty if there is none.
     pub reason: String,
-    /// Of `BadRequest`: the fields that are named.
+    /// The fields in `BadRequest`.
     pub fields: Vec<String>,
-    /// Of `RetryInfo`.
+    /// From `RetryInfo`.
     pub retry_delay: Option<Duration>,
 }
 
@@ -339,7 +338,7 @@ impl From<Status> for Failure {
     }
 }
 
-/// Sees a call fail with that code for that reason, and hands out what else the client learned.
+/// Asserts that a call fails with this code and reason, and returns the failure.
 #[track_caller]
 pub fn assert_fails<T: std::fmt::Debug>(outcome: Result<T, Failure>, code: Code, reason: &str) -> Failure {
     let failure = outcome.expect_err("the call should have failed");

@@ -1,11 +1,12 @@
-//! What both test binaries stand on: the two engines, and a database of its own for each test.
+//! What both test binaries share: the two engines, and a separate database for each test.
 //!
-//! PostgreSQL is the server that TEST_DATABASE_URL names, by a superuser's URL. Without it the PostgreSQL half is left
-//! out and says so; under CI=true that is an error. `app.rs` beside this file has the running service on top.
+//! TEST_DATABASE_URL names the PostgreSQL server, with a superuser. Without it the PostgreSQL half is left out with a
+//! message; under CI=true that is an error. `app.rs` adds the running service.
 
 mod sql;
 
 use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::Write as _,
     panic::{AssertUnwindSafe, resume_unwind},
     path::PathBuf,
@@ -21,15 +22,16 @@ use postern::{
 };
 use secrecy::SecretString;
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
 pub use sql::Sql;
 
-/// How long a test waits for what must come about by itself, until it gives up.
+/// How long a test waits for a condition.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often it looks meanwhile.
+/// How often it checks the condition.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// The backends that everything runs on.
+/// The backends that every test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
     Sqlite,
@@ -37,7 +39,7 @@ pub enum Engine {
 }
 
 /// Makes two tests of each `async fn name(database: &Database)`: `sqlite::name` and `postgres::name`. A function that
-/// is not listed is dead code, and the build says so.
+/// is not listed is dead code, which the compiler reports.
 macro_rules! on_each_engine {
     ($($test:ident),+ $(,)?) => {
         mod sqlite {
@@ -56,7 +58,7 @@ macro_rules! on_each_engine {
 }
 pub(crate) use on_each_engine;
 
-/// Runs a test on a database of its own. Afterwards no transaction may be open in it, and it is removed.
+/// Runs a test on its own database. Afterwards no transaction may be open in it, and it is removed.
 pub async fn with_database(engine: Engine, test: impl AsyncFnOnce(&Database)) {
     let Some(database) = Database::create(engine).await else {
         return;
@@ -69,13 +71,13 @@ pub async fn with_database(engine: Engine, test: impl AsyncFnOnce(&Database)) {
     }
 }
 
-/// An empty database for one test.
+/// A database for one test. On PostgreSQL it has the schema and no rows; a SQLite file is created by the store.
 pub struct Database {
     pub engine: Engine,
     url: String,
-    /// A way in past the store: for what no RPC can do yet, and for looking at what is really there.
+    /// Direct access to the database, to prepare what no RPC can do and to check what was written.
     pub sql: Sql,
-    /// Of PostgreSQL: its name on the server.
+    /// The name of a PostgreSQL database.
     name: String,
     directory: TempDir,
 }
@@ -88,8 +90,8 @@ impl Database {
             Engine::Postgres => {
                 let server = postgres_server()?;
                 let name = format!("postern_test_{}", Env::system().uuid().expect("randomness").simple());
-                // template0 has no other connections, which would keep it from being copied.
-                Sql::postgres(&server).execute(&format!("CREATE DATABASE {name} TEMPLATE template0")).await;
+                let template = migrated_template(&server).await;
+                Sql::postgres(&server).execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await;
                 let url = with_database_name(&server, &name);
                 (name, url)
             }
@@ -108,6 +110,13 @@ impl Database {
         }
     }
 
+    /// Removes the schema too, for a test of the migrations.
+    pub async fn clear(&self) {
+        if self.engine == Engine::Postgres {
+            self.sql.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+        }
+    }
+
     pub fn database(&self) -> DatabaseUrl {
         match self.engine {
             Engine::Sqlite => DatabaseUrl::Sqlite(sqlite_file(&self.directory)),
@@ -118,20 +127,54 @@ impl Database {
         }
     }
 
-    /// A store of its own on this database, its schema up to date.
+    /// A new store on this database, with the current schema.
     pub async fn store(&self) -> Arc<dyn Store> {
         let location = self.database();
         location.create_directory().expect("a directory for the database");
         store::connect(&location, Migrate::Apply).await.expect("a store")
     }
 
-    /// Fails if anybody keeps a transaction open in this database.
+    /// Fails if a transaction stays open in this database.
     pub async fn assert_at_rest(&self) {
         if self.engine == Engine::Sqlite && !sqlite_file(&self.directory).exists() {
             return;
         }
         wait_until("no transaction is open", async || self.sql.at_rest().await.then_some(())).await;
     }
+}
+
+/// The name of a database with the schema, which each test copies: to copy one takes a fraction of the time of
+/// migrating it. It is created once for each state of the migrations, and later runs on the same server find it.
+async fn migrated_template(server: &str) -> &'static str {
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    let made = TEMPLATE.get_or_init(async || {
+        let name = format!("postern_template_{:016x}", hash_of_migrations());
+        let sql = Sql::postgres(server);
+        if sql.number(&format!("SELECT count(*) FROM pg_database WHERE datname = '{name}'")).await == 1 {
+            return name;
+        }
+        // Renamed when it is complete, so that a run that is stopped leaves no half-made template.
+        let draft = format!("postern_test_{}", Env::system().uuid().expect("randomness").simple());
+        sql.execute(&format!("CREATE DATABASE {draft} TEMPLATE template0")).await;
+        let url = SecretString::from(with_database_name(server, &draft));
+        let database = DatabaseUrl::Postgres { url, max_connections: 1, notifications: false };
+        drop(store::connect(&database, Migrate::Apply).await.expect("a schema"));
+        let connections = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{draft}'");
+        wait_until("nobody is connected", async || (sql.number(&connections).await == 0).then_some(())).await;
+        sql.execute(&format!("ALTER DATABASE {draft} RENAME TO {name}")).await;
+        name
+    });
+    made.await
+}
+
+fn hash_of_migrations() -> u64 {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres");
+    let files = std::fs::read_dir(directory).expect("the migrations").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<_> = files.map(|path| std::fs::read(path).expect("a migration")).collect();
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    files.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn sqlite_file(directory: &TempDir) -> PathBuf {
@@ -146,14 +189,14 @@ fn with_database_name(url: &str, name: &str) -> String {
     format!("{scheme}://{authority}/{name}{query}")
 }
 
-/// The server of the PostgreSQL half, or `None`, said aloud, where it is left out.
+/// The PostgreSQL server, or `None` with a message if that half is left out.
 fn postgres_server() -> Option<String> {
     static SAID: Once = Once::new();
     let url = environment("TEST_DATABASE_URL");
     if url.is_none() {
         assert_ne!(environment("CI").as_deref(), Some("true"), "CI=true, and TEST_DATABASE_URL is not set");
         SAID.call_once(|| {
-            // Straight to standard error: what `eprintln!` writes in a test that passes is never seen.
+            // Written directly, because the output of `eprintln!` in a passing test is hidden.
             let line = "LEFT OUT: everything on PostgreSQL, because TEST_DATABASE_URL is not set; scripts/test sets it";
             writeln!(std::io::stderr(), "\n{line}\n").expect("standard error");
         });
@@ -169,7 +212,7 @@ fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Waits until the probe finds something, and returns that.
+/// Waits until the probe returns a value, and returns it.
 pub async fn wait_until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {

@@ -1,6 +1,5 @@
-//! Plain SQL on a test's database, on connections of its own: what a test does that no RPC can do yet, and what it
-//! looks at to see what was really written. Statements are put together as text, since ids look different on each
-//! engine.
+//! Plain SQL on the database of a test, on its own connections: to prepare what no RPC can do, and to check what was
+//! written. Statements are built as text, because ids look different on each engine.
 
 use std::path::Path;
 
@@ -10,7 +9,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 
-/// Connections past the store.
+/// Connections to the database of a test.
 pub enum Sql {
     Sqlite(SqlitePool),
     Postgres(PgPool),
@@ -28,7 +27,7 @@ impl Sql {
         Self::Postgres(PgPoolOptions::new().max_connections(2).connect_lazy_with(options))
     }
 
-    /// Runs statements; returns how many rows they touched.
+    /// Runs statements and returns the number of changed rows.
     pub async fn execute(&self, statements: &str) -> u64 {
         let statements = sqlx::raw_sql(AssertSqlSafe(statements.to_owned()));
         match self {
@@ -37,7 +36,7 @@ impl Sql {
         }
     }
 
-    /// The one number that a query finds.
+    /// The number that a query returns.
     pub async fn number(&self, query: &str) -> i64 {
         let query = AssertSqlSafe(query.to_owned());
         match self {
@@ -46,7 +45,7 @@ impl Sql {
         }
     }
 
-    /// The one text that a query finds.
+    /// The text that a query returns.
     pub async fn text(&self, query: &str) -> String {
         let query = AssertSqlSafe(query.to_owned());
         match self {
@@ -55,7 +54,7 @@ impl Sql {
         }
     }
 
-    /// Whether nobody has a transaction open: on SQLite, whether the write lock can be had.
+    /// Whether no transaction is open. On SQLite: whether the write lock is free.
     pub async fn at_rest(&self) -> bool {
         match self {
             Self::Sqlite(pool) => sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(pool).await.is_ok(),
