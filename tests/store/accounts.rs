@@ -1,4 +1,4 @@
-//! Sign-up, and the look-up that a login begins with.
+//! Sign-up, and reading the credentials for a login.
 
 use postern::domain::{
     account::{Email, User, Username},
@@ -11,23 +11,23 @@ use postern::domain::{
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{LIMIT, NOW, claimed, mail, new_account, new_id, post, sign_up, sign_up_quietly},
+    fixtures::{LIMIT, NOW, claimed, mail, new_account, new_id, queue_mail, sign_up, sign_up_without_mail},
     support::{Database, on_each_engine},
 };
 
 on_each_engine![
     a_new_account_reads_back_as_it_was_written,
-    an_address_is_taken_once_and_the_second_sign_up_writes_nothing,
-    a_username_is_taken_in_any_case_and_the_second_sign_up_writes_nothing,
-    where_both_are_taken_the_address_is_named,
-    credentials_are_those_of_the_account_as_it_is_now,
-    nobody_else_has_the_credentials,
-    a_sign_up_queues_the_one_mail_to_verify_its_address_by,
-    a_sign_up_that_is_refused_mails_nobody,
-    in_concealment_the_owner_of_the_address_is_mailed_and_nothing_else_happens,
-    in_concealment_a_taken_username_is_named_first_and_mails_nobody,
-    an_address_that_had_too_many_mails_can_sign_up_without_one,
-    in_concealment_an_owner_who_had_too_many_mails_gets_no_more,
+    a_sign_up_with_a_taken_address_is_refused_and_writes_nothing,
+    a_sign_up_with_a_taken_username_in_any_case_is_refused_and_writes_nothing,
+    if_both_are_taken_the_address_is_reported,
+    credentials_contain_the_current_account,
+    an_unknown_address_has_no_credentials,
+    a_sign_up_queues_one_verification_mail,
+    a_refused_sign_up_queues_no_mail,
+    a_concealed_sign_up_mails_the_owner_of_the_address_and_changes_nothing_else,
+    a_concealed_sign_up_reports_a_taken_username_first_and_queues_no_mail,
+    a_sign_up_over_the_mail_limit_succeeds_without_a_mail,
+    a_concealed_sign_up_over_the_mail_limit_queues_no_mail,
 ];
 
 async fn a_new_account_reads_back_as_it_was_written(database: &Database) {
@@ -51,7 +51,7 @@ async fn a_new_account_reads_back_as_it_was_written(database: &Database) {
     assert_eq!(credentials, Credentials { user: expected, password_hash: account.password_hash, password_version: 0 });
 }
 
-async fn an_address_is_taken_once_and_the_second_sign_up_writes_nothing(database: &Database) {
+async fn a_sign_up_with_a_taken_address_is_refused_and_writes_nothing(database: &Database) {
     let store = database.store().await;
     let first = new_account("ada");
     let second = NewAccount { email: first.email.clone(), ..new_account("grace") };
@@ -61,7 +61,7 @@ async fn an_address_is_taken_once_and_the_second_sign_up_writes_nothing(database
     assert_only_one_account(database).await;
 }
 
-async fn a_username_is_taken_in_any_case_and_the_second_sign_up_writes_nothing(database: &Database) {
+async fn a_sign_up_with_a_taken_username_in_any_case_is_refused_and_writes_nothing(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "Ada").await;
 
@@ -78,18 +78,18 @@ async fn assert_only_one_account(database: &Database) {
     assert_eq!(database.sql.number("SELECT count(*) FROM user_roles").await, 1);
 }
 
-async fn where_both_are_taken_the_address_is_named(database: &Database) {
+async fn if_both_are_taken_the_address_is_reported(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "ada").await;
     sign_up(store.as_ref(), "grace").await;
 
-    let by_one = new_account("ada");
-    assert_eq!(store.create_account(by_one).await.expect("the store"), AccountCreation::EmailTaken);
-    let by_two = NewAccount { email: new_account("grace").email, ..new_account("ada") };
-    assert_eq!(store.create_account(by_two).await.expect("the store"), AccountCreation::EmailTaken);
+    let both_of_one_account = new_account("ada");
+    assert_eq!(store.create_account(both_of_one_account).await.expect("the store"), AccountCreation::EmailTaken);
+    let each_of_another_account = NewAccount { email: new_account("grace").email, ..new_account("ada") };
+    assert_eq!(store.create_account(each_of_another_account).await.expect("the store"), AccountCreation::EmailTaken);
 }
 
-async fn credentials_are_those_of_the_account_as_it_is_now(database: &Database) {
+async fn credentials_contain_the_current_account(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     database.add_role(user.id, "billing").await;
@@ -105,7 +105,7 @@ async fn credentials_are_those_of_the_account_as_it_is_now(database: &Database) 
     assert_eq!(credentials.password_version, 3);
 }
 
-async fn nobody_else_has_the_credentials(database: &Database) {
+async fn an_unknown_address_has_no_credentials(database: &Database) {
     let store = database.store().await;
     let another = NewAccount { id: UserId(new_id()), ..new_account("ada") };
     assert_eq!(store.credentials(&another.email).await.expect("the store"), None);
@@ -113,9 +113,9 @@ async fn nobody_else_has_the_credentials(database: &Database) {
     assert_eq!(store.credentials(&another.email).await.expect("the store"), None);
 }
 
-async fn a_sign_up_queues_the_one_mail_to_verify_its_address_by(database: &Database) {
+async fn a_sign_up_queues_one_verification_mail(database: &Database) {
     let store = database.store().await;
-    // Concealment is about addresses that are taken.
+    // Concealment only affects addresses that are taken.
     let owner_notice = Some(mail(MailKind::AccountExists, "ada@example.com", None));
     let account = NewAccount { owner_notice, ..new_account("ada") };
     let creation = store.create_account(account.clone()).await.expect("the store");
@@ -133,34 +133,34 @@ async fn assert_refused(database: &Database, store: &dyn Store, account: NewAcco
     assert_eq!(database.everything().await, before);
 }
 
-async fn a_sign_up_that_is_refused_mails_nobody(database: &Database) {
+async fn a_refused_sign_up_queues_no_mail(database: &Database) {
     let store = database.store().await;
-    sign_up_quietly(database, store.as_ref(), "ada").await;
-    let of_ada = new_account("ada");
-    let address = NewAccount { username: new_account("grace").username, ..of_ada.clone() };
+    sign_up_without_mail(database, store.as_ref(), "ada").await;
+    let ada = new_account("ada");
+    let address = NewAccount { username: new_account("grace").username, ..ada.clone() };
     assert_refused(database, store.as_ref(), address, AccountCreation::EmailTaken).await;
-    let username = NewAccount { username: of_ada.username, ..new_account("grace") };
+    let username = NewAccount { username: ada.username, ..new_account("grace") };
     assert_refused(database, store.as_ref(), username, AccountCreation::UsernameTaken).await;
 }
 
-/// A sign-up with the address of `name` under another username, where that is not to be told.
-fn in_concealment(name: &str) -> NewAccount {
+/// A sign-up with the address of `name` and another username. The caller must not learn that the address is taken.
+fn concealed_sign_up(name: &str) -> NewAccount {
     let owner = mail(MailKind::AccountExists, &format!("{name}@example.com"), None);
     NewAccount { username: new_account("mallory").username, owner_notice: Some(owner), ..new_account(name) }
 }
 
-async fn in_concealment_the_owner_of_the_address_is_mailed_and_nothing_else_happens(database: &Database) {
+async fn a_concealed_sign_up_mails_the_owner_of_the_address_and_changes_nothing_else(database: &Database) {
     let store = database.store().await;
-    let owner = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let owner = sign_up_without_mail(database, store.as_ref(), "ada").await;
     database.sql.execute("DELETE FROM mail_limits").await;
     let before = database.everything().await;
 
-    let account = in_concealment("ada");
+    let account = concealed_sign_up("ada");
     assert_eq!(store.create_account(account.clone()).await.expect("the store"), AccountCreation::EmailTaken);
     assert_eq!(database.outbox().await, ["account_exists to ada@example.com"]);
     let mail = claimed(store.as_ref()).await;
     assert_eq!(Some(mail.id), account.owner_notice.map(|mail| mail.id));
-    assert_eq!(mail.username, owner.username, "the owner's name, not the one that was typed");
+    assert_eq!(mail.username, owner.username, "the mail names the owner, not the new username");
     assert_eq!(mail.grant, None);
 
     database.sql.execute("DELETE FROM mail_outbox").await;
@@ -168,35 +168,36 @@ async fn in_concealment_the_owner_of_the_address_is_mailed_and_nothing_else_happ
     assert_eq!(database.everything().await, before);
 }
 
-async fn in_concealment_a_taken_username_is_named_first_and_mails_nobody(database: &Database) {
+async fn a_concealed_sign_up_reports_a_taken_username_first_and_queues_no_mail(database: &Database) {
     let store = database.store().await;
-    sign_up_quietly(database, store.as_ref(), "ada").await;
-    sign_up_quietly(database, store.as_ref(), "grace").await;
+    sign_up_without_mail(database, store.as_ref(), "ada").await;
+    sign_up_without_mail(database, store.as_ref(), "grace").await;
     for username in ["ada", "Ada", "GRACE"] {
-        let account = NewAccount { username: Username::parse(username).expect("a username"), ..in_concealment("ada") };
+        let account =
+            NewAccount { username: Username::parse(username).expect("a username"), ..concealed_sign_up("ada") };
         assert_refused(database, store.as_ref(), account, AccountCreation::UsernameTaken).await;
     }
 }
 
-async fn an_address_that_had_too_many_mails_can_sign_up_without_one(database: &Database) {
+async fn a_sign_up_over_the_mail_limit_succeeds_without_a_mail(database: &Database) {
     let store = database.store().await;
     let limit = AddressLimit { burst: 1, ..LIMIT };
-    post(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", None)).await;
+    queue_mail(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", None)).await;
     let account = NewAccount { limit, ..new_account("ada") };
     let creation = store.create_account(account).await.expect("the store");
     assert!(matches!(creation, AccountCreation::Created(_)), "{creation:?}");
     assert_eq!(database.outbox().await, ["reset_password to ada@example.com"]);
 }
 
-async fn in_concealment_an_owner_who_had_too_many_mails_gets_no_more(database: &Database) {
+async fn a_concealed_sign_up_over_the_mail_limit_queues_no_mail(database: &Database) {
     let store = database.store().await;
-    // Its own verification is the one that it may have.
-    sign_up_quietly(database, store.as_ref(), "ada").await;
+    // The verification mail of this sign-up has used up the limit.
+    sign_up_without_mail(database, store.as_ref(), "ada").await;
     let limit = AddressLimit { burst: 1, ..LIMIT };
-    let account = NewAccount { limit, ..in_concealment("ada") };
+    let account = NewAccount { limit, ..concealed_sign_up("ada") };
     assert_refused(database, store.as_ref(), account, AccountCreation::EmailTaken).await;
 
-    let mut later = NewAccount { limit, ..in_concealment("ada") };
+    let mut later = NewAccount { limit, ..concealed_sign_up("ada") };
     let mail = later.owner_notice.as_mut().expect("a mail");
     mail.create_time += 6.minutes();
     assert_eq!(store.create_account(later).await.expect("the store"), AccountCreation::EmailTaken);

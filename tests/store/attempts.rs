@@ -1,4 +1,4 @@
-//! Guesses at passwords: how many are let through, the pauses after that, and what makes them count no longer.
+//! Password attempts: how many are reserved, the lockouts after that, and when attempts no longer count.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,23 +9,23 @@ use postern::domain::{
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{NOW, new_session, reset_by, sign_up_quietly, subject, token},
+    fixtures::{NOW, new_session, reset_by, sign_up_without_mail, subject, token},
     parallel::all_at_once,
     support::{Database, Engine, on_each_engine, with_database},
 };
 
 on_each_engine![
-    of_five_hundred_guesses_at_once_so_many_get_through,
-    each_pause_is_twice_as_long_up_to_the_longest,
-    a_policy_of_one_pauses_after_the_first,
-    guesses_that_were_blocked_do_not_count,
-    a_guess_that_was_not_made_makes_room_for_one_that_is,
-    a_right_guess_clears_those_before_it,
-    a_login_clears_and_a_refused_one_does_not,
-    a_reset_clears_and_a_dead_token_does_not,
-    subjects_are_counted_apart,
-    after_a_window_without_a_guess_it_is_as_if_there_had_been_none,
-    guesses_are_forgotten_when_they_count_no_longer,
+    five_hundred_concurrent_attempts_reserve_only_the_allowed_number,
+    each_lockout_is_twice_as_long_up_to_the_longest,
+    a_policy_of_one_attempt_locks_out_after_the_first,
+    blocked_attempts_do_not_count,
+    an_abandoned_attempt_frees_its_place_for_another,
+    a_successful_attempt_resets_the_earlier_ones,
+    a_login_resets_the_attempts_and_a_refused_login_does_not,
+    a_password_reset_resets_the_attempts_and_a_dead_token_does_not,
+    each_subject_is_counted_separately,
+    attempts_no_longer_count_after_a_window_without_any,
+    attempts_are_purged_once_they_no_longer_count,
 ];
 
 pub const POLICY: AttemptPolicy = AttemptPolicy {
@@ -34,7 +34,7 @@ pub const POLICY: AttemptPolicy = AttemptPolicy {
     longest_delay: Duration::from_mins(15),
     window: Duration::from_hours(1),
 };
-/// Time goes on while a test on PostgreSQL runs, whose clock counts.
+/// On PostgreSQL the database's clock decides, and it runs while the test runs.
 const TOLERANCE: Duration = Duration::from_secs(20);
 
 pub fn attempt(subject: AttemptSubject) -> LoginAttempt {
@@ -49,25 +49,25 @@ async fn is_reserved(store: &dyn Store, attempt: LoginAttempt) -> bool {
     reserve(store, attempt).await == Reservation::Reserved
 }
 
-/// Guesses until there is a pause; how many were let through.
-async fn guess_until_blocked(store: &dyn Store, attempt: LoginAttempt) -> i64 {
+/// Reserves attempts until one is blocked. Returns how many were reserved.
+async fn attempts_until_blocked(store: &dyn Store, attempt: LoginAttempt) -> i64 {
     for count in 0..1_000 {
         if !is_reserved(store, attempt).await {
             return count;
         }
     }
-    panic!("there is no pause");
+    panic!("no attempt is blocked");
 }
 
-/// The pause that there is now. On PostgreSQL some of it has passed already.
-async fn assert_pause(store: &dyn Store, attempt: LoginAttempt, expected: Duration) {
+/// Asserts the remaining lockout. On PostgreSQL a part of it has already passed.
+async fn assert_lockout(store: &dyn Store, attempt: LoginAttempt, expected: Duration) {
     let Reservation::Blocked { retry_after } = reserve(store, attempt).await else {
-        panic!("no pause of {expected:?}");
+        panic!("the attempt is not blocked; expected a lockout of {expected:?}");
     };
-    assert!(retry_after <= expected && retry_after + TOLERANCE > expected, "{retry_after:?} for {expected:?}");
+    assert!(retry_after <= expected && retry_after + TOLERANCE > expected, "{retry_after:?}, expected {expected:?}");
 }
 
-async fn of_five_hundred_guesses_at_once_so_many_get_through(database: &Database) {
+async fn five_hundred_concurrent_attempts_reserve_only_the_allowed_number(database: &Database) {
     let first = database.store().await;
     let stores = match database.engine {
         Engine::Sqlite => [Arc::clone(&first), Arc::clone(&first), first],
@@ -76,13 +76,13 @@ async fn of_five_hundred_guesses_at_once_so_many_get_through(database: &Database
     for max_failures in [10, 1] {
         let subject = subject(&format!("{max_failures}@example.com"));
         let policy = AttemptPolicy { max_failures, ..POLICY };
-        let login_attempts = (0..500).map(|number| {
+        let reservations = (0..500).map(|number| {
             let store = Arc::clone(&stores[number % 3]);
             let attempt = LoginAttempt { policy, ..attempt(subject) };
             async move { reserve(store.as_ref(), attempt).await }
         });
         let mut reserved = 0;
-        for reservation in all_at_once(login_attempts).await {
+        for reservation in all_at_once(reservations).await {
             match reservation {
                 Reservation::Reserved => reserved += 1,
                 Reservation::Blocked { retry_after } => {
@@ -94,77 +94,77 @@ async fn of_five_hundred_guesses_at_once_so_many_get_through(database: &Database
     }
 }
 
-async fn each_pause_is_twice_as_long_up_to_the_longest(database: &Database) {
+async fn each_lockout_is_twice_as_long_up_to_the_longest(database: &Database) {
     let store = database.store().await;
     let attempt = attempt(subject("ada@example.com"));
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
     for seconds in [30, 60, 120, 240, 480, 900, 900, 900] {
-        let pause = Duration::from_secs(seconds);
-        assert_pause(store.as_ref(), attempt, pause).await;
-        database.age_attempts(pause.saturating_sub(TOLERANCE)).await;
-        assert!(!is_reserved(store.as_ref(), attempt).await, "{pause:?} are not over");
+        let lockout = Duration::from_secs(seconds);
+        assert_lockout(store.as_ref(), attempt, lockout).await;
+        database.age_attempts(lockout.saturating_sub(TOLERANCE)).await;
+        assert!(!is_reserved(store.as_ref(), attempt).await, "the lockout of {lockout:?} is not over");
         database.age_attempts(TOLERANCE).await;
-        assert!(is_reserved(store.as_ref(), attempt).await, "{pause:?} are over");
+        assert!(is_reserved(store.as_ref(), attempt).await, "the lockout of {lockout:?} is over");
     }
 }
 
-async fn a_policy_of_one_pauses_after_the_first(database: &Database) {
+async fn a_policy_of_one_attempt_locks_out_after_the_first(database: &Database) {
     let store = database.store().await;
     let policy = AttemptPolicy { max_failures: 1, ..POLICY };
     let attempt = LoginAttempt { policy, ..attempt(subject("ada@example.com")) };
     for round in ["the first", "the first after a window"] {
         assert!(is_reserved(store.as_ref(), attempt).await, "{round}");
-        assert_pause(store.as_ref(), attempt, POLICY.first_delay).await;
+        assert_lockout(store.as_ref(), attempt, POLICY.first_delay).await;
         database.age_attempts(POLICY.first_delay).await;
         assert!(is_reserved(store.as_ref(), attempt).await, "{round}");
-        assert_pause(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
+        assert_lockout(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
         database.age_attempts(POLICY.window).await;
     }
 }
 
-async fn guesses_that_were_blocked_do_not_count(database: &Database) {
+async fn blocked_attempts_do_not_count(database: &Database) {
     let store = database.store().await;
     let attempt = attempt(subject("ada@example.com"));
-    guess_until_blocked(store.as_ref(), attempt).await;
+    attempts_until_blocked(store.as_ref(), attempt).await;
     for _ in 0..20 {
         assert!(!is_reserved(store.as_ref(), attempt).await);
     }
     database.age_attempts(POLICY.first_delay).await;
     assert!(is_reserved(store.as_ref(), attempt).await);
-    assert_pause(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
+    assert_lockout(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
 }
 
-async fn a_guess_that_was_not_made_makes_room_for_one_that_is(database: &Database) {
+async fn an_abandoned_attempt_frees_its_place_for_another(database: &Database) {
     let store = database.store().await;
     let (attempt, other) = (attempt(subject("ada@example.com")), attempt(subject("grace@example.com")));
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, 10);
+    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, 10);
     for _ in 0..3 {
         store.attempt_abandoned(attempt.subject).await.expect("the store");
-        assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, 1, "the pause that it brought is over with it");
+        assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, 1, "its lockout is lifted too");
     }
-    assert_pause(store.as_ref(), attempt, POLICY.first_delay).await;
+    assert_lockout(store.as_ref(), attempt, POLICY.first_delay).await;
 
     store.attempt_abandoned(other.subject).await.expect("the store");
-    assert_eq!(guess_until_blocked(store.as_ref(), other).await, 10, "none below none");
+    assert_eq!(attempts_until_blocked(store.as_ref(), other).await, 10, "the count does not go below zero");
 }
 
-async fn a_right_guess_clears_those_before_it(database: &Database) {
+async fn a_successful_attempt_resets_the_earlier_ones(database: &Database) {
     let store = database.store().await;
     let attempt = attempt(subject("ada@example.com"));
     for _ in 0..9 {
         assert!(is_reserved(store.as_ref(), attempt).await);
     }
     store.attempt_succeeded(attempt.subject).await.expect("the store");
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
     store.attempt_succeeded(attempt.subject).await.expect("the store");
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
 }
 
-async fn a_login_clears_and_a_refused_one_does_not(database: &Database) {
+async fn a_login_resets_the_attempts_and_a_refused_login_does_not(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let attempt = attempt(subject("ada@example.com"));
-    guess_until_blocked(store.as_ref(), attempt).await;
+    attempts_until_blocked(store.as_ref(), attempt).await;
     let login = |attempt, password_version| NewSession { attempt, password_version, ..new_session(user.id) };
     for refused in [login(Some(attempt.subject), 7), login(None, 0)] {
         store.open_session(refused).await.expect("the store");
@@ -172,14 +172,14 @@ async fn a_login_clears_and_a_refused_one_does_not(database: &Database) {
     }
     let opening = store.open_session(login(Some(attempt.subject), 0)).await.expect("the store");
     assert_eq!(opening, SessionOpening::Opened(user));
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
 }
 
-async fn a_reset_clears_and_a_dead_token_does_not(database: &Database) {
+async fn a_password_reset_resets_the_attempts_and_a_dead_token_does_not(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let attempt = attempt(subject("ada@example.com"));
-    guess_until_blocked(store.as_ref(), attempt).await;
+    attempts_until_blocked(store.as_ref(), attempt).await;
     let reset = reset_by(token(store.as_ref(), &user, postern::domain::one_time::Purpose::ResetPassword).await);
     assert_eq!(reset.attempts, attempt.subject);
     let expired = PasswordReset { context: crate::fixtures::audit_context_at(NOW + 1.hours()), ..reset.clone() };
@@ -187,36 +187,40 @@ async fn a_reset_clears_and_a_dead_token_does_not(database: &Database) {
     assert_eq!(outcome, PasswordResetOutcome::TokenDead);
     assert!(!is_reserved(store.as_ref(), attempt).await);
     assert_eq!(store.reset_password(reset).await.expect("the store"), PasswordResetOutcome::Reset);
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
 }
 
-async fn subjects_are_counted_apart(database: &Database) {
+async fn each_subject_is_counted_separately(database: &Database) {
     let store = database.store().await;
     let [one, another] = [attempt(subject("ada@example.com")), attempt(subject("grace@example.com"))];
-    guess_until_blocked(store.as_ref(), one).await;
+    attempts_until_blocked(store.as_ref(), one).await;
     for _ in 0..5 {
         assert!(is_reserved(store.as_ref(), another).await);
     }
     store.attempt_succeeded(another.subject).await.expect("the store");
     assert!(!is_reserved(store.as_ref(), one).await);
-    assert_eq!(guess_until_blocked(store.as_ref(), another).await, POLICY.max_failures);
+    assert_eq!(attempts_until_blocked(store.as_ref(), another).await, POLICY.max_failures);
 }
 
-async fn after_a_window_without_a_guess_it_is_as_if_there_had_been_none(database: &Database) {
+async fn attempts_no_longer_count_after_a_window_without_any(database: &Database) {
     let store = database.store().await;
     let attempt = attempt(subject("ada@example.com"));
     for _ in 0..5 {
         assert!(is_reserved(store.as_ref(), attempt).await);
-        // Each guess begins the window anew.
+        // Each attempt restarts the window.
         database.age_attempts(POLICY.window.saturating_sub(TOLERANCE)).await;
     }
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures - 5, "they still count");
+    assert_eq!(
+        attempts_until_blocked(store.as_ref(), attempt).await,
+        POLICY.max_failures - 5,
+        "the attempts still count"
+    );
     database.age_attempts(POLICY.window).await;
-    assert_eq!(guess_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
-    assert_pause(store.as_ref(), attempt, POLICY.first_delay).await;
+    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+    assert_lockout(store.as_ref(), attempt, POLICY.first_delay).await;
 }
 
-async fn guesses_are_forgotten_when_they_count_no_longer(database: &Database) {
+async fn attempts_are_purged_once_they_no_longer_count(database: &Database) {
     let store = database.store().await;
     for name in ["ada@example.com", "grace@example.com"] {
         assert!(is_reserved(store.as_ref(), attempt(subject(name))).await);
@@ -225,7 +229,11 @@ async fn guesses_are_forgotten_when_they_count_no_longer(database: &Database) {
     let counted = async || database.sql.number("SELECT count(*) FROM login_attempts").await;
     store.purge_revocations(NOW).await.expect("the store");
     database.age_attempts(TOLERANCE).await;
-    assert_eq!(counted().await, 1 + i64::from(database.engine == Engine::Sqlite), "at its very end it is kept");
+    assert_eq!(
+        counted().await,
+        1 + i64::from(database.engine == Engine::Sqlite),
+        "an attempt still counts at the end of its window"
+    );
     store.purge_revocations(NOW).await.expect("the store");
     assert_eq!(counted().await, 1);
     database.age_attempts(POLICY.window).await;
@@ -233,17 +241,17 @@ async fn guesses_are_forgotten_when_they_count_no_longer(database: &Database) {
     assert_eq!(counted().await, 0);
 }
 
-/// Whose clock is ahead must not let guesses through by forgetting those before.
+/// A replica whose clock is ahead must not allow more attempts by purging earlier ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_postgres_guesses_are_forgotten_by_the_databases_clock() {
+async fn on_postgres_attempts_are_purged_by_the_databases_clock() {
     with_database(Engine::Postgres, async |database| {
         let store = database.store().await;
         let attempt = attempt(subject("ada@example.com"));
-        guess_until_blocked(store.as_ref(), attempt).await;
+        attempts_until_blocked(store.as_ref(), attempt).await;
         store.purge_revocations(NOW + 10_000.days()).await.expect("the store");
         assert!(!is_reserved(store.as_ref(), attempt).await);
-        let guess = LoginAttempt { now: NOW + 10_000.days(), ..attempt };
-        assert!(!is_reserved(store.as_ref(), guess).await, "nor does such a clock end a pause");
+        let attempt_later = LoginAttempt { now: NOW + 10_000.days(), ..attempt };
+        assert!(!is_reserved(store.as_ref(), attempt_later).await, "such a clock does not end a lockout either");
     })
     .await;
 }

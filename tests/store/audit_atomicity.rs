@@ -1,5 +1,5 @@
-//! A row of the audit is there exactly if its step is: a step whose row cannot be written leaves nothing behind. What
-//! makes it fail here is that the row's id is taken.
+//! A step and its audit row are written together or not at all. Here a step fails because the id of its audit row is
+//! already used.
 
 use postern::{
     domain::{
@@ -17,25 +17,25 @@ use postern::{
 use crate::{
     fixtures::{
         NEW_HASH, OLD_HASH, audit_context, confirmation_by, deletion, email_change, log_in, new_account, new_session,
-        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_quietly, subject, token,
+        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token,
     },
     support::{Database, on_each_engine},
 };
 
 on_each_engine![
-    an_account_whose_step_cannot_be_told_is_unchanged,
-    a_session_whose_step_cannot_be_told_is_unchanged,
-    an_administrative_step_that_cannot_be_told_is_not_made,
+    an_account_step_without_its_audit_row_changes_nothing,
+    a_session_step_without_its_audit_row_changes_nothing,
+    an_administrative_step_without_its_audit_row_changes_nothing,
 ];
 
-/// Circumstances whose row is there already.
-async fn told_before(store: &dyn Store) -> AuditContext {
-    let of = audit_context();
-    store.login_failed(None, of).await.expect("the store");
-    of
+/// An audit context whose row exists already.
+async fn recorded_context(store: &dyn Store) -> AuditContext {
+    let context = audit_context();
+    store.login_failed(None, context).await.expect("the store");
+    context
 }
 
-async fn assert_not_made<T: std::fmt::Debug>(
+async fn assert_fails_unchanged<T: std::fmt::Debug>(
     database: &Database,
     what: &str,
     step: impl Future<Output = Result<T, StoreError>>,
@@ -46,9 +46,9 @@ async fn assert_not_made<T: std::fmt::Debug>(
     assert_eq!(database.everything().await, before, "{what}");
 }
 
-/// An account with a live token for each purpose, one session and a wrong guess.
+/// An account with one session and one password attempt.
 async fn account(database: &Database, store: &dyn Store) -> User {
-    let user = sign_up_quietly(database, store, "ada").await;
+    let user = sign_up_without_mail(database, store, "ada").await;
     log_in(store, &user).await;
     let policy = crate::attempts::POLICY;
     let attempt = postern::domain::ports::LoginAttempt {
@@ -60,58 +60,59 @@ async fn account(database: &Database, store: &dyn Store) -> User {
     user
 }
 
-async fn an_account_whose_step_cannot_be_told_is_unchanged(database: &Database) {
+async fn an_account_step_without_its_audit_row_changes_nothing(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let of = told_before(store).await;
+    let context = recorded_context(store).await;
     let user = account(database, store).await;
     let verify = token(store, &user, Purpose::VerifyEmail).await;
     let reset = token(store, &user, Purpose::ResetPassword).await;
     let change = token(store, &user, Purpose::ChangeEmail).await;
 
-    let account = NewAccount { context: of, ..new_account("grace") };
-    assert_not_made(database, "a sign-up", store.create_account(account)).await;
-    assert_not_made(database, "a verification", store.verify_email(verify, of)).await;
-    let reset = PasswordReset { context: of, ..reset_by(reset) };
-    assert_not_made(database, "a reset", store.reset_password(reset)).await;
-    let by_password = password_change(&user);
-    let session = NewSession { context: of, ..by_password.session.clone() };
-    let by_password = PasswordChange { session, ..by_password };
-    assert_not_made(database, "a change of the password", store.change_password(by_password)).await;
-    let asked = EmailChange { context: of, ..email_change(&user, "new@example.com") };
-    assert_not_made(database, "a change of the address, asked for", store.request_email_change(asked)).await;
-    let confirmed = EmailConfirmation { context: of, ..confirmation_by(change) };
-    assert_not_made(database, "a change of the address", store.confirm_email_change(confirmed)).await;
+    let account = NewAccount { context, ..new_account("grace") };
+    assert_fails_unchanged(database, "a sign-up", store.create_account(account)).await;
+    assert_fails_unchanged(database, "a verification", store.verify_email(verify, context)).await;
+    let reset = PasswordReset { context, ..reset_by(reset) };
+    assert_fails_unchanged(database, "a reset", store.reset_password(reset)).await;
+    let change_by_password = password_change(&user);
+    let session = NewSession { context, ..change_by_password.session.clone() };
+    let change_by_password = PasswordChange { session, ..change_by_password };
+    assert_fails_unchanged(database, "a change of the password", store.change_password(change_by_password)).await;
+    let request = EmailChange { context, ..email_change(&user, "new@example.com") };
+    assert_fails_unchanged(database, "a request for a change of the address", store.request_email_change(request))
+        .await;
+    let confirmation = EmailConfirmation { context, ..confirmation_by(change) };
+    assert_fails_unchanged(database, "a change of the address", store.confirm_email_change(confirmation)).await;
 }
 
-async fn a_session_whose_step_cannot_be_told_is_unchanged(database: &Database) {
+async fn a_session_step_without_its_audit_row_changes_nothing(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let of = told_before(store).await;
+    let context = recorded_context(store).await;
     let user = account(database, store).await;
-    let spent = log_in(store, &user).await;
-    let newer = refresh(store, &spent).await;
-    let live = refresh(store, &newer).await;
+    let consumed = log_in(store, &user).await;
+    let newer = refresh(store, &consumed).await;
+    let current = refresh(store, &newer).await;
 
     let hash = |phc: &str| postern::domain::password::PasswordHash::from_phc(phc.to_owned());
     let rehash = Some(Rehash { from: hash(OLD_HASH), to: hash(NEW_HASH) });
     let attempt = Some(subject(user.email.as_str()));
-    let session = NewSession { context: of, rehash, attempt, ..new_session(user.id) };
-    assert_not_made(database, "a login", store.open_session(session)).await;
-    assert_not_made(database, "a login that failed", store.login_failed(Some(user.id), of)).await;
-    let reuse = Rotation { context: of, ..spent.rotation() };
-    assert_not_made(database, "a reuse", store.rotate_refresh(reuse)).await;
-    assert_not_made(database, "a logout", store.logout(Logout { context: of, ..live.logout() })).await;
-    let everywhere = Logout { context: of, ..live.logout_everywhere() };
-    assert_not_made(database, "a logout everywhere", store.logout(everywhere)).await;
-    let session = live.grant.session_id;
-    assert_not_made(database, "a revocation", store.revoke_session(session, user.id, of)).await;
+    let session = NewSession { context, rehash, attempt, ..new_session(user.id) };
+    assert_fails_unchanged(database, "a login", store.open_session(session)).await;
+    assert_fails_unchanged(database, "a login that failed", store.login_failed(Some(user.id), context)).await;
+    let reuse = Rotation { context, ..consumed.rotation() };
+    assert_fails_unchanged(database, "a reuse", store.rotate_refresh(reuse)).await;
+    assert_fails_unchanged(database, "a logout", store.logout(Logout { context, ..current.logout() })).await;
+    let everywhere = Logout { context, ..current.logout_everywhere() };
+    assert_fails_unchanged(database, "a logout everywhere", store.logout(everywhere)).await;
+    let session = current.grant.session_id;
+    assert_fails_unchanged(database, "a revocation", store.revoke_session(session, user.id, context)).await;
 }
 
-async fn an_administrative_step_that_cannot_be_told_is_not_made(database: &Database) {
+async fn an_administrative_step_without_its_audit_row_changes_nothing(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let of: AuditContext = told_before(store).await;
+    let context: AuditContext = recorded_context(store).await;
     let user = account(database, store).await;
     token(store, &user, Purpose::ResetPassword).await;
     let disabled = sign_up_admin(database, store, "grace").await;
@@ -119,10 +120,10 @@ async fn an_administrative_step_that_cannot_be_told_is_not_made(database: &Datab
     store.disable_user(disabled.id, None, audit_context()).await.expect("the store");
 
     let changed = roles(&["admin", "user"]);
-    assert_not_made(database, "a change of roles", store.set_roles(user.id, changed, of)).await;
-    assert_not_made(database, "disabling", store.disable_user(user.id, None, of)).await;
-    assert_not_made(database, "enabling", store.enable_user(disabled.id, of)).await;
-    assert_not_made(database, "ending all sessions", store.revoke_user_sessions(user.id, of)).await;
-    let deletion = UserDeletion { context: of, ..deletion(&user) };
-    assert_not_made(database, "a deletion", store.delete_user(deletion)).await;
+    assert_fails_unchanged(database, "a change of roles", store.set_roles(user.id, changed, context)).await;
+    assert_fails_unchanged(database, "disabling", store.disable_user(user.id, None, context)).await;
+    assert_fails_unchanged(database, "enabling", store.enable_user(disabled.id, context)).await;
+    assert_fails_unchanged(database, "ending all sessions", store.revoke_user_sessions(user.id, context)).await;
+    let deletion = UserDeletion { context, ..deletion(&user) };
+    assert_fails_unchanged(database, "a deletion", store.delete_user(deletion)).await;
 }

@@ -1,4 +1,4 @@
-//! The audit as it is read and forgotten: newest first, in pages, by user and by action.
+//! Reading the audit log, newest first, in pages, by user and by action; and its retention.
 
 use postern::domain::{
     audit::{Action, AuditContext, AuditEvent},
@@ -9,28 +9,28 @@ use time::ext::NumericalDuration as _;
 use uuid::Uuid;
 
 use crate::{
-    fixtures::{NOW, audit, audit_context_at, new_id, sign_up_quietly},
+    fixtures::{NOW, audit, audit_context_at, new_id, sign_up_without_mail},
     support::{Database, on_each_engine},
 };
 
 on_each_engine![
-    pages_of_the_audit_hold_every_row_once_newest_first,
-    an_action_of_another_release_reads_back_as_it_was_written,
-    the_oldest_rows_are_forgotten_and_no_more_than_asked,
+    audit_pages_contain_every_row_once_newest_first,
+    an_unknown_action_reads_back_as_it_was_written,
+    audit_rows_before_a_moment_are_purged_up_to_the_limit,
 ];
 
-/// Ids whose order is in their first, their middle and their last bytes.
+/// Ids that differ in their first, middle and last bytes, so that all bytes decide their order.
 fn event_id(number: usize) -> AuditEventId {
-    let number = u128::try_from(number).expect("small");
+    let number = u128::try_from(number).expect("the number fits");
     AuditEventId(Uuid::from_u128((0x0190_u128 << 112) | ((number % 3) << 96) | ((number % 5) << 60) | number))
 }
 
 async fn write(store: &dyn Store, id: AuditEventId, user: UserId, action: Action) {
-    let of = AuditContext { event: id, ..audit_context_at(NOW) };
+    let context = AuditContext { event: id, ..audit_context_at(NOW) };
     match action {
-        Action::UserDisabled => drop(store.disable_user(user, None, of).await.expect("the store")),
-        Action::UserEnabled => drop(store.enable_user(user, of).await.expect("the store")),
-        _ => store.login_failed(Some(user), of).await.expect("the store"),
+        Action::UserDisabled => drop(store.disable_user(user, None, context).await.expect("the store")),
+        Action::UserEnabled => drop(store.enable_user(user, context).await.expect("the store")),
+        _ => store.login_failed(Some(user), context).await.expect("the store"),
     }
 }
 
@@ -45,21 +45,21 @@ async fn pages(store: &dyn Store, user: Option<UserId>, action: Option<Action>) 
             return events;
         }
         events.extend(page);
-        assert!(events.len() < 1_000, "it does not end");
+        assert!(events.len() < 1_000, "the list does not end");
     }
 }
 
-async fn pages_of_the_audit_hold_every_row_once_newest_first(database: &Database) {
+async fn audit_pages_contain_every_row_once_newest_first(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
     let users = [
-        sign_up_quietly(database, store, "ada").await.id,
-        sign_up_quietly(database, store, "grace").await.id,
+        sign_up_without_mail(database, store, "ada").await.id,
+        sign_up_without_mail(database, store, "grace").await.id,
         UserId(new_id()),
     ];
     database.sql.execute("DELETE FROM audit_events").await;
     for number in 0..40 {
-        // In another order than that of the ids.
+        // Not in the order of the ids.
         let number = number * 7 % 40;
         write(store, event_id(number), users[number % 3], Action::LoginFailed).await;
     }
@@ -83,17 +83,17 @@ async fn pages_of_the_audit_hold_every_row_once_newest_first(database: &Database
     }
 }
 
-async fn an_action_of_another_release_reads_back_as_it_was_written(database: &Database) {
+async fn an_unknown_action_reads_back_as_it_was_written(database: &Database) {
     let store = database.store().await;
     store.login_failed(None, audit_context_at(NOW)).await.expect("the store");
     database.sql.execute("UPDATE audit_events SET action = 'key_rotated'").await;
     assert_eq!(audit(store.as_ref()).await[0].action, "key_rotated");
 }
 
-async fn the_oldest_rows_are_forgotten_and_no_more_than_asked(database: &Database) {
+async fn audit_rows_before_a_moment_are_purged_up_to_the_limit(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    // The newer id is not always the later time: replicas' clocks differ.
+    // A newer id can have an earlier time, since the clocks of replicas differ.
     for second in [5, 1, 4, 2, 3] {
         store.login_failed(None, audit_context_at(NOW + second.seconds())).await.expect("the store");
     }
@@ -103,7 +103,11 @@ async fn the_oldest_rows_are_forgotten_and_no_more_than_asked(database: &Databas
         times.sort_unstable();
         times
     };
-    assert_eq!(store.purge_audit_events(NOW + 1.seconds(), 10).await.expect("the store"), 0, "not older than that");
+    assert_eq!(
+        store.purge_audit_events(NOW + 1.seconds(), 10).await.expect("the store"),
+        0,
+        "a row from that moment is not older than it"
+    );
     let just_after = NOW + 4.seconds() + 1.microseconds();
     assert_eq!(store.purge_audit_events(just_after, 2).await.expect("the store"), 2);
     assert_eq!(left().await, [3, 4, 5]);

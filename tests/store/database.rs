@@ -1,4 +1,4 @@
-//! What a test may ask of a database past the store, whatever its engine, and what it may change there.
+//! Direct access to the database, past the store: what tests read and change there, the same on every engine.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Database {
-    /// An id as it is written in a statement.
+    /// An id as an SQL literal.
     pub fn id(&self, id: Uuid) -> String {
         match self.engine {
             Engine::Sqlite => format!("x'{}'", id.simple()),
@@ -19,7 +19,7 @@ impl Database {
         }
     }
 
-    /// Everything that is kept of a session, as one text.
+    /// The row of a session, as one text.
     pub async fn session_row(&self, token: &Token) -> String {
         let columns = "id user_id create_time end_time revoke_time generation refresh_hash refresh_issue_time \
                        refresh_expire_time last_refresh_time client_ip user_agent";
@@ -34,12 +34,12 @@ impl Database {
         self.sql.text(&format!("SELECT {} FROM sessions WHERE id = {id}", columns.join(" || ', ' || "))).await
     }
 
-    /// How many sessions there are of which `condition` holds.
+    /// How many sessions match `condition`.
     pub async fn sessions_where(&self, condition: &str) -> i64 {
         self.sql.number(&format!("SELECT count(*) FROM sessions WHERE {condition}")).await
     }
 
-    /// Whether a session was ended before its time.
+    /// Whether a session was revoked.
     pub async fn is_revoked(&self, token: &Token) -> bool {
         let id = self.id(token.grant.session_id.0);
         self.sessions_where(&format!("id = {id} AND revoke_time IS NOT NULL")).await == 1
@@ -57,7 +57,7 @@ impl Database {
         self.sql.execute(&format!("INSERT INTO user_roles (user_id, role) VALUES ({id}, '{role}')")).await;
     }
 
-    /// Makes a session's last rotation that much older, by the clock that its engine measures the retry window with.
+    /// Makes a session's last rotation older, by the clock with which its engine measures the retry window.
     pub async fn age_rotation(&self, token: &Token, by: Duration) {
         let id = self.id(token.grant.session_id.0);
         let earlier = match self.engine {
@@ -67,7 +67,7 @@ impl Database {
         self.sql.execute(&format!("UPDATE sessions SET last_refresh_time = {earlier} WHERE id = {id}")).await;
     }
 
-    /// Everything that steps of accounts and mails write, as one text.
+    /// The contents of every table that steps write, as one text.
     pub async fn everything(&self) -> String {
         let mut everything = String::new();
         let tables = "users user_roles sessions mail_outbox one_time_tokens mail_limits audit_events revocations \
@@ -78,7 +78,7 @@ impl Database {
         everything
     }
 
-    /// Everything that is kept in a table, a text of each row, sorted.
+    /// All rows of a table, one text per row, sorted.
     pub async fn rows_of(&self, table: &str) -> Vec<String> {
         let row = match self.engine {
             Engine::Sqlite => {
@@ -87,28 +87,28 @@ impl Database {
             }
             Engine::Postgres => format!("{table}::text"),
         };
-        self.lines(&row, table).await
+        self.rows_as_text(&row, table).await
     }
 
-    /// A text of each row, sorted.
-    async fn lines(&self, row: &str, table: &str) -> Vec<String> {
+    /// One text per row, sorted.
+    async fn rows_as_text(&self, row: &str, table: &str) -> Vec<String> {
         let joined = self.sql.text(&format!("SELECT coalesce(string_agg({row}, '\n'), '') FROM {table}")).await;
-        let mut lines: Vec<_> = joined.lines().map(str::to_owned).collect();
-        lines.sort();
-        lines
+        let mut rows: Vec<_> = joined.lines().map(str::to_owned).collect();
+        rows.sort();
+        rows
     }
 
-    /// Every mail that waits or was given up, as `kind to recipient`.
+    /// Every mail in the outbox, waiting or dead, as `kind to recipient`.
     pub async fn outbox(&self) -> Vec<String> {
-        self.lines("kind || ' to ' || recipient", "mail_outbox").await
+        self.rows_as_text("kind || ' to ' || recipient", "mail_outbox").await
     }
 
     /// Every one-time token, as `purpose of address`.
     pub async fn tokens(&self) -> Vec<String> {
-        self.lines("purpose || ' of ' || email", "one_time_tokens").await
+        self.rows_as_text("purpose || ' of ' || email", "one_time_tokens").await
     }
 
-    /// Lets time pass for every mail in the outbox, by the clock that its engine measures with.
+    /// Moves the next attempt of every mail in the outbox to an earlier time.
     pub async fn age_mails(&self, by: Duration) {
         let earlier = match self.engine {
             Engine::Sqlite => format!("next_attempt_time - {}", by.as_micros()),
@@ -122,30 +122,30 @@ impl Database {
         assert_eq!(self.sql.execute(&format!("DELETE FROM users WHERE id = {id}")).await, 1);
     }
 
-    /// How many lines the log of revocations has.
+    /// How many entries the log of revocations has.
     pub async fn revocations(&self) -> i64 {
         self.sql.number("SELECT count(*) FROM revocations").await
     }
 
-    /// Why a session was ended; empty if it was not.
+    /// Why a session was revoked; empty if it was not.
     pub async fn revoke_reason(&self, token: &Token) -> String {
         let id = self.id(token.grant.session_id.0);
         self.sql.text(&format!("SELECT coalesce(revoke_reason, '') FROM sessions WHERE id = {id}")).await
     }
 
-    /// How many admins there are that are not disabled.
+    /// How many enabled admins there are.
     pub async fn enabled_admins(&self) -> i64 {
         let admins = "SELECT count(*) FROM users u JOIN user_roles r ON r.user_id = u.id";
         self.sql.number(&format!("{admins} WHERE r.role = 'admin' AND NOT u.disabled")).await
     }
 
-    /// Lets time pass for every guess that was counted, by the clock that its engine measures with.
+    /// Moves the times of every counted attempt to earlier ones.
     pub async fn age_attempts(&self, by: Duration) {
         let earlier = |column: &str| match self.engine {
             Engine::Sqlite => format!("{column} = {column} - {}", by.as_micros()),
             Engine::Postgres => format!("{column} = {column} - interval '{} microseconds'", by.as_micros()),
         };
-        let (blocked, forget) = (earlier("blocked_until"), earlier("forget_time"));
-        self.sql.execute(&format!("UPDATE login_attempts SET {blocked}, {forget}")).await;
+        let (blocked, purge) = (earlier("blocked_until"), earlier("forget_time"));
+        self.sql.execute(&format!("UPDATE login_attempts SET {blocked}, {purge}")).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Deleting an account: all that is its own goes, and what was told of it stays.
+//! Deleting an account: everything that belongs to it is deleted, and its audit rows remain.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -11,8 +11,8 @@ use postern::domain::{
 
 use crate::{
     fixtures::{
-        audit_context, audit_context_of, deletion, is_alive, log_in, log_out, mail, mail_with_token, new_id,
-        new_session, post, roles, sign_up_quietly, token,
+        audit_context, audit_context_by, deletion, is_alive, log_in, log_out, mail, mail_with_token, new_id,
+        new_session, queue_mail, roles, sign_up_without_mail, token,
     },
     mail_races::log_in_until_refused,
     parallel::{replicas, stagger},
@@ -20,18 +20,19 @@ use crate::{
 };
 
 on_each_engine![
-    all_that_is_an_accounts_own_goes_with_it,
-    the_sessions_that_were_open_are_in_the_log,
-    who_deletes_by_a_password_needs_the_one_of_now,
-    whoever_registers_the_address_again_is_somebody_else,
-    nobody_is_deleted,
-    a_login_that_meets_a_deletion_comes_before_or_after_it,
+    deleting_an_account_deletes_everything_that_belongs_to_it,
+    deleting_an_account_logs_the_revocation_of_its_open_sessions,
+    deleting_by_password_requires_the_current_password,
+    a_new_account_with_a_deleted_accounts_address_is_another_account,
+    an_unknown_account_is_reported,
+    a_login_concurrent_with_a_deletion_happens_before_or_after_it,
 ];
 
-async fn all_that_is_an_accounts_own_goes_with_it(database: &Database) {
+async fn deleting_an_account_deletes_everything_that_belongs_to_it(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let users = [sign_up_quietly(database, store, "grace").await, sign_up_quietly(database, store, "ada").await];
+    let users =
+        [sign_up_without_mail(database, store, "grace").await, sign_up_without_mail(database, store, "ada").await];
     for user in &users {
         log_in(store, user).await;
         log_out(store, &log_in(store, user).await).await;
@@ -41,17 +42,17 @@ async fn all_that_is_an_accounts_own_goes_with_it(database: &Database) {
     }
     for user in &users {
         for purpose in Purpose::ALL {
-            post(store, &mail_with_token(user, purpose)).await;
+            queue_mail(store, &mail_with_token(user, purpose)).await;
         }
         for kind in [MailKind::VerifyEmail, MailKind::ResetPassword] {
-            post(store, &mail(kind, user.email.as_str(), None)).await;
+            queue_mail(store, &mail(kind, user.email.as_str(), None)).await;
         }
-        post(store, &mail(MailKind::PasswordChanged, user.email.as_str(), Some(user.id))).await;
+        queue_mail(store, &mail(MailKind::PasswordChanged, user.email.as_str(), Some(user.id))).await;
     }
     let outcome = store.delete_user(deletion(&users[1])).await.expect("the store");
     assert_eq!(outcome, UserDeletionOutcome::Deleted);
     assert_eq!(store.user(users[1].id).await.expect("the store"), None);
-    // All that is left is somebody else's, and all of that.
+    // Everything of the other account remains, and nothing else.
     for (table, count) in [("users", 1), ("user_roles", 1), ("sessions", 2), ("mail_outbox", 6), ("one_time_tokens", 3)]
     {
         assert_eq!(database.rows_of(table).await.len(), count, "{table}");
@@ -61,30 +62,30 @@ async fn all_that_is_an_accounts_own_goes_with_it(database: &Database) {
     assert!(database.tokens().await.iter().all(|token| token.contains("grace@")));
 }
 
-async fn the_sessions_that_were_open_are_in_the_log(database: &Database) {
+async fn deleting_an_account_logs_the_revocation_of_its_open_sessions(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let user = sign_up_quietly(database, store, "ada").await;
-    let other = sign_up_quietly(database, store, "grace").await;
+    let user = sign_up_without_mail(database, store, "ada").await;
+    let other = sign_up_without_mail(database, store, "grace").await;
     log_in(store, &other).await;
     let ended = log_in(store, &user).await;
     log_out(store, &ended).await;
     let open = [log_in(store, &user).await, log_in(store, &user).await];
-    let lines = store.revocations(0, &[]).await.expect("the store");
-    let of = audit_context_of(None);
-    let outcome = store.delete_user(UserDeletion { context: of, ..deletion(&user) }).await.expect("the store");
+    let entries = store.revocations(0, &[]).await.expect("the store");
+    let context = audit_context_by(None);
+    let outcome = store.delete_user(UserDeletion { context, ..deletion(&user) }).await.expect("the store");
     assert_eq!(outcome, UserDeletionOutcome::Deleted);
 
-    let lines = store.revocations(lines[0].number, &[]).await.expect("the store");
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    for line in &lines {
-        assert_eq!(line.retain_until, of.retain_until);
+    let entries = store.revocations(entries[0].number, &[]).await.expect("the store");
+    assert_eq!(entries.len(), 2, "{entries:?}");
+    for entry in &entries {
+        assert_eq!(entry.retain_until, context.retain_until);
     }
-    let ended: HashSet<_> = lines
+    let ended: HashSet<_> = entries
         .into_iter()
-        .map(|line| match line.what {
+        .map(|entry| match entry.what {
             Revoked::Session(session) => session,
-            Revoked::Roles(..) => panic!("no roles changed"),
+            Revoked::Roles(..) => panic!("no roles were changed"),
         })
         .collect();
     assert_eq!(ended, open.iter().map(|token| token.grant.session_id).collect());
@@ -94,36 +95,36 @@ async fn the_sessions_that_were_open_are_in_the_log(database: &Database) {
     }
 }
 
-async fn who_deletes_by_a_password_needs_the_one_of_now(database: &Database) {
+async fn deleting_by_password_requires_the_current_password(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let user = sign_up_quietly(database, store, "ada").await;
+    let user = sign_up_without_mail(database, store, "ada").await;
     log_in(store, &user).await;
     database.set_user(user.id, "password_version = 4").await;
-    let by = |version| UserDeletion { password_version: Some(version), ..deletion(&user) };
+    let by_password = |version| UserDeletion { password_version: Some(version), ..deletion(&user) };
     let before = database.everything().await;
     for version in [3, 5] {
-        let outcome = store.delete_user(by(version)).await.expect("the store");
+        let outcome = store.delete_user(by_password(version)).await.expect("the store");
         assert_eq!(outcome, UserDeletionOutcome::Refused);
     }
     assert_eq!(database.everything().await, before);
     database.set_user(user.id, "disabled = true").await;
-    let outcome = store.delete_user(by(4)).await.expect("the store");
-    assert_eq!(outcome, UserDeletionOutcome::Refused, "disabled meanwhile");
+    let outcome = store.delete_user(by_password(4)).await.expect("the store");
+    assert_eq!(outcome, UserDeletionOutcome::Refused, "the account was disabled meanwhile");
     database.set_user(user.id, "disabled = false").await;
-    assert_eq!(store.delete_user(by(4)).await.expect("the store"), UserDeletionOutcome::Deleted);
+    assert_eq!(store.delete_user(by_password(4)).await.expect("the store"), UserDeletionOutcome::Deleted);
 }
 
-async fn whoever_registers_the_address_again_is_somebody_else(database: &Database) {
+async fn a_new_account_with_a_deleted_accounts_address_is_another_account(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
-    let before = sign_up_quietly(database, store, "ada").await;
+    let before = sign_up_without_mail(database, store, "ada").await;
     let session = log_in(store, &before).await;
     token(store, &before, Purpose::VerifyEmail).await;
     store.set_roles(before.id, roles(&["support", "user"]), audit_context()).await.expect("the store");
     store.delete_user(deletion(&before)).await.expect("the store");
 
-    let after = sign_up_quietly(database, store, "ada").await;
+    let after = sign_up_without_mail(database, store, "ada").await;
     assert_ne!(after.id, before.id);
     assert_eq!((after.roles.clone(), after.email_verified), (roles(&["user"]), false));
     assert!(!is_alive(store, &session).await);
@@ -133,24 +134,24 @@ async fn whoever_registers_the_address_again_is_somebody_else(database: &Databas
     log_in(store, &after).await;
 }
 
-async fn nobody_is_deleted(database: &Database) {
+async fn an_unknown_account_is_reported(database: &Database) {
     let store = database.store().await;
-    let nobody = UserId(new_id());
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let unknown = UserId(new_id());
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     for version in [None, Some(0)] {
-        let deletion = UserDeletion { user: nobody, password_version: version, ..deletion(&user) };
+        let deletion = UserDeletion { user: unknown, password_version: version, ..deletion(&user) };
         assert_eq!(store.delete_user(deletion).await.expect("the store"), UserDeletionOutcome::NoSuchUser);
     }
-    assert_eq!(store.disable_user(nobody, None, audit_context()).await.expect("the store"), UserChange::NoSuchUser);
-    assert_eq!(store.enable_user(nobody, audit_context()).await.expect("the store"), UserChange::NoSuchUser);
-    assert_eq!(store.revoke_user_sessions(nobody, audit_context()).await.expect("the store"), None);
-    assert_eq!(store.user(nobody).await.expect("the store"), None);
+    assert_eq!(store.disable_user(unknown, None, audit_context()).await.expect("the store"), UserChange::NoSuchUser);
+    assert_eq!(store.enable_user(unknown, audit_context()).await.expect("the store"), UserChange::NoSuchUser);
+    assert_eq!(store.revoke_user_sessions(unknown, audit_context()).await.expect("the store"), None);
+    assert_eq!(store.user(unknown).await.expect("the store"), None);
 }
 
-async fn a_login_that_meets_a_deletion_comes_before_or_after_it(database: &Database) {
+async fn a_login_concurrent_with_a_deletion_happens_before_or_after_it(database: &Database) {
     let stores = replicas(database).await;
     for round in 0..10 {
-        let user = sign_up_quietly(database, stores[0].as_ref(), &format!("user-{round}")).await;
+        let user = sign_up_without_mail(database, stores[0].as_ref(), &format!("user-{round}")).await;
         log_in(stores[0].as_ref(), &user).await;
         let logging_in: Vec<_> =
             stores.iter().map(|store| tokio::spawn(log_in_until_refused(Arc::clone(store), user.clone()))).collect();
@@ -160,11 +161,11 @@ async fn a_login_that_meets_a_deletion_comes_before_or_after_it(database: &Datab
         assert_eq!(outcome, UserDeletionOutcome::Deleted, "round {round}");
         let mut opened = 1;
         for tokens in logging_in {
-            let tokens = tokens.await.expect("no panic");
+            let tokens = tokens.await.expect("the task did not panic");
             let sessions: HashSet<_> = tokens.iter().map(|token| token.grant.session_id).collect();
-            opened += i64::try_from(sessions.len()).expect("small");
+            opened += i64::try_from(sessions.len()).expect("the number fits");
         }
         assert_eq!(database.sessions_where("true").await, 0, "round {round}");
-        assert_eq!(database.revocations().await - before, opened, "round {round}: each ended once");
+        assert_eq!(database.revocations().await - before, opened, "round {round}: each session ended once");
     }
 }

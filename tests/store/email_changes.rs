@@ -1,4 +1,4 @@
-//! Another address: asking for it, and confirming it by the token that was mailed there.
+//! Changing the address of an account: the request, and the confirmation by the token in the mail to the new address.
 
 use postern::domain::{
     account::User,
@@ -15,41 +15,41 @@ use time::ext::NumericalDuration as _;
 use crate::{
     fixtures::{
         LIMIT, NOW, address, audit_context_at, confirmation_by, deliver, email_change, log_in, mail, mail_with_token,
-        new_id, post, sign_up_quietly, token,
+        new_id, queue_mail, sign_up_without_mail, token,
     },
     support::{Database, on_each_engine},
 };
 
 on_each_engine![
-    a_request_mails_a_token_to_the_new_address_and_a_notice_to_the_old,
-    a_request_for_an_address_that_is_taken_is_refused,
-    in_concealment_the_owner_of_the_address_is_mailed_instead,
-    a_request_over_the_limit_of_the_new_address_mails_nobody,
-    a_request_counts_against_the_limit_of_the_new_address_alone,
-    in_concealment_a_request_over_the_limit_mails_nobody,
-    a_request_is_refused_unless_the_password_is_the_one_that_was_verified,
+    a_request_mails_a_token_to_the_new_address_and_a_notice_to_the_old_one,
+    a_request_for_a_taken_address_is_refused,
+    a_concealed_request_mails_the_owner_of_the_address_instead,
+    a_request_over_the_limit_of_the_new_address_queues_no_mail,
+    a_request_counts_only_against_the_limit_of_the_new_address,
+    a_concealed_request_over_the_limit_queues_no_mail,
+    a_request_is_refused_if_the_password_has_changed_since_it_was_verified,
     a_confirmation_changes_the_address_and_verifies_it,
-    a_confirmation_tells_the_address_before,
-    a_confirmation_ends_every_token_of_its_user_and_the_mails_that_would_bring_more,
-    an_address_that_was_taken_meanwhile_leaves_the_token_good_and_changes_nothing,
-    a_disabled_account_keeps_its_address,
+    a_confirmation_mails_a_notice_to_the_old_address,
+    a_confirmation_voids_all_tokens_of_its_user_and_the_mails_that_carry_tokens,
+    a_confirmation_of_a_meanwhile_taken_address_keeps_the_token_and_changes_nothing,
+    a_disabled_account_cannot_confirm_a_new_address,
 ];
 
 async fn request(store: &dyn Store, change: EmailChange) -> EmailChangeRequest {
     store.request_email_change(change).await.expect("the store")
 }
 
-/// What a request mails: the notice last.
+/// The two mails of a request; the notice is the second.
 async fn deliver_both(store: &dyn Store) -> [ClaimedMail; 2] {
     let mut delivered = deliver(store).await;
     delivered.sort_by_key(|mail| mail.kind == MailKind::EmailChangeRequested);
     delivered.try_into().expect("two mails")
 }
 
-async fn a_request_mails_a_token_to_the_new_address_and_a_notice_to_the_old(database: &Database) {
+async fn a_request_mails_a_token_to_the_new_address_and_a_notice_to_the_old_one(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    // Concealment is about addresses that are taken.
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    // Concealment only affects addresses that are taken.
     let owner_notice = Some(mail(MailKind::AccountExists, "new@example.com", None));
     let change = EmailChange { owner_notice, ..email_change(&user, "new@example.com") };
     assert_eq!(request(store.as_ref(), change.clone()).await, EmailChangeRequest::Requested);
@@ -66,66 +66,69 @@ async fn a_request_mails_a_token_to_the_new_address_and_a_notice_to_the_old(data
     };
     assert_eq!(confirmation.grant.as_ref(), Some(&grant));
     let token = OneTimeToken { grant, expire_time: NOW + 24.hours(), user: user.clone() };
-    assert_eq!(store.one_time_token(confirmation.id).await.expect("the store"), Some(token), "of the account as it is");
+    assert_eq!(
+        store.one_time_token(confirmation.id).await.expect("the store"),
+        Some(token),
+        "the token is returned with the account as it is now"
+    );
 
     assert_eq!((notice.id, notice.kind), (change.notice.id, MailKind::EmailChangeRequested));
     assert_eq!((notice.recipient, notice.username), (address("ada@example.com"), user.username));
     assert_eq!((notice.new_email, notice.grant), (Some(address("new@example.com")), None));
 }
 
-/// Sees a request come to nothing.
-async fn assert_nothing_asked(
-    database: &Database,
-    store: &dyn Store,
-    change: EmailChange,
-    outcome: EmailChangeRequest,
-) {
+/// Asserts the outcome of a request, and that it changes nothing.
+async fn assert_unchanged(database: &Database, store: &dyn Store, change: EmailChange, outcome: EmailChangeRequest) {
     let before = database.everything().await;
     assert_eq!(request(store, change).await, outcome);
     assert_eq!(database.everything().await, before);
 }
 
-async fn a_request_for_an_address_that_is_taken_is_refused(database: &Database) {
+async fn a_request_for_a_taken_address_is_refused(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    sign_up_quietly(database, store.as_ref(), "grace").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    sign_up_without_mail(database, store.as_ref(), "grace").await;
     let change = email_change(&user, "grace@example.com");
-    assert_nothing_asked(database, store.as_ref(), change, EmailChangeRequest::EmailTaken).await;
+    assert_unchanged(database, store.as_ref(), change, EmailChangeRequest::EmailTaken).await;
 }
 
-fn in_concealment(user: &User, new: &str) -> EmailChange {
+fn concealed_change(user: &User, new: &str) -> EmailChange {
     EmailChange { owner_notice: Some(mail(MailKind::AccountExists, new, None)), ..email_change(user, new) }
 }
 
-async fn in_concealment_the_owner_of_the_address_is_mailed_instead(database: &Database) {
+async fn a_concealed_request_mails_the_owner_of_the_address_instead(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    let owner = sign_up_quietly(database, store.as_ref(), "grace").await;
-    let change = in_concealment(&user, "grace@example.com");
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    let owner = sign_up_without_mail(database, store.as_ref(), "grace").await;
+    let change = concealed_change(&user, "grace@example.com");
     assert_eq!(request(store.as_ref(), change.clone()).await, EmailChangeRequest::Requested);
 
-    let [to_owner, notice] = deliver_both(store.as_ref()).await;
-    assert_eq!(Some(to_owner.id), change.owner_notice.map(|mail| mail.id));
-    assert_eq!((to_owner.kind, to_owner.recipient), (MailKind::AccountExists, owner.email));
-    assert_eq!((to_owner.username, to_owner.grant), (owner.username, None));
-    assert_eq!((notice.kind, notice.recipient), (MailKind::EmailChangeRequested, user.email), "as for any other");
+    let [owner_notice, notice] = deliver_both(store.as_ref()).await;
+    assert_eq!(Some(owner_notice.id), change.owner_notice.map(|mail| mail.id));
+    assert_eq!((owner_notice.kind, owner_notice.recipient), (MailKind::AccountExists, owner.email));
+    assert_eq!((owner_notice.username, owner_notice.grant), (owner.username, None));
+    assert_eq!(
+        (notice.kind, notice.recipient),
+        (MailKind::EmailChangeRequested, user.email),
+        "the notice is the same as for a free address"
+    );
     assert_eq!(database.tokens().await, Vec::<String>::new());
 }
 
-async fn a_request_over_the_limit_of_the_new_address_mails_nobody(database: &Database) {
+async fn a_request_over_the_limit_of_the_new_address_queues_no_mail(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let limit = AddressLimit { burst: 1, ..LIMIT };
     let change = |new| EmailChange { limit, ..email_change(&user, new) };
     assert_eq!(request(store.as_ref(), change("new@example.com")).await, EmailChangeRequest::Requested);
-    assert_nothing_asked(database, store.as_ref(), change("new@example.com"), EmailChangeRequest::OverLimit).await;
+    assert_unchanged(database, store.as_ref(), change("new@example.com"), EmailChangeRequest::OverLimit).await;
     assert_eq!(request(store.as_ref(), change("newer@example.com")).await, EmailChangeRequest::Requested);
 }
 
-async fn a_request_counts_against_the_limit_of_the_new_address_alone(database: &Database) {
+async fn a_request_counts_only_against_the_limit_of_the_new_address(database: &Database) {
     let store = database.store().await;
-    // The mails of its sign-up are all that this address may have; nobody can suppress its notice by that.
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    // The sign-up has used up the limit of the current address. Its notice is sent all the same.
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let limit = AddressLimit { burst: 1, ..LIMIT };
     let before = database.sql.number("SELECT count(*) FROM mail_limits").await;
     let change = EmailChange { limit, ..email_change(&user, "new@example.com") };
@@ -135,29 +138,31 @@ async fn a_request_counts_against_the_limit_of_the_new_address_alone(database: &
     assert_eq!(database.sql.number("SELECT count(*) FROM mail_limits").await, before + 1);
 }
 
-async fn in_concealment_a_request_over_the_limit_mails_nobody(database: &Database) {
+async fn a_concealed_request_over_the_limit_queues_no_mail(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    sign_up_quietly(database, store.as_ref(), "grace").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    sign_up_without_mail(database, store.as_ref(), "grace").await;
     let limit = AddressLimit { burst: 1, ..LIMIT };
-    let change = EmailChange { limit, ..in_concealment(&user, "grace@example.com") };
-    assert_nothing_asked(database, store.as_ref(), change, EmailChangeRequest::OverLimit).await;
-    // Only where it is concealed: who may be told is told.
+    let change = EmailChange { limit, ..concealed_change(&user, "grace@example.com") };
+    assert_unchanged(database, store.as_ref(), change, EmailChangeRequest::OverLimit).await;
+    // Without concealment the caller learns that the address is taken.
     let change = EmailChange { limit, ..email_change(&user, "grace@example.com") };
-    assert_nothing_asked(database, store.as_ref(), change, EmailChangeRequest::EmailTaken).await;
+    assert_unchanged(database, store.as_ref(), change, EmailChangeRequest::EmailTaken).await;
 }
 
-async fn a_request_is_refused_unless_the_password_is_the_one_that_was_verified(database: &Database) {
+async fn a_request_is_refused_if_the_password_has_changed_since_it_was_verified(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    sign_up_quietly(database, store.as_ref(), "grace").await;
-    let gone = User { id: UserId(new_id()), ..user.clone() };
-    for (change, of) in [("password_version = 1", &user), ("disabled = true", &user), ("disabled = false", &gone)] {
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    sign_up_without_mail(database, store.as_ref(), "grace").await;
+    let unknown = User { id: UserId(new_id()), ..user.clone() };
+    for (change, account) in
+        [("password_version = 1", &user), ("disabled = true", &user), ("disabled = false", &unknown)]
+    {
         database.set_user(user.id, "password_version = 0, disabled = false").await;
         database.set_user(user.id, change).await;
         for new in ["new@example.com", "grace@example.com"] {
-            for change in [email_change(of, new), in_concealment(of, new)] {
-                assert_nothing_asked(database, store.as_ref(), change, EmailChangeRequest::Refused).await;
+            for change in [email_change(account, new), concealed_change(account, new)] {
+                assert_unchanged(database, store.as_ref(), change, EmailChangeRequest::Refused).await;
             }
         }
     }
@@ -169,8 +174,8 @@ async fn confirm(store: &dyn Store, confirmation: EmailConfirmation) -> EmailCon
 
 async fn a_confirmation_changes_the_address_and_verifies_it(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    let other = sign_up_quietly(database, store.as_ref(), "grace").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    let other = sign_up_without_mail(database, store.as_ref(), "grace").await;
     let session = log_in(store.as_ref(), &user).await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     let now = NOW + 1.minutes();
@@ -182,15 +187,15 @@ async fn a_confirmation_changes_the_address_and_verifies_it(database: &Database)
 
     let credentials = store.credentials(&email).await.expect("the store").expect("an account");
     assert_eq!((credentials.user, credentials.password_version), (expected, 0));
-    assert_eq!(store.credentials(&user.email).await.expect("the store"), None, "the address before is free");
+    assert_eq!(store.credentials(&user.email).await.expect("the store"), None, "the old address is free");
     let unchanged = store.credentials(&other.email).await.expect("the store").expect("an account");
     assert_eq!(unchanged.user, other);
-    assert!(!database.is_revoked(&session).await, "the password is the same");
+    assert!(!database.is_revoked(&session).await, "the password has not changed, so the session goes on");
 }
 
-async fn a_confirmation_tells_the_address_before(database: &Database) {
+async fn a_confirmation_mails_a_notice_to_the_old_address(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     let confirmation = EmailConfirmation { context: audit_context_at(NOW - 1.minutes()), ..confirmation_by(token) };
     let outcome = confirm(store.as_ref(), confirmation.clone()).await;
@@ -202,24 +207,24 @@ async fn a_confirmation_tells_the_address_before(database: &Database) {
     assert_eq!(notice.create_time, confirmation.context.now);
 }
 
-async fn a_confirmation_ends_every_token_of_its_user_and_the_mails_that_would_bring_more(database: &Database) {
+async fn a_confirmation_voids_all_tokens_of_its_user_and_the_mails_that_carry_tokens(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    let other = sign_up_quietly(database, store.as_ref(), "grace").await;
-    for of in [&user, &other] {
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    let other = sign_up_without_mail(database, store.as_ref(), "grace").await;
+    for account in [&user, &other] {
         for purpose in [Purpose::VerifyEmail, Purpose::ResetPassword] {
-            token(store.as_ref(), of, purpose).await;
+            token(store.as_ref(), account, purpose).await;
         }
     }
     let change = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
-    for of in [&user, &other] {
+    for account in [&user, &other] {
         for purpose in Purpose::ALL {
-            post(store.as_ref(), &mail_with_token(of, purpose)).await;
+            queue_mail(store.as_ref(), &mail_with_token(account, purpose)).await;
         }
         for purpose in [Purpose::VerifyEmail, Purpose::ResetPassword] {
-            post(store.as_ref(), &NewMail { user_id: None, ..mail_with_token(of, purpose) }).await;
+            queue_mail(store.as_ref(), &NewMail { user_id: None, ..mail_with_token(account, purpose) }).await;
         }
-        post(store.as_ref(), &mail(MailKind::PasswordChanged, of.email.as_str(), Some(of.id))).await;
+        queue_mail(store.as_ref(), &mail(MailKind::PasswordChanged, account.email.as_str(), Some(account.id))).await;
     }
 
     let outcome = confirm(store.as_ref(), confirmation_by(change)).await;
@@ -238,12 +243,12 @@ async fn a_confirmation_ends_every_token_of_its_user_and_the_mails_that_would_br
     assert_eq!(database.outbox().await, expected);
 }
 
-async fn an_address_that_was_taken_meanwhile_leaves_the_token_good_and_changes_nothing(database: &Database) {
+async fn a_confirmation_of_a_meanwhile_taken_address_keeps_the_token_and_changes_nothing(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
-    post(store.as_ref(), &mail_with_token(&user, Purpose::ResetPassword)).await;
-    let other = sign_up_quietly(database, store.as_ref(), "new-ada").await;
+    queue_mail(store.as_ref(), &mail_with_token(&user, Purpose::ResetPassword)).await;
+    let other = sign_up_without_mail(database, store.as_ref(), "new-ada").await;
     assert_eq!(other.email, token.email);
 
     let before = database.everything().await;
@@ -257,9 +262,9 @@ async fn an_address_that_was_taken_meanwhile_leaves_the_token_good_and_changes_n
     assert!(matches!(outcome, EmailConfirmationOutcome::Changed(_)), "{outcome:?}");
 }
 
-async fn a_disabled_account_keeps_its_address(database: &Database) {
+async fn a_disabled_account_cannot_confirm_a_new_address(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     database.set_user(user.id, "disabled = true").await;
     let before = database.everything().await;

@@ -1,5 +1,5 @@
-//! Accounts and sessions as the domain would hand them to a store, and what a test may ask of one whatever its engine.
-//! No token is minted here: to a store a token is its generation and its hash.
+//! Accounts and sessions as the domain passes them to a store, and helpers that call a store, the same on every engine.
+//! No token is minted here: for a store, a token is its generation and its hash.
 
 use std::time::Duration;
 
@@ -25,43 +25,43 @@ use uuid::Uuid;
 
 use crate::support::Database;
 
-/// The time of day, down to the microsecond: what every engine has to keep.
+/// The current time, with microseconds: every engine has to store them.
 pub const NOW: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
-/// The same in whole seconds, as tokens have it.
+/// The same in whole seconds, as in tokens.
 pub const ISSUED: OffsetDateTime = datetime!(2030-01-02 03:04:05 UTC);
-/// The retry window of every rotation that does not choose its own.
+/// The retry window of every rotation, unless a test sets another.
 pub const WINDOW: Duration = Duration::from_secs(10);
-/// How much mail an address gets where a test does not choose.
+/// The mail limit of an address, unless a test sets another.
 pub const LIMIT: AddressLimit = AddressLimit { burst: 10, interval: Duration::from_mins(6) };
-/// More mail than any test asks for.
+/// A mail limit that no test reaches.
 pub const NO_LIMIT: AddressLimit = AddressLimit { burst: 10_000, interval: Duration::from_mins(6) };
-/// How long the claim of a mail holds where a test does not choose.
+/// How long the claim of a mail holds, unless a test sets another time.
 pub const LEASE: Duration = Duration::from_hours(1);
-/// The password hash of every account that does not choose its own.
+/// The password hash of every new account.
 pub const OLD_HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$b2xk$b2xk";
-/// What every reset and every change of a password puts in its place.
+/// The password hash that every reset and every change of a password sets.
 pub const NEW_HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$bmV3$bmV3";
 
 pub fn new_id() -> Uuid {
     Env::system().uuid().expect("randomness")
 }
 
-/// The circumstances of a step that nobody known makes now. Each is another.
+/// The audit context of a step at [`NOW`] without an actor. Each call returns another event id.
 pub fn audit_context() -> AuditContext {
     audit_context_at(NOW)
 }
 
-/// The same at another time. Access tokens from before are dead a quarter of an hour later.
+/// The same at another time. Access tokens issued before it have expired 15 minutes later.
 pub fn audit_context_at(now: OffsetDateTime) -> AuditContext {
     AuditContext { event: AuditEventId(new_id()), now, actor: None, client_ip: None, retain_until: now + 15.minutes() }
 }
 
-/// What guesses at the password of an address are counted under.
+/// The subject under which password attempts for an address are counted.
 pub fn subject(address: &str) -> AttemptSubject {
     AttemptSubject(RefreshHash::of(address).0)
 }
 
-/// What `name` signs up with.
+/// The account that `name` signs up with.
 pub fn new_account(name: &str) -> NewAccount {
     let id = UserId(new_id());
     NewAccount {
@@ -76,7 +76,7 @@ pub fn new_account(name: &str) -> NewAccount {
     }
 }
 
-/// A mail of now.
+/// A mail that is created at [`NOW`].
 pub fn mail(kind: MailKind, recipient: &str, user_id: Option<UserId>) -> NewMail {
     NewMail { id: MailId(new_id()), kind, recipient: address(recipient), user_id, new_email: None, create_time: NOW }
 }
@@ -93,7 +93,7 @@ pub async fn sign_up(store: &dyn Store, name: &str) -> User {
     }
 }
 
-/// A session to open for a user, by a password of version 0.
+/// A session to open for a user whose password has version 0.
 pub fn new_session(user: UserId) -> NewSession {
     let session_id = SessionId(new_id());
     NewSession {
@@ -114,7 +114,7 @@ pub fn new_session(user: UserId) -> NewSession {
     }
 }
 
-/// Opens a session of a user and hands out its first token.
+/// Opens a session of a user and returns its first token.
 pub async fn log_in(store: &dyn Store, user: &User) -> Token {
     let session = new_session(user.id);
     let token = Token { grant: session.grant.clone(), hash: session.refresh_hash };
@@ -123,7 +123,7 @@ pub async fn log_in(store: &dyn Store, user: &User) -> Token {
     token
 }
 
-/// A refresh token, as far as a store knows one.
+/// A refresh token, as a store knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     pub grant: RefreshGrant,
@@ -131,7 +131,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// What is to take this token's place, an hour later; `label` makes it one of its kind.
+    /// The next token of the session, issued an hour later. Successors with different labels have different hashes.
     pub fn successor(&self, label: &str) -> Self {
         let generation = self.grant.generation + 1;
         Self {
@@ -145,7 +145,7 @@ impl Token {
         }
     }
 
-    /// Presents this token, to be replaced by that one.
+    /// Presents this token, with `next` as its replacement.
     pub fn replaced_by(&self, next: &Self) -> Rotation {
         Rotation {
             presented_generation: self.grant.generation,
@@ -157,7 +157,7 @@ impl Token {
         }
     }
 
-    /// Presents this token, to be replaced by any other.
+    /// Presents this token, with its default successor as the replacement.
     pub fn rotation(&self) -> Rotation {
         self.replaced_by(&self.successor(""))
     }
@@ -177,36 +177,36 @@ impl Token {
     }
 }
 
-/// Rotates a token that is live, and hands out the next one.
+/// Rotates the current token and returns the next one.
 pub async fn refresh(store: &dyn Store, token: &Token) -> Token {
     let next = token.successor("");
     match store.rotate_refresh(token.replaced_by(&next)).await.expect("the store") {
         RotationOutcome::Rotated(_) => next,
-        other => panic!("the token was not live: {other:?}"),
+        other => panic!("the token is not the current one: {other:?}"),
     }
 }
 
-/// Ends a session in the ordinary way.
+/// Ends a session by logout.
 pub async fn log_out(store: &dyn Store, token: &Token) {
     assert_eq!(store.logout(token.logout()).await.expect("the store"), LogoutOutcome::LoggedOut);
 }
 
-/// Whether a session lives, as its access tokens have it.
+/// Whether access tokens of the session are accepted.
 pub async fn is_alive(store: &dyn Store, token: &Token) -> bool {
     let user = store.user_of_session(token.grant.session_id, token.grant.user_id).await.expect("the store");
     user.is_some()
 }
 
-/// Creates the account of `name`, and forgets the mail about it: nothing is waiting and no token is out.
-pub async fn sign_up_quietly(database: &Database, store: &dyn Store, name: &str) -> User {
+/// Creates the account of `name` and deletes its verification mail, so that the account has no mail and no token.
+pub async fn sign_up_without_mail(database: &Database, store: &dyn Store, name: &str) -> User {
     let user = sign_up(store, name).await;
     let id = database.id(user.id.0);
     database.sql.execute(&format!("DELETE FROM mail_outbox WHERE user_id = {id}")).await;
     user
 }
 
-/// Puts a mail into the outbox.
-pub async fn post(store: &dyn Store, mail: &NewMail) {
+/// Queues a mail, without a limit.
+pub async fn queue_mail(store: &dyn Store, mail: &NewMail) {
     assert_eq!(store.request_mail(mail.clone(), NO_LIMIT).await.expect("the store"), Enqueued::Queued);
 }
 
@@ -218,11 +218,11 @@ pub async fn claim(store: &dyn Store) -> MailClaim {
 pub async fn claimed(store: &dyn Store) -> ClaimedMail {
     match claim(store).await {
         MailClaim::Claimed(mail) => mail,
-        other => panic!("no mail to send: {other:?}"),
+        other => panic!("no mail was claimed: {other:?}"),
     }
 }
 
-/// Sends every mail that is due, and hands them out.
+/// Claims every mail that is due, settles it as sent, and returns them.
 pub async fn deliver(store: &dyn Store) -> Vec<ClaimedMail> {
     let mut delivered = Vec::new();
     loop {
@@ -237,13 +237,13 @@ pub async fn deliver(store: &dyn Store) -> Vec<ClaimedMail> {
     }
 }
 
-/// The mail that brings a user a token: to the address of the account, or to another one to change to.
+/// A mail that carries a token to a user: to the address of the account or, for a change of address, to the new one.
 pub fn mail_with_token(user: &User, purpose: Purpose) -> NewMail {
-    let of_account = user.email.as_str();
+    let current = user.email.as_str();
     match purpose {
-        Purpose::VerifyEmail | Purpose::ResetPassword => mail(MailKind::carrying(purpose), of_account, Some(user.id)),
+        Purpose::VerifyEmail | Purpose::ResetPassword => mail(MailKind::carrying(purpose), current, Some(user.id)),
         Purpose::ChangeEmail => {
-            let to = mail(MailKind::carrying(purpose), &format!("new-{of_account}"), Some(user.id));
+            let to = mail(MailKind::carrying(purpose), &format!("new-{current}"), Some(user.id));
             NewMail { new_email: Some(to.recipient.clone()), ..to }
         }
     }
@@ -252,14 +252,14 @@ pub fn mail_with_token(user: &User, purpose: Purpose) -> NewMail {
 /// A live token of a user, from a mail that was sent.
 pub async fn token(store: &dyn Store, user: &User, purpose: Purpose) -> OneTimeGrant {
     let mail = mail_with_token(user, purpose);
-    post(store, &mail).await;
+    queue_mail(store, &mail).await;
     let delivered = deliver(store).await;
     let sent = delivered.into_iter().find(|delivered| delivered.id == mail.id).expect("the mail was sent");
     sent.grant.expect("a token")
 }
 
-/// What a token was good for, done.
-pub async fn use_token(store: &dyn Store, token: OneTimeGrant, now: OffsetDateTime) -> bool {
+/// Runs the step that consumes this token. Returns whether the token was accepted.
+pub async fn consume_token(store: &dyn Store, token: OneTimeGrant, now: OffsetDateTime) -> bool {
     match token.purpose {
         Purpose::VerifyEmail => store.verify_email(token, audit_context_at(now)).await.expect("the store").is_some(),
         Purpose::ResetPassword => {
@@ -285,7 +285,7 @@ pub fn confirmation_by(token: OneTimeGrant) -> EmailConfirmation {
     EmailConfirmation { token, notice: MailId(new_id()), context: audit_context() }
 }
 
-/// Another password in the place of the one of version 0.
+/// A change of the password of version 0.
 pub fn password_change(user: &User) -> PasswordChange {
     PasswordChange {
         password_hash: PasswordHash::from_phc(NEW_HASH.to_owned()),
@@ -294,22 +294,22 @@ pub fn password_change(user: &User) -> PasswordChange {
     }
 }
 
-/// Asked for by a user with the password of version 0.
+/// A request for a change of address, by a user whose password has version 0.
 pub fn email_change(user: &User, new: &str) -> EmailChange {
-    let about = |mail: NewMail| NewMail { new_email: Some(address(new)), ..mail };
+    let with_new_email = |mail: NewMail| NewMail { new_email: Some(address(new)), ..mail };
     EmailChange {
         user_id: user.id,
         password_version: 0,
-        confirmation: about(mail(MailKind::ConfirmEmailChange, new, Some(user.id))),
-        notice: about(mail(MailKind::EmailChangeRequested, user.email.as_str(), Some(user.id))),
+        confirmation: with_new_email(mail(MailKind::ConfirmEmailChange, new, Some(user.id))),
+        notice: with_new_email(mail(MailKind::EmailChangeRequested, user.email.as_str(), Some(user.id))),
         owner_notice: None,
         context: audit_context(),
         limit: LIMIT,
     }
 }
 
-/// A moment later than [`NOW`], somebody known, and from somewhere: a step of these circumstances tells all of them.
-pub fn audit_context_of(actor: Option<UserId>) -> AuditContext {
+/// An audit context with a client address and a time later than [`NOW`], so that a test sees both in the audit row.
+pub fn audit_context_by(actor: Option<UserId>) -> AuditContext {
     let client_ip = Some("2001:db8::7".parse().expect("an address"));
     AuditContext { actor, client_ip, ..audit_context_at(NOW + 90.seconds() + 7.microseconds()) }
 }
@@ -320,12 +320,12 @@ pub fn roles(names: &[&str]) -> Vec<Role> {
 
 /// Creates the account of `name` with the role `admin`.
 pub async fn sign_up_admin(database: &Database, store: &dyn Store, name: &str) -> User {
-    let user = sign_up_quietly(database, store, name).await;
+    let user = sign_up_without_mail(database, store, name).await;
     database.add_role(user.id, "admin").await;
     User { roles: roles(&["admin", "user"]), ..user }
 }
 
-/// Every row of the audit, newest first.
+/// Every row of the audit log, newest first.
 pub async fn audit(store: &dyn Store) -> Vec<AuditEvent> {
     let page = AuditPage { user: None, action: None, before: None, limit: 100_000 };
     store.list_audit_events(page).await.expect("the store")

@@ -1,5 +1,5 @@
-//! What a page costs: a range of an index, however far down the list it is. The statements that are looked at are those
-//! that the stores really send, as sqlx tells them to `tracing`.
+//! The cost of a page: one range of an index, at every depth of the list. The tests examine the statements that the
+//! stores send, which sqlx reports to `tracing`.
 
 use std::{
     collections::BTreeSet,
@@ -31,11 +31,12 @@ use crate::{
 const ROWS: u128 = 40_000;
 const LIMIT: u32 = 50;
 
-/// Every statement that was sent since the first of these tests began, by whichever test, with the engine.
+/// Every statement that any test has sent since the first of these tests began, with its engine.
 static STATEMENTS: LazyLock<Statements> = LazyLock::new(|| {
     let statements = Statements::default();
     let layer = statements.clone().with_filter(filter_fn(|metadata| metadata.target() == "sqlx::query"));
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).expect("no other test has one");
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))
+        .expect("no other test sets a subscriber");
     statements
 });
 
@@ -43,16 +44,16 @@ static STATEMENTS: LazyLock<Statements> = LazyLock::new(|| {
 struct Statements(Arc<Mutex<BTreeSet<(bool, String)>>>);
 
 impl Statements {
-    /// The lists among them.
+    /// The statements that read lists.
     fn lists(&self, engine: Engine) -> Vec<String> {
-        let statements = self.0.lock().expect("no panic");
-        let of_engine = statements.iter().filter(|(sqlite, _)| *sqlite == (engine == Engine::Sqlite));
+        let statements = self.0.lock().expect("no thread panicked");
+        let by_engine = statements.iter().filter(|(sqlite, _)| *sqlite == (engine == Engine::Sqlite));
         let is_list = |statement: &str| {
             let paged = statement.contains("LIMIT $1");
             (paged && (statement.contains("FROM users u") || statement.contains("FROM audit_events")))
                 || (statement.contains("FROM sessions WHERE user_id") && statement.contains("ORDER BY id DESC"))
         };
-        of_engine.map(|(_, statement)| statement.clone()).filter(|statement| is_list(statement)).collect()
+        by_engine.map(|(_, statement)| statement.clone()).filter(|statement| is_list(statement)).collect()
     }
 }
 
@@ -69,10 +70,10 @@ impl<S: Subscriber> Layer<S> for Statements {
         }
         let mut statement = Statement(String::new());
         event.record(&mut statement);
-        // SQLite's run on threads of its own.
+        // Statements of SQLite run on threads of their own.
         let thread = std::thread::current();
         let on_sqlite = thread.name().is_some_and(|name| name.contains("sqlite"));
-        self.0.lock().expect("no panic").insert((on_sqlite, statement.0));
+        self.0.lock().expect("no thread panicked").insert((on_sqlite, statement.0));
     }
 }
 
@@ -80,9 +81,9 @@ fn id(number: u128) -> Uuid {
     Uuid::from_u128(number)
 }
 
-/// Fills the tables that lists are of: one range of addresses, one of usernames, a few users with many rows each.
+/// Fills the tables that lists read: one range of addresses, one of usernames, and some users with many rows each.
 async fn fill(database: &Database) {
-    let (numbers, hex, blob) = match database.engine {
+    let (numbers, hex, values) = match database.engine {
         Engine::Sqlite => (
             format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) "),
             "printf('%05d', i)",
@@ -94,7 +95,7 @@ async fn fill(database: &Database) {
             ["lpad(to_hex(i), 32, '0')::uuid", "lpad(to_hex(i % 1000 + 1), 32, '0')::uuid", "''", "now()"],
         ),
     };
-    let [own, of_few, no_bytes, time] = blob;
+    let [row_id, few_users, no_bytes, time] = values;
     let later = match database.engine {
         Engine::Sqlite => "4000000000000000".to_owned(),
         Engine::Postgres => "timestamptz '2040-01-01'".to_owned(),
@@ -102,17 +103,17 @@ async fn fill(database: &Database) {
     for (table, select) in [
         (
             "users (id, username, email, password_hash, create_time, update_time)",
-            format!("SELECT {own}, 'Name-' || {hex}, 'mail-' || {hex} || '@example.com', '', {time}, {time} FROM n"),
+            format!("SELECT {row_id}, 'Name-' || {hex}, 'mail-' || {hex} || '@example.com', '', {time}, {time} FROM n"),
         ),
-        ("user_roles (user_id, role)", format!("SELECT {own}, 'user' FROM n")),
+        ("user_roles (user_id, role)", format!("SELECT {row_id}, 'user' FROM n")),
         (
             "sessions (id, user_id, create_time, end_time, generation, refresh_hash, refresh_issue_time, \
              refresh_expire_time, last_refresh_time)",
-            format!("SELECT {own}, {of_few}, {time}, {time}, 0, {no_bytes}, {time}, {later}, {time} FROM n"),
+            format!("SELECT {row_id}, {few_users}, {time}, {time}, 0, {no_bytes}, {time}, {later}, {time} FROM n"),
         ),
         (
             "audit_events (id, create_time, action, user_id)",
-            format!("SELECT {own}, {time}, CASE i % 3 WHEN 0 THEN 'login' ELSE 'logout' END, {of_few} FROM n"),
+            format!("SELECT {row_id}, {time}, CASE i % 3 WHEN 0 THEN 'login' ELSE 'logout' END, {few_users} FROM n"),
         ),
     ] {
         database.sql.execute(&format!("INSERT INTO {table} {numbers} {select}")).await;
@@ -122,16 +123,16 @@ async fn fill(database: &Database) {
     }
 }
 
-/// Asks for every kind of page once.
-async fn ask(store: &dyn Store) {
-    let (prefix, place) = ("mail-".to_owned(), Some("mail-1".to_owned()));
+/// Reads every kind of page once.
+async fn read_every_list(store: &dyn Store) {
+    let (prefix, cursor) = ("mail-".to_owned(), Some("mail-1".to_owned()));
     for order in [
         UserOrder::ById { after: None },
         UserOrder::ById { after: Some(UserId(id(7))) },
         UserOrder::ByEmail { prefix: prefix.clone(), after: None },
-        UserOrder::ByEmail { prefix: prefix.clone(), after: place.clone() },
+        UserOrder::ByEmail { prefix: prefix.clone(), after: cursor.clone() },
         UserOrder::ByUsername { prefix: prefix.clone(), after: None },
-        UserOrder::ByUsername { prefix, after: place },
+        UserOrder::ByUsername { prefix, after: cursor },
     ] {
         store.list_users(UserPage { order, limit: LIMIT }).await.expect("the store");
     }
@@ -148,7 +149,7 @@ async fn ask(store: &dyn Store) {
     store.list_sessions(UserId(id(7)), NOW).await.expect("the store");
 }
 
-/// A value for a parameter of a list.
+/// The value of a parameter of a list.
 #[derive(Clone)]
 enum Value {
     Limit,
@@ -157,7 +158,7 @@ enum Value {
     Now,
 }
 
-/// What a list is asked for that far down: of its parameters, in their order.
+/// The values of a list's parameters, in their order, for a page at this depth.
 fn parameters(statement: &str, depth: u128) -> Vec<Value> {
     let text = |text: &str| Value::Text(text.to_owned());
     if statement.contains("FROM sessions") {
@@ -180,7 +181,7 @@ fn parameters(statement: &str, depth: u128) -> Vec<Value> {
     } else if statement.contains("$2") && statement.contains("u.id >") {
         vec![Value::Limit, Value::Id(depth)]
     } else if statement.contains("$2") {
-        // From the beginning of the range, or from a place in it: to its end.
+        // From the beginning of the range, or from a cursor in it, to its end.
         vec![Value::Limit, text(&format!("{prefix}{depth:05}")), text(&format!("{prefix}\u{10ffff}"))]
     } else {
         vec![Value::Limit]
@@ -190,7 +191,7 @@ fn parameters(statement: &str, depth: u128) -> Vec<Value> {
     values
 }
 
-/// How many instructions SQLite needs for a statement: neither a sort nor a scan goes unnoticed, whatever it is called.
+/// How many instructions SQLite runs for a statement. The count shows every sort and every scan.
 async fn instructions(pool: &SqlitePool, statement: &str, depth: u128) -> u64 {
     let mut query = sqlx::query::<sqlx::Sqlite>(AssertSqlSafe(statement.to_owned()));
     for value in parameters(statement, depth) {
@@ -208,19 +209,19 @@ async fn instructions(pool: &SqlitePool, statement: &str, depth: u128) -> u64 {
         counting.fetch_add(1, Ordering::Relaxed);
         true
     });
-    let found = query.fetch_all(&mut *connection).await.expect("SQL").len();
+    let found = query.fetch_all(&mut *connection).await.expect("valid SQL").len();
     connection.lock_handle().await.expect("a handle").remove_progress_handler();
-    assert!(found >= 9, "this test tests nothing: {found} found by {statement}");
+    assert!(found >= 9, "too few rows for this test: {found} for {statement}");
     count.load(Ordering::Relaxed)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_sqlite_a_page_costs_the_same_however_far_down_it_is() {
+async fn on_sqlite_a_page_costs_the_same_at_every_depth() {
     LazyLock::force(&STATEMENTS);
     with_database(Engine::Sqlite, async |database| {
         let store = database.store().await;
         fill(database).await;
-        ask(store.as_ref()).await;
+        read_every_list(store.as_ref()).await;
         let statements = STATEMENTS.lists(Engine::Sqlite);
         assert!(statements.len() >= 9, "{statements:#?}");
         let Sql::Sqlite(pool) = &database.sql else { panic!("not SQLite") };
@@ -239,7 +240,7 @@ async fn on_sqlite_a_page_costs_the_same_however_far_down_it_is() {
     .await;
 }
 
-/// How PostgreSQL goes about a statement, without what it does for each row that it found.
+/// PostgreSQL's plan for a statement, without the subplans that run for each row.
 async fn plan(pool: &PgPool, mode: &str, statement: &str, depth: u128) -> String {
     let values = parameters(statement, depth).into_iter().map(|value| match value {
         Value::Limit => LIMIT.to_string(),
@@ -250,22 +251,22 @@ async fn plan(pool: &PgPool, mode: &str, statement: &str, depth: u128) -> String
     let values = values.collect::<Vec<_>>().join(", ");
     let mut connection = pool.acquire().await.expect("a connection");
     let prepare = format!("SET plan_cache_mode = {mode}; PREPARE list AS {statement}");
-    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.expect("SQL");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.expect("valid SQL");
     let explain = format!("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) EXECUTE list ({values})");
     let lines = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut *connection).await.expect("a plan");
     let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
-    sqlx::raw_sql("DEALLOCATE list; RESET plan_cache_mode").execute(&mut *connection).await.expect("SQL");
-    let of_each_row = lines.iter().position(|line| line.contains("SubPlan")).unwrap_or(lines.len());
-    lines[..of_each_row].join("\n")
+    sqlx::raw_sql("DEALLOCATE list; RESET plan_cache_mode").execute(&mut *connection).await.expect("valid SQL");
+    let subplans = lines.iter().position(|line| line.contains("SubPlan")).unwrap_or(lines.len());
+    lines[..subplans].join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_postgres_a_page_is_a_range_of_an_index_however_far_down_it_is() {
+async fn on_postgres_a_page_is_an_index_range_at_every_depth() {
     LazyLock::force(&STATEMENTS);
     with_database(Engine::Postgres, async |database| {
         let store = database.store().await;
         fill(database).await;
-        ask(store.as_ref()).await;
+        read_every_list(store.as_ref()).await;
         let statements = STATEMENTS.lists(Engine::Postgres);
         assert!(statements.len() >= 9, "{statements:#?}");
         let Sql::Postgres(pool) = &database.sql else { panic!("not PostgreSQL") };
@@ -273,17 +274,17 @@ async fn on_postgres_a_page_is_a_range_of_an_index_however_far_down_it_is() {
             for mode in ["force_custom_plan", "force_generic_plan"] {
                 for depth in [1, ROWS / 4] {
                     let plan = plan(pool, mode, &statement, depth).await;
-                    let told = format!("{mode}, {depth} down:\n{plan}\nfor {statement}");
-                    assert!(plan.contains("Index"), "{told}");
-                    assert!(!plan.contains("Seq Scan"), "{told}");
-                    // All of a person's sessions are shown; and where all that there is of a person is few, it may be
-                    // sorted.
-                    let of_one = statement.contains("user_id = $");
-                    assert!(of_one || !plan.contains("Sort"), "{told}");
+                    let message = format!("{mode}, depth {depth}:\n{plan}\nfor {statement}");
+                    assert!(plan.contains("Index"), "{message}");
+                    assert!(!plan.contains("Seq Scan"), "{message}");
+                    // The rows of one user may be sorted: all sessions of a user are listed, and a planner may sort
+                    // few rows.
+                    let one_user = statement.contains("user_id = $");
+                    assert!(one_user || !plan.contains("Sort"), "{message}");
                     let removed = plan.lines().filter_map(|line| line.trim().strip_prefix("Rows Removed by Filter: "));
                     let removed: u32 = removed.map(|count| count.parse::<u32>().expect("a number")).sum();
-                    // Of a user's events every third is a login.
-                    assert!(removed <= LIMIT * 4, "{told}");
+                    // Every third event of a user is a login.
+                    assert!(removed <= LIMIT * 4, "{message}");
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Signing keys, and whether the store is there at all.
+//! Signing keys, and pings.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::{
 
 on_each_engine![
     a_signing_key_reads_back_as_it_was_written,
-    of_eight_first_keys_at_once_one_is_kept,
-    a_first_key_after_the_first_is_not_kept,
-    a_store_that_is_there_answers_pings,
+    of_eight_concurrent_first_keys_one_is_stored,
+    a_second_first_key_is_not_stored,
+    a_reachable_store_answers_pings,
 ];
 
 fn key(kid: &str) -> SealedSigningKey {
@@ -33,25 +33,26 @@ async fn a_signing_key_reads_back_as_it_was_written(database: &Database) {
     assert_eq!(store.signing_keys().await.expect("the store"), [key("a")]);
 }
 
-async fn of_eight_first_keys_at_once_one_is_kept(database: &Database) {
-    // Two replicas, as far as the engine has any.
+async fn of_eight_concurrent_first_keys_one_is_stored(database: &Database) {
+    // Two replicas on PostgreSQL; two stores of one process on SQLite.
     let stores = [database.store().await, database.store().await];
     for _ in 0..20 {
-        let attempts = (0..8).map(|number| {
+        let steps = (0..8).map(|number| {
             let store = Arc::clone(&stores[number % 2]);
             tokio::spawn(async move {
                 store.add_first_signing_key(key(&number.to_string())).await.expect("the store");
                 store.signing_keys().await.expect("the store")
             })
         });
-        let found: Vec<_> = join_all(attempts).await.into_iter().map(|seen| seen.expect("no panic")).collect();
+        let found: Vec<_> =
+            join_all(steps).await.into_iter().map(|seen| seen.expect("the task did not panic")).collect();
         assert_eq!(found[0].len(), 1, "{found:?}");
-        assert!(found.iter().all(|keys| *keys == found[0]), "all see the same: {found:?}");
+        assert!(found.iter().all(|keys| *keys == found[0]), "every caller reads the same key: {found:?}");
         database.sql.execute("DELETE FROM signing_keys").await;
     }
 }
 
-async fn a_first_key_after_the_first_is_not_kept(database: &Database) {
+async fn a_second_first_key_is_not_stored(database: &Database) {
     let store = database.store().await;
     store.add_first_signing_key(key("a")).await.expect("the store");
     store.add_first_signing_key(key("b")).await.expect("the store");
@@ -59,7 +60,7 @@ async fn a_first_key_after_the_first_is_not_kept(database: &Database) {
     assert_eq!(store.signing_keys().await.expect("the store"), [key("a")]);
 }
 
-async fn a_store_that_is_there_answers_pings(database: &Database) {
+async fn a_reachable_store_answers_pings(database: &Database) {
     let store = database.store().await;
     for _ in 0..3 {
         store.ping().await.expect("an answer");

@@ -1,4 +1,4 @@
-//! Logging out: one session or all of a user's, with which tokens, and as often as anybody likes.
+//! Logging out of one session or of all sessions of a user: which tokens can do it, and repeated logouts.
 
 use postern::domain::{
     ids::{SessionId, UserId},
@@ -12,22 +12,22 @@ use crate::{
 };
 
 on_each_engine![
-    a_logout_ends_its_session_and_no_other,
-    a_logout_again_is_well_and_changes_nothing,
-    a_used_up_token_still_ends_its_own_session,
+    a_logout_ends_only_its_own_session,
+    a_repeated_logout_succeeds_and_changes_nothing,
+    a_logout_with_a_consumed_token_ends_its_own_session,
     a_logout_of_an_unknown_session_is_refused,
-    nobody_logs_out_somebody_else,
-    a_logout_everywhere_ends_every_session_of_the_user_and_of_nobody_else,
-    the_token_before_the_live_one_logs_out_everywhere,
-    a_used_up_token_cannot_log_out_everywhere_but_ends_its_own_session,
-    after_a_logout_its_token_cannot_end_other_sessions,
-    a_logout_everywhere_again_is_well_and_spares_later_sessions,
-    a_session_that_another_ended_cannot_log_out_everywhere,
+    a_logout_with_another_users_id_is_refused,
+    a_logout_everywhere_ends_all_sessions_of_that_user_only,
+    the_previous_token_can_log_out_everywhere,
+    a_logout_everywhere_with_a_consumed_token_ends_only_its_own_session,
+    the_token_of_an_ended_session_cannot_log_out_everywhere,
+    a_repeated_logout_everywhere_succeeds_and_keeps_later_sessions,
+    a_session_that_another_one_ended_cannot_log_out_everywhere,
     an_expired_token_cannot_log_out_everywhere,
     a_disabled_user_can_still_log_out_everywhere,
 ];
 
-async fn end(store: &dyn Store, logout: Logout) -> LogoutOutcome {
+async fn log_out_with(store: &dyn Store, logout: Logout) -> LogoutOutcome {
     store.logout(logout).await.expect("the store")
 }
 
@@ -36,39 +36,39 @@ async fn two_sessions(store: &dyn Store) -> (Token, Token) {
     (log_in(store, &user).await, log_in(store, &user).await)
 }
 
-async fn assert_over(database: &Database, store: &dyn Store, token: &Token) {
+async fn assert_ended(database: &Database, store: &dyn Store, token: &Token) {
     assert!(database.is_revoked(token).await);
     assert!(!is_alive(store, token).await);
     let outcome = store.rotate_refresh(token.rotation()).await.expect("the store");
     assert_eq!(outcome, RotationOutcome::Invalid);
 }
 
-async fn a_logout_ends_its_session_and_no_other(database: &Database) {
+async fn a_logout_ends_only_its_own_session(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
     let unchanged = database.session_row(&other).await;
-    assert_eq!(end(store.as_ref(), token.logout()).await, LogoutOutcome::LoggedOut);
-    assert_over(database, store.as_ref(), &token).await;
+    assert_eq!(log_out_with(store.as_ref(), token.logout()).await, LogoutOutcome::LoggedOut);
+    assert_ended(database, store.as_ref(), &token).await;
     assert_eq!(database.session_row(&other).await, unchanged);
 }
 
-async fn a_logout_again_is_well_and_changes_nothing(database: &Database) {
+async fn a_repeated_logout_succeeds_and_changes_nothing(database: &Database) {
     let store = database.store().await;
     let (token, _) = two_sessions(store.as_ref()).await;
     log_out(store.as_ref(), &token).await;
     let before = database.session_row(&token).await;
     let again = Logout { context: audit_context_at(NOW + 1.hours()), ..token.logout() };
-    assert_eq!(end(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
-    assert_eq!(database.session_row(&token).await, before, "it ended when it ended");
+    assert_eq!(log_out_with(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
+    assert_eq!(database.session_row(&token).await, before, "the revoke time does not change");
 }
 
-async fn a_used_up_token_still_ends_its_own_session(database: &Database) {
+async fn a_logout_with_a_consumed_token_ends_its_own_session(database: &Database) {
     let store = database.store().await;
     let (first, other) = two_sessions(store.as_ref()).await;
     let second = refresh(store.as_ref(), &first).await;
     let third = refresh(store.as_ref(), &second).await;
-    assert_eq!(end(store.as_ref(), first.logout()).await, LogoutOutcome::LoggedOut);
-    assert_over(database, store.as_ref(), &third).await;
+    assert_eq!(log_out_with(store.as_ref(), first.logout()).await, LogoutOutcome::LoggedOut);
+    assert_ended(database, store.as_ref(), &third).await;
     assert!(is_alive(store.as_ref(), &other).await);
 }
 
@@ -77,79 +77,79 @@ async fn a_logout_of_an_unknown_session_is_refused(database: &Database) {
     let (token, other) = two_sessions(store.as_ref()).await;
     for everywhere in [false, true] {
         let unknown = Logout { session_id: SessionId(new_id()), everywhere, ..token.logout() };
-        assert_eq!(end(store.as_ref(), unknown).await, LogoutOutcome::Refused, "everywhere: {everywhere}");
+        assert_eq!(log_out_with(store.as_ref(), unknown).await, LogoutOutcome::Refused, "everywhere: {everywhere}");
     }
     assert!(is_alive(store.as_ref(), &token).await && is_alive(store.as_ref(), &other).await);
 }
 
-async fn nobody_logs_out_somebody_else(database: &Database) {
+async fn a_logout_with_another_users_id_is_refused(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
     let stranger = sign_up(store.as_ref(), "grace").await;
-    let of_stranger = log_in(store.as_ref(), &stranger).await;
+    let stranger_token = log_in(store.as_ref(), &stranger).await;
     for user_id in [stranger.id, UserId(new_id())] {
         for everywhere in [false, true] {
             let logout = Logout { user_id, everywhere, ..token.logout() };
-            assert_eq!(end(store.as_ref(), logout).await, LogoutOutcome::Refused, "everywhere: {everywhere}");
+            assert_eq!(log_out_with(store.as_ref(), logout).await, LogoutOutcome::Refused, "everywhere: {everywhere}");
         }
     }
-    for token in [&token, &other, &of_stranger] {
+    for token in [&token, &other, &stranger_token] {
         assert!(is_alive(store.as_ref(), token).await);
     }
 }
 
-async fn a_logout_everywhere_ends_every_session_of_the_user_and_of_nobody_else(database: &Database) {
+async fn a_logout_everywhere_ends_all_sessions_of_that_user_only(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
     let other = refresh(store.as_ref(), &other).await;
     let stranger = sign_up(store.as_ref(), "grace").await;
-    let of_stranger = log_in(store.as_ref(), &stranger).await;
-    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    let stranger_token = log_in(store.as_ref(), &stranger).await;
+    assert_eq!(log_out_with(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
     for token in [&token, &other] {
-        assert_over(database, store.as_ref(), token).await;
+        assert_ended(database, store.as_ref(), token).await;
     }
-    assert!(is_alive(store.as_ref(), &of_stranger).await);
+    assert!(is_alive(store.as_ref(), &stranger_token).await);
 }
 
-async fn the_token_before_the_live_one_logs_out_everywhere(database: &Database) {
+async fn the_previous_token_can_log_out_everywhere(database: &Database) {
     let store = database.store().await;
     let (first, other) = two_sessions(store.as_ref()).await;
     let second = refresh(store.as_ref(), &first).await;
-    assert_eq!(end(store.as_ref(), first.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    assert_eq!(log_out_with(store.as_ref(), first.logout_everywhere()).await, LogoutOutcome::LoggedOut);
     for token in [&second, &other] {
-        assert_over(database, store.as_ref(), token).await;
+        assert_ended(database, store.as_ref(), token).await;
     }
 }
 
-async fn a_used_up_token_cannot_log_out_everywhere_but_ends_its_own_session(database: &Database) {
+async fn a_logout_everywhere_with_a_consumed_token_ends_only_its_own_session(database: &Database) {
     let store = database.store().await;
     let (first, other) = two_sessions(store.as_ref()).await;
     let second = refresh(store.as_ref(), &first).await;
     let third = refresh(store.as_ref(), &second).await;
     for attempt in ["once", "again"] {
-        assert_eq!(end(store.as_ref(), first.logout_everywhere()).await, LogoutOutcome::Refused, "{attempt}");
-        assert_over(database, store.as_ref(), &third).await;
+        assert_eq!(log_out_with(store.as_ref(), first.logout_everywhere()).await, LogoutOutcome::Refused, "{attempt}");
+        assert_ended(database, store.as_ref(), &third).await;
         assert!(is_alive(store.as_ref(), &other).await, "{attempt}");
     }
 }
 
-async fn after_a_logout_its_token_cannot_end_other_sessions(database: &Database) {
+async fn the_token_of_an_ended_session_cannot_log_out_everywhere(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
     log_out(store.as_ref(), &token).await;
     let later = Logout { context: audit_context_at(NOW + 1.minutes()), ..token.logout_everywhere() };
-    assert_eq!(end(store.as_ref(), later.clone()).await, LogoutOutcome::Refused);
+    assert_eq!(log_out_with(store.as_ref(), later.clone()).await, LogoutOutcome::Refused);
     assert!(is_alive(store.as_ref(), &other).await);
 
-    // Nor does it matter whether there are any, or were opened since: an OK would be a promise.
+    // The answer is the same when no other session is open: a success would claim that this token ended them.
     log_out(store.as_ref(), &other).await;
-    assert_eq!(end(store.as_ref(), later).await, LogoutOutcome::Refused);
+    assert_eq!(log_out_with(store.as_ref(), later).await, LogoutOutcome::Refused);
 }
 
-async fn a_logout_everywhere_again_is_well_and_spares_later_sessions(database: &Database) {
+async fn a_repeated_logout_everywhere_succeeds_and_keeps_later_sessions(database: &Database) {
     let store = database.store().await;
     let (token, _) = two_sessions(store.as_ref()).await;
-    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    assert_eq!(log_out_with(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
 
     let mut newer = new_session(token.grant.user_id);
     newer.context = audit_context_at(NOW + 1.minutes());
@@ -157,15 +157,15 @@ async fn a_logout_everywhere_again_is_well_and_spares_later_sessions(database: &
     store.open_session(newer).await.expect("the store");
 
     let again = Logout { context: audit_context_at(NOW + 2.minutes()), ..token.logout_everywhere() };
-    assert_eq!(end(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
+    assert_eq!(log_out_with(store.as_ref(), again).await, LogoutOutcome::LoggedOut);
     assert!(is_alive(store.as_ref(), &newer_token).await);
 }
 
-async fn a_session_that_another_ended_cannot_log_out_everywhere(database: &Database) {
+async fn a_session_that_another_one_ended_cannot_log_out_everywhere(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
-    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
-    assert_eq!(end(store.as_ref(), other.logout_everywhere()).await, LogoutOutcome::Refused);
+    assert_eq!(log_out_with(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    assert_eq!(log_out_with(store.as_ref(), other.logout_everywhere()).await, LogoutOutcome::Refused);
     assert_eq!(database.sessions_where("revoke_reason = 'logout_everywhere'").await, 1);
     assert_eq!(database.sessions_where("revoke_reason = 'ended_elsewhere'").await, 1);
 }
@@ -173,23 +173,23 @@ async fn a_session_that_another_ended_cannot_log_out_everywhere(database: &Datab
 async fn an_expired_token_cannot_log_out_everywhere(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
-    let at_expiry = Logout { context: audit_context_at(token.grant.expire_time), ..token.logout_everywhere() };
-    assert_eq!(end(store.as_ref(), at_expiry).await, LogoutOutcome::Refused);
-    assert_over(database, store.as_ref(), &token).await;
+    let logout_at_expiry = Logout { context: audit_context_at(token.grant.expire_time), ..token.logout_everywhere() };
+    assert_eq!(log_out_with(store.as_ref(), logout_at_expiry).await, LogoutOutcome::Refused);
+    assert_ended(database, store.as_ref(), &token).await;
     assert!(is_alive(store.as_ref(), &other).await);
 
     let just_before =
         Logout { context: audit_context_at(other.grant.expire_time - 1.microseconds()), ..other.logout_everywhere() };
-    assert_eq!(end(store.as_ref(), just_before).await, LogoutOutcome::LoggedOut);
+    assert_eq!(log_out_with(store.as_ref(), just_before).await, LogoutOutcome::LoggedOut);
 }
 
 async fn a_disabled_user_can_still_log_out_everywhere(database: &Database) {
     let store = database.store().await;
     let (token, other) = two_sessions(store.as_ref()).await;
     database.set_user(token.grant.user_id, "disabled = true").await;
-    assert_eq!(end(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    assert_eq!(log_out_with(store.as_ref(), token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
     database.set_user(token.grant.user_id, "disabled = false").await;
     for token in [&token, &other] {
-        assert_over(database, store.as_ref(), token).await;
+        assert_ended(database, store.as_ref(), token).await;
     }
 }

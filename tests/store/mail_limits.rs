@@ -1,4 +1,4 @@
-//! How much mail an address gets that somebody else can cause: a burst, and then one for each interval.
+//! The limit for mail that other people can request for an address: a burst, and then one mail per interval.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::{
 };
 
 on_each_engine![
-    an_address_gets_a_burst_and_then_one_mail_for_each_interval,
-    a_burst_of_one_is_one_mail_for_each_interval,
-    what_was_not_used_adds_up_to_one_burst_and_no_more,
-    a_mail_over_the_limit_writes_nothing_and_costs_nothing,
-    each_address_has_a_limit_of_its_own_over_all_kinds,
+    an_address_gets_a_burst_and_then_one_mail_per_interval,
+    a_burst_of_one_allows_one_mail_per_interval,
+    unused_mails_add_up_to_at_most_one_burst,
+    a_mail_over_the_limit_writes_nothing_and_is_not_counted,
+    each_address_has_one_limit_for_all_kinds_of_mail,
 ];
 
 const THREE: AddressLimit = AddressLimit { burst: 3, interval: Duration::from_secs(90) };
@@ -30,46 +30,50 @@ async fn request(store: &dyn Store, limit: AddressLimit, now: OffsetDateTime) ->
     store.request_mail(mail, limit).await.expect("the store")
 }
 
-/// How many mails are queued until one is not.
-async fn burst(store: &dyn Store, limit: AddressLimit, now: OffsetDateTime) -> u32 {
+/// Requests mails until one is over the limit. Returns how many were queued.
+async fn request_until_limited(store: &dyn Store, limit: AddressLimit, now: OffsetDateTime) -> u32 {
     let mut queued = 0;
     while request(store, limit, now).await == Enqueued::Queued {
         queued += 1;
-        assert!(queued < 100, "no limit");
+        assert!(queued < 100, "the limit is never reached");
     }
     queued
 }
 
-async fn an_address_gets_a_burst_and_then_one_mail_for_each_interval(database: &Database) {
+async fn an_address_gets_a_burst_and_then_one_mail_per_interval(database: &Database) {
     let store = database.store().await;
-    assert_eq!(burst(store.as_ref(), THREE, NOW).await, 3);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3);
     for interval in 1..4 {
         let next = NOW + (interval * 90).seconds();
-        assert_eq!(burst(store.as_ref(), THREE, next - 1.microseconds()).await, 0, "too early");
-        assert_eq!(burst(store.as_ref(), THREE, next).await, 1);
+        assert_eq!(
+            request_until_limited(store.as_ref(), THREE, next - 1.microseconds()).await,
+            0,
+            "the interval is not over"
+        );
+        assert_eq!(request_until_limited(store.as_ref(), THREE, next).await, 1);
     }
     assert_eq!(database.sql.number("SELECT count(*) FROM mail_outbox").await, 6);
 }
 
-async fn a_burst_of_one_is_one_mail_for_each_interval(database: &Database) {
+async fn a_burst_of_one_allows_one_mail_per_interval(database: &Database) {
     let store = database.store().await;
     let one = AddressLimit { burst: 1, ..THREE };
-    assert_eq!(burst(store.as_ref(), one, NOW).await, 1);
-    assert_eq!(burst(store.as_ref(), one, NOW + 90.seconds() - 1.microseconds()).await, 0);
-    assert_eq!(burst(store.as_ref(), one, NOW + 90.seconds()).await, 1);
+    assert_eq!(request_until_limited(store.as_ref(), one, NOW).await, 1);
+    assert_eq!(request_until_limited(store.as_ref(), one, NOW + 90.seconds() - 1.microseconds()).await, 0);
+    assert_eq!(request_until_limited(store.as_ref(), one, NOW + 90.seconds()).await, 1);
 }
 
-async fn what_was_not_used_adds_up_to_one_burst_and_no_more(database: &Database) {
+async fn unused_mails_add_up_to_at_most_one_burst(database: &Database) {
     let store = database.store().await;
-    assert_eq!(burst(store.as_ref(), THREE, NOW).await, 3);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3);
     let two_intervals = NOW + 180.seconds();
-    assert_eq!(burst(store.as_ref(), THREE, two_intervals).await, 2);
-    assert_eq!(burst(store.as_ref(), THREE, two_intervals + 30.days()).await, 3);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, two_intervals).await, 2);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, two_intervals + 30.days()).await, 3);
 }
 
-async fn a_mail_over_the_limit_writes_nothing_and_costs_nothing(database: &Database) {
+async fn a_mail_over_the_limit_writes_nothing_and_is_not_counted(database: &Database) {
     let store = database.store().await;
-    assert_eq!(burst(store.as_ref(), THREE, NOW).await, 3);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3);
     let before = database.everything().await;
     for second in 0..89 {
         assert_eq!(request(store.as_ref(), THREE, NOW + second.seconds()).await, Enqueued::OverLimit);
@@ -78,12 +82,12 @@ async fn a_mail_over_the_limit_writes_nothing_and_costs_nothing(database: &Datab
     assert_eq!(request(store.as_ref(), THREE, NOW + 90.seconds()).await, Enqueued::Queued);
 }
 
-async fn each_address_has_a_limit_of_its_own_over_all_kinds(database: &Database) {
+async fn each_address_has_one_limit_for_all_kinds_of_mail(database: &Database) {
     let store = database.store().await;
-    assert_eq!(burst(store.as_ref(), THREE, NOW).await, 3);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3);
     let verify = |recipient| mail(MailKind::VerifyEmail, recipient, None);
-    let of_ada = store.request_mail(verify("ada@example.com"), THREE).await.expect("the store");
-    assert_eq!(of_ada, Enqueued::OverLimit, "another kind of mail");
-    let of_grace = store.request_mail(verify("grace@example.com"), THREE).await.expect("the store");
-    assert_eq!(of_grace, Enqueued::Queued, "another address");
+    let to_ada = store.request_mail(verify("ada@example.com"), THREE).await.expect("the store");
+    assert_eq!(to_ada, Enqueued::OverLimit, "the limit holds for all kinds of mail");
+    let to_grace = store.request_mail(verify("grace@example.com"), THREE).await.expect("the store");
+    assert_eq!(to_grace, Enqueued::Queued, "another address has its own limit");
 }

@@ -1,5 +1,5 @@
-//! The same meetings as in `mail_races.rs`, where PostgreSQL decides them by a lock: a test holds that lock and looks
-//! on, so that it fails every time and not only now and then.
+//! The races of `mail_races.rs` that PostgreSQL decides by a lock. A test holds the lock while the step runs, so that a
+//! missing lock fails the test every time.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        NOW, audit_context, claim, claimed, confirmation_by, email_change, log_in, mail, mail_with_token, new_session,
-        password_change, post, reset_by, sign_up, sign_up_quietly, token, use_token,
+        NOW, audit_context, claim, claimed, confirmation_by, consume_token, email_change, log_in, mail,
+        mail_with_token, new_session, password_change, queue_mail, reset_by, sign_up, sign_up_without_mail, token,
     },
     parallel::{assert_waits, begin},
     support::{Database, Engine, with_database},
 };
 
-/// Makes a test on PostgreSQL of each `async fn name(database: &Database)`.
+/// Declares a test on PostgreSQL for each `async fn name(database: &Database)`.
 macro_rules! on_postgres {
     ($($test:ident),+ $(,)?) => {
         mod postgres {
@@ -35,17 +35,17 @@ macro_rules! on_postgres {
 }
 
 on_postgres![
-    a_claim_passes_over_a_mail_that_another_is_claiming,
-    a_claim_does_not_outrun_what_ends_the_users_tokens,
-    a_claim_that_was_taken_over_while_it_waited_claims_nothing,
-    a_token_that_another_is_using_counts_once_that_commits_no_more,
-    no_step_outruns_a_change_of_its_account_that_is_about_to_commit,
-    a_reset_ends_a_session_and_a_token_that_are_about_to_commit,
-    an_address_that_is_taken_between_the_look_and_the_step_leaves_the_token_good,
-    forgetting_waits_for_nobody,
+    a_claim_skips_a_mail_that_another_claim_has_locked,
+    a_claim_waits_for_a_step_that_voids_the_users_tokens,
+    a_claim_that_lapsed_while_it_waited_claims_nothing,
+    a_token_that_a_concurrent_step_consumes_is_dead,
+    every_step_waits_for_an_uncommitted_change_of_its_account,
+    a_reset_ends_an_uncommitted_session_and_voids_an_uncommitted_token,
+    an_address_that_is_taken_between_check_and_update_keeps_the_token_live,
+    a_purge_skips_locked_rows,
 ];
 
-async fn a_claim_passes_over_a_mail_that_another_is_claiming(database: &Database) {
+async fn a_claim_skips_a_mail_that_another_claim_has_locked(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "ada").await;
     sign_up(store.as_ref(), "grace").await;
@@ -57,26 +57,29 @@ async fn a_claim_passes_over_a_mail_that_another_is_claiming(database: &Database
     assert_eq!(claimed(store.as_ref()).await.username.as_str(), "ada");
 }
 
-async fn a_claim_does_not_outrun_what_ends_the_users_tokens(database: &Database) {
+async fn a_claim_waits_for_a_step_that_voids_the_users_tokens(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let id = database.id(user.id.0);
     for user_id in [Some(user.id), None] {
-        post(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", user_id)).await;
+        queue_mail(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", user_id)).await;
         let mut transaction = begin(database, format!("SELECT id FROM users WHERE id = {id} FOR NO KEY UPDATE")).await;
         let claiming = tokio::spawn({
             let store = Arc::clone(&store);
             async move { claim(store.as_ref()).await }
         });
         assert_waits(database, &claiming).await;
-        sqlx::raw_sql("DELETE FROM mail_outbox").execute(&mut *transaction).await.expect("the claim holds no mail");
+        sqlx::raw_sql("DELETE FROM mail_outbox")
+            .execute(&mut *transaction)
+            .await
+            .expect("the claim has not locked the mail");
         transaction.commit().await.expect("a commit");
-        assert_eq!(claiming.await.expect("no panic"), MailClaim::Dropped(MailKind::ResetPassword));
+        assert_eq!(claiming.await.expect("the task did not panic"), MailClaim::Dropped(MailKind::ResetPassword));
         assert_eq!(database.tokens().await, Vec::<String>::new());
     }
 }
 
-async fn a_claim_that_was_taken_over_while_it_waited_claims_nothing(database: &Database) {
+async fn a_claim_that_lapsed_while_it_waited_claims_nothing(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let id = database.id(user.id.0);
@@ -88,30 +91,30 @@ async fn a_claim_that_was_taken_over_while_it_waited_claims_nothing(database: &D
     assert_waits(database, &claiming).await;
     database.sql.execute("UPDATE mail_outbox SET attempts = attempts + 1").await;
     transaction.commit().await.expect("a commit");
-    let claim = claiming.await.expect("no panic");
+    let claim = claiming.await.expect("the task did not panic");
     assert!(!matches!(claim, MailClaim::Claimed(_)), "{claim:?}");
-    assert_eq!(database.outbox().await.len(), 1, "it is the other's to send");
+    assert_eq!(database.outbox().await.len(), 1, "the mail is left for the newer claim");
     assert_eq!(database.tokens().await, Vec::<String>::new());
 }
 
-async fn a_token_that_another_is_using_counts_once_that_commits_no_more(database: &Database) {
+async fn a_token_that_a_concurrent_step_consumes_is_dead(database: &Database) {
     let store = database.store().await;
     for (name, purpose) in ["ada", "grace", "linus"].into_iter().zip(Purpose::ALL) {
-        let user = sign_up_quietly(database, store.as_ref(), name).await;
+        let user = sign_up_without_mail(database, store.as_ref(), name).await;
         let token = token(store.as_ref(), &user, purpose).await;
         let id = database.id(token.id.0);
         let transaction = begin(database, format!("DELETE FROM one_time_tokens WHERE id = {id}")).await;
-        let using = tokio::spawn({
+        let consuming = tokio::spawn({
             let store = Arc::clone(&store);
-            async move { use_token(store.as_ref(), token, NOW).await }
+            async move { consume_token(store.as_ref(), token, NOW).await }
         });
-        assert_waits(database, &using).await;
+        assert_waits(database, &consuming).await;
         transaction.commit().await.expect("a commit");
-        assert!(!using.await.expect("no panic"), "{purpose:?}");
+        assert!(!consuming.await.expect("the task did not panic"), "{purpose:?}");
     }
 }
 
-/// What is refused once an account has changed: each step, and whether it was.
+/// The steps that are refused once an account has changed.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Verify,
@@ -144,9 +147,9 @@ async fn is_refused(store: Arc<dyn Store>, step: Step, user: User, tokens: [OneT
     }
 }
 
-async fn no_step_outruns_a_change_of_its_account_that_is_about_to_commit(database: &Database) {
+async fn every_step_waits_for_an_uncommitted_change_of_its_account(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let id = database.id(user.id.0);
     let tokens = [
         token(store.as_ref(), &user, Purpose::VerifyEmail).await,
@@ -169,20 +172,20 @@ async fn no_step_outruns_a_change_of_its_account_that_is_about_to_commit(databas
         let refused = tokio::spawn(is_refused(Arc::clone(&store), step, user.clone(), tokens.clone()));
         assert_waits(database, &refused).await;
         transaction.commit().await.expect("a commit");
-        assert!(refused.await.expect("no panic"), "{step:?} after {change}");
+        assert!(refused.await.expect("the task did not panic"), "{step:?} after {change}");
         database.set_user(user.id, "disabled = false, password_version = 0, email = 'ada@example.com'").await;
         assert_eq!(database.everything().await, before, "{step:?} after {change}");
     }
 }
 
-async fn a_reset_ends_a_session_and_a_token_that_are_about_to_commit(database: &Database) {
+async fn a_reset_ends_an_uncommitted_session_and_voids_an_uncommitted_token(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     log_in(store.as_ref(), &user).await;
     let token = token(store.as_ref(), &user, Purpose::ResetPassword).await;
     let (user_id, session) = (database.id(user.id.0), database.id(new_session(user.id).grant.session_id.0));
-    let of_claim = database.id(mail_with_token(&user, Purpose::VerifyEmail).id.0);
-    // What `open_session` and `claim_mail` do, stopped before their commit.
+    let claimed_token = database.id(mail_with_token(&user, Purpose::VerifyEmail).id.0);
+    // The statements of `open_session` and `claim_mail`, not committed yet.
     let transaction = begin(
         database,
         format!(
@@ -192,7 +195,7 @@ async fn a_reset_ends_a_session_and_a_token_that_are_about_to_commit(database: &
              SELECT {session}, user_id, create_time, end_time, 0, refresh_hash, refresh_issue_time, \
              refresh_expire_time, last_refresh_time FROM sessions; \
              INSERT INTO one_time_tokens (id, user_id, purpose, email, create_time, expire_time) \
-             SELECT {of_claim}, user_id, 'verify_email', email, create_time, expire_time FROM one_time_tokens"
+             SELECT {claimed_token}, user_id, 'verify_email', email, create_time, expire_time FROM one_time_tokens"
         ),
     )
     .await;
@@ -202,20 +205,20 @@ async fn a_reset_ends_a_session_and_a_token_that_are_about_to_commit(database: &
     });
     assert_waits(database, &resetting).await;
     transaction.commit().await.expect("a commit");
-    assert_eq!(resetting.await.expect("no panic"), PasswordResetOutcome::Reset);
+    assert_eq!(resetting.await.expect("the task did not panic"), PasswordResetOutcome::Reset);
     assert_eq!(database.sessions_where("revoke_reason = 'password_reset'").await, 2);
     assert_eq!(database.tokens().await, Vec::<String>::new());
 }
 
-async fn an_address_that_is_taken_between_the_look_and_the_step_leaves_the_token_good(database: &Database) {
+async fn an_address_that_is_taken_between_check_and_update_keeps_the_token_live(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    let other = sign_up_quietly(database, store.as_ref(), "grace").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    let other = sign_up_without_mail(database, store.as_ref(), "grace").await;
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     for commits in [true, false] {
         let id = database.id(other.id.0);
-        let takes = format!("UPDATE users SET email = '{}' WHERE id = {id}", token.email.as_str());
-        let transaction = begin(database, takes).await;
+        let take_address = format!("UPDATE users SET email = '{}' WHERE id = {id}", token.email.as_str());
+        let transaction = begin(database, take_address).await;
         let confirming = tokio::spawn({
             let (store, confirmation) = (Arc::clone(&store), confirmation_by(token.clone()));
             async move { store.confirm_email_change(confirmation).await.expect("the store") }
@@ -223,42 +226,42 @@ async fn an_address_that_is_taken_between_the_look_and_the_step_leaves_the_token
         assert_waits(database, &confirming).await;
         if commits {
             transaction.commit().await.expect("a commit");
-            assert_eq!(confirming.await.expect("no panic"), EmailConfirmationOutcome::EmailTaken);
+            assert_eq!(confirming.await.expect("the task did not panic"), EmailConfirmationOutcome::EmailTaken);
             assert!(store.one_time_token(token.id).await.expect("the store").is_some());
             database.set_user(other.id, "email = 'grace@example.com'").await;
         } else {
             transaction.rollback().await.expect("a rollback");
-            let outcome = confirming.await.expect("no panic");
+            let outcome = confirming.await.expect("the task did not panic");
             assert!(matches!(outcome, EmailConfirmationOutcome::Changed(_)), "{outcome:?}");
         }
     }
 }
 
-/// It takes many rows in no order; to wait for one of them while it holds others would be half of a deadlock.
-async fn forgetting_waits_for_nobody(database: &Database) {
+/// A purge locks many rows in no order. If it waited for one while it holds others, it could deadlock.
+async fn a_purge_skips_locked_rows(database: &Database) {
     let store = database.store().await;
     for name in ["ada", "grace"] {
-        let user = sign_up_quietly(database, store.as_ref(), name).await;
+        let user = sign_up_without_mail(database, store.as_ref(), name).await;
         token(store.as_ref(), &user, Purpose::VerifyEmail).await;
-        post(store.as_ref(), &mail(MailKind::AccountExists, user.email.as_str(), None)).await;
+        queue_mail(store.as_ref(), &mail(MailKind::AccountExists, user.email.as_str(), None)).await;
         let mail = claimed(store.as_ref()).await;
         assert!(store.mail_failed(mail.id, mail.attempt, MailRetry::Never, NOW).await.expect("the store"));
     }
-    let of_ada = "email = 'ada@example.com' FOR UPDATE";
+    let rows_of_ada = "email = 'ada@example.com' FOR UPDATE";
     let transaction = begin(
         database,
         format!(
-            "SELECT id FROM one_time_tokens WHERE {of_ada}; SELECT email FROM mail_limits WHERE {of_ada}; \
+            "SELECT id FROM one_time_tokens WHERE {rows_of_ada}; SELECT email FROM mail_limits WHERE {rows_of_ada}; \
              SELECT id FROM mail_outbox WHERE recipient = 'ada@example.com' FOR UPDATE"
         ),
     )
     .await;
-    let forget = async || {
+    let purge = async || {
         store.purge_mail(NOW + 365.days(), NOW + 365.days()).await.expect("the store");
         let limits = database.sql.number("SELECT count(*) FROM mail_limits").await;
         (database.tokens().await.len(), database.outbox().await.len(), limits)
     };
-    assert_eq!(forget().await, (1, 1, 1), "what is held is left for the next time");
+    assert_eq!(purge().await, (1, 1, 1), "locked rows are left for the next purge");
     transaction.rollback().await.expect("a rollback");
-    assert_eq!(forget().await, (0, 0, 0));
+    assert_eq!(purge().await, (0, 0, 0));
 }

@@ -1,5 +1,4 @@
-//! A mail on its way: claimed for a while, sent, tried again or given up; and which of them are not called for any
-//! more.
+//! The outbox: mails are claimed for a limited time, sent, retried or given up; and obsolete mails are dropped.
 
 use std::time::Duration;
 
@@ -13,47 +12,47 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        LEASE, NO_LIMIT, NOW, address, claim, claimed, deliver, mail, mail_with_token, post, sign_up, sign_up_quietly,
-        token,
+        LEASE, NO_LIMIT, NOW, address, claim, claimed, deliver, mail, mail_with_token, queue_mail, sign_up,
+        sign_up_without_mail, token,
     },
     support::{Database, Engine, on_each_engine},
 };
 
 on_each_engine![
-    mails_are_claimed_in_the_order_in_which_they_fell_due,
-    a_claimed_mail_says_what_it_needs_to_be_written,
-    a_claimed_mail_is_nobody_elses_until_its_lease_ends,
-    a_claim_that_was_taken_over_settles_nothing,
-    a_mail_that_was_sent_is_gone,
-    a_mail_that_failed_is_due_again_when_it_was_said,
-    a_mail_that_was_given_up_is_never_claimed_and_is_counted,
-    a_mail_that_makes_no_sense_holds_up_no_other,
-    a_mail_to_an_address_that_nobody_has_is_dropped,
-    a_verification_of_what_is_verified_is_dropped,
-    a_disabled_account_is_mailed_no_token_to_change_it_by,
-    a_mail_whose_token_would_have_expired_is_dropped,
-    a_token_is_not_mailed_to_an_address_that_the_account_no_longer_has,
-    a_change_to_the_address_that_the_account_has_is_dropped,
-    a_notice_is_sent_whatever_became_of_its_account,
-    only_what_is_old_is_forgotten,
-    an_account_that_is_deleted_takes_its_tokens_and_mails_along,
+    mails_are_claimed_in_the_order_in_which_they_are_due,
+    a_claimed_mail_contains_everything_that_its_text_needs,
+    a_claimed_mail_cannot_be_claimed_again_until_its_lease_ends,
+    a_lapsed_claim_settles_nothing,
+    a_sent_mail_is_deleted,
+    a_failed_mail_is_due_again_after_its_retry_delay,
+    a_dead_mail_is_never_claimed_and_is_counted,
+    a_mail_that_cannot_be_read_does_not_block_the_others,
+    a_mail_to_an_address_without_an_account_is_dropped,
+    a_verification_mail_to_a_verified_address_is_dropped,
+    a_disabled_account_is_sent_no_reset_or_email_change_token,
+    a_mail_whose_token_would_be_expired_is_dropped,
+    a_token_is_not_mailed_to_a_former_address_of_the_account,
+    a_change_to_the_current_address_is_dropped,
+    a_notice_is_sent_even_if_its_account_has_changed,
+    only_expired_tokens_idle_limits_and_old_dead_mails_are_purged,
+    deleting_an_account_deletes_its_tokens_and_mails,
 ];
 
 async fn assert_dropped(database: &Database, store: &dyn Store, kind: MailKind) {
     let tokens = database.tokens().await;
     assert_eq!(claim(store).await, MailClaim::Dropped(kind));
-    assert_eq!(claim(store).await, MailClaim::NoneDue, "it is gone");
-    assert_eq!(database.outbox().await, Vec::<String>::new(), "it is gone");
-    assert_eq!(database.tokens().await, tokens, "and made no token");
+    assert_eq!(claim(store).await, MailClaim::NoneDue, "the dropped mail is deleted");
+    assert_eq!(database.outbox().await, Vec::<String>::new(), "the dropped mail is deleted");
+    assert_eq!(database.tokens().await, tokens, "a dropped mail stores no token");
 }
 
-async fn mails_are_claimed_in_the_order_in_which_they_fell_due(database: &Database) {
+async fn mails_are_claimed_in_the_order_in_which_they_are_due(database: &Database) {
     let store = database.store().await;
-    sign_up_quietly(database, store.as_ref(), "ada").await;
-    // Neither by id nor by when they were written.
+    sign_up_without_mail(database, store.as_ref(), "ada").await;
+    // The order is neither that of the ids nor that of insertion.
     let mails: Vec<_> = (0..4).map(|_| mail(MailKind::AccountExists, "ada@example.com", None)).collect();
     for number in [2, 0, 3, 1] {
-        post(store.as_ref(), &mails[number]).await;
+        queue_mail(store.as_ref(), &mails[number]).await;
     }
     for (number, hours) in [(3, 1), (1, 4), (0, 2), (2, 3)] {
         let due = match database.engine {
@@ -69,9 +68,9 @@ async fn mails_are_claimed_in_the_order_in_which_they_fell_due(database: &Databa
     assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue);
 }
 
-async fn a_claimed_mail_says_what_it_needs_to_be_written(database: &Database) {
+async fn a_claimed_mail_contains_everything_that_its_text_needs(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     for kind in MailKind::ALL {
         let recipient = if kind == MailKind::ConfirmEmailChange { "new@example.com" } else { "ada@example.com" };
         for (user_id, new_email) in [(Some(user.id), Some(address("new@example.com"))), (None, None)] {
@@ -79,7 +78,7 @@ async fn a_claimed_mail_says_what_it_needs_to_be_written(database: &Database) {
                 continue;
             }
             let mail = NewMail { new_email, ..mail(kind, recipient, user_id) };
-            post(store.as_ref(), &mail).await;
+            queue_mail(store.as_ref(), &mail).await;
             let grant = kind.purpose().map(|purpose| OneTimeGrant {
                 id: mail.id,
                 purpose,
@@ -102,7 +101,7 @@ async fn a_claimed_mail_says_what_it_needs_to_be_written(database: &Database) {
     }
 }
 
-async fn a_claimed_mail_is_nobody_elses_until_its_lease_ends(database: &Database) {
+async fn a_claimed_mail_cannot_be_claimed_again_until_its_lease_ends(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "ada").await;
     let first = claimed(store.as_ref()).await;
@@ -113,14 +112,14 @@ async fn a_claimed_mail_is_nobody_elses_until_its_lease_ends(database: &Database
     database.age_mails(Duration::from_mins(1)).await;
     let second = claimed(store.as_ref()).await;
     assert_eq!(second, ClaimedMail { attempt: 2, ..first });
-    assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue, "the lease begins anew");
+    assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue, "the second claim has its own lease");
 }
 
-async fn fail(store: &dyn Store, mail: &ClaimedMail, retry: MailRetry) -> bool {
+async fn settle_as_failed(store: &dyn Store, mail: &ClaimedMail, retry: MailRetry) -> bool {
     store.mail_failed(mail.id, mail.attempt, retry, NOW).await.expect("the store")
 }
 
-async fn a_claim_that_was_taken_over_settles_nothing(database: &Database) {
+async fn a_lapsed_claim_settles_nothing(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "ada").await;
     let first = claimed(store.as_ref()).await;
@@ -129,34 +128,34 @@ async fn a_claim_that_was_taken_over_settles_nothing(database: &Database) {
 
     let before = database.everything().await;
     assert!(!store.mail_sent(first.id, first.attempt).await.expect("the store"));
-    assert!(!fail(store.as_ref(), &first, MailRetry::After(Duration::ZERO)).await);
-    assert!(!fail(store.as_ref(), &first, MailRetry::Never).await);
+    assert!(!settle_as_failed(store.as_ref(), &first, MailRetry::After(Duration::ZERO)).await);
+    assert!(!settle_as_failed(store.as_ref(), &first, MailRetry::Never).await);
     assert_eq!(database.everything().await, before);
     assert!(store.mail_sent(second.id, second.attempt).await.expect("the store"));
 }
 
-async fn a_mail_that_was_sent_is_gone(database: &Database) {
+async fn a_sent_mail_is_deleted(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "ada").await;
     let mail = claimed(store.as_ref()).await;
     sign_up(store.as_ref(), "grace").await;
     assert!(store.mail_sent(mail.id, mail.attempt).await.expect("the store"));
     assert_eq!(database.outbox().await, ["verify_email to grace@example.com"]);
-    assert!(!store.mail_sent(mail.id, mail.attempt).await.expect("the store"), "a second time");
-    assert!(!fail(store.as_ref(), &mail, MailRetry::Never).await, "nor did it fail");
+    assert!(!store.mail_sent(mail.id, mail.attempt).await.expect("the store"), "the mail was settled before");
+    assert!(!settle_as_failed(store.as_ref(), &mail, MailRetry::Never).await, "a sent mail cannot fail");
     database.age_mails(LEASE).await;
     assert_eq!(claimed(store.as_ref()).await.recipient, address("grace@example.com"));
     assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue);
 }
 
-async fn a_mail_that_failed_is_due_again_when_it_was_said(database: &Database) {
+async fn a_failed_mail_is_due_again_after_its_retry_delay(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "ada").await;
     for (attempt, minutes) in [(1, 10), (2, 90)] {
         let mail = claimed(store.as_ref()).await;
         assert_eq!(mail.attempt, attempt);
-        // Sooner than its lease would have ended, or later.
-        assert!(fail(store.as_ref(), &mail, MailRetry::After(Duration::from_mins(minutes))).await);
+        // The delay is once shorter and once longer than the lease.
+        assert!(settle_as_failed(store.as_ref(), &mail, MailRetry::After(Duration::from_mins(minutes))).await);
         database.age_mails(Duration::from_mins(minutes - 1)).await;
         assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue);
         database.age_mails(Duration::from_mins(1)).await;
@@ -164,7 +163,7 @@ async fn a_mail_that_failed_is_due_again_when_it_was_said(database: &Database) {
     assert_eq!(claimed(store.as_ref()).await.attempt, 3);
 }
 
-async fn a_mail_that_was_given_up_is_never_claimed_and_is_counted(database: &Database) {
+async fn a_dead_mail_is_never_claimed_and_is_counted(database: &Database) {
     let store = database.store().await;
     assert_eq!(store.mail_queue().await.expect("the store"), MailQueue { waiting: 0, dead: 0 });
     for name in ["ada", "grace", "linus"] {
@@ -172,23 +171,26 @@ async fn a_mail_that_was_given_up_is_never_claimed_and_is_counted(database: &Dat
     }
     let mail = claimed(store.as_ref()).await;
     assert_eq!(store.mail_queue().await.expect("the store"), MailQueue { waiting: 3, dead: 0 });
-    assert!(fail(store.as_ref(), &mail, MailRetry::Never).await);
+    assert!(settle_as_failed(store.as_ref(), &mail, MailRetry::Never).await);
     assert_eq!(store.mail_queue().await.expect("the store"), MailQueue { waiting: 2, dead: 1 });
 
     let before = database.everything().await;
-    assert!(!fail(store.as_ref(), &mail, MailRetry::After(Duration::ZERO)).await, "it stays dead");
+    assert!(
+        !settle_as_failed(store.as_ref(), &mail, MailRetry::After(Duration::ZERO)).await,
+        "a dead mail is not retried"
+    );
     let later = store.mail_failed(mail.id, mail.attempt, MailRetry::Never, NOW + 1.hours()).await;
-    assert!(!later.expect("the store"), "and died when it did");
+    assert!(!later.expect("the store"), "the time at which it was given up does not change");
     assert_eq!(database.everything().await, before);
 
     assert_eq!(deliver(store.as_ref()).await.len(), 2);
     database.age_mails(Duration::from_hours(24 * 365)).await;
     assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue);
-    assert_eq!(database.outbox().await.len(), 1, "it is kept for a person to look at");
+    assert_eq!(database.outbox().await.len(), 1, "a dead mail is kept for an operator");
 }
 
-/// Of a release to come, or meddled with.
-async fn a_mail_that_makes_no_sense_holds_up_no_other(database: &Database) {
+/// Such a row was written by a later release or changed by hand.
+async fn a_mail_that_cannot_be_read_does_not_block_the_others(database: &Database) {
     let store = database.store().await;
     sign_up(store.as_ref(), "ada").await;
     database.sql.execute("UPDATE mail_outbox SET kind = 'of a release to come'").await;
@@ -196,46 +198,46 @@ async fn a_mail_that_makes_no_sense_holds_up_no_other(database: &Database) {
     database.sql.execute("UPDATE mail_outbox SET recipient = 'no address' WHERE kind = 'verify_email'").await;
     sign_up(store.as_ref(), "linus").await;
     for _ in 0..2 {
-        store.claim_mail(NOW, LEASE).await.expect_err("a mail that makes no sense");
+        store.claim_mail(NOW, LEASE).await.expect_err("the row cannot be read");
     }
     assert_eq!(claimed(store.as_ref()).await.recipient, address("linus@example.com"));
-    assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue, "they are leased like any other");
+    assert_eq!(claim(store.as_ref()).await, MailClaim::NoneDue, "unreadable mails are leased like others");
 }
 
-async fn a_mail_to_an_address_that_nobody_has_is_dropped(database: &Database) {
+async fn a_mail_to_an_address_without_an_account_is_dropped(database: &Database) {
     let store = database.store().await;
-    sign_up_quietly(database, store.as_ref(), "ada").await;
+    sign_up_without_mail(database, store.as_ref(), "ada").await;
     for kind in [MailKind::VerifyEmail, MailKind::ResetPassword, MailKind::AccountExists] {
-        post(store.as_ref(), &mail(kind, "nobody@example.com", None)).await;
+        queue_mail(store.as_ref(), &mail(kind, "nobody@example.com", None)).await;
         assert_dropped(database, store.as_ref(), kind).await;
     }
 }
 
-async fn a_verification_of_what_is_verified_is_dropped(database: &Database) {
+async fn a_verification_mail_to_a_verified_address_is_dropped(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     database.set_user(user.id, "email_verified = true").await;
     for user_id in [Some(user.id), None] {
-        post(store.as_ref(), &mail(MailKind::VerifyEmail, "ada@example.com", user_id)).await;
+        queue_mail(store.as_ref(), &mail(MailKind::VerifyEmail, "ada@example.com", user_id)).await;
         assert_dropped(database, store.as_ref(), MailKind::VerifyEmail).await;
     }
 }
 
-async fn a_disabled_account_is_mailed_no_token_to_change_it_by(database: &Database) {
+async fn a_disabled_account_is_sent_no_reset_or_email_change_token(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     database.set_user(user.id, "disabled = true").await;
     for purpose in [Purpose::ResetPassword, Purpose::ChangeEmail] {
-        post(store.as_ref(), &mail_with_token(&user, purpose)).await;
+        queue_mail(store.as_ref(), &mail_with_token(&user, purpose)).await;
         assert_dropped(database, store.as_ref(), MailKind::carrying(purpose)).await;
     }
-    post(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", None)).await;
+    queue_mail(store.as_ref(), &mail(MailKind::ResetPassword, "ada@example.com", None)).await;
     assert_dropped(database, store.as_ref(), MailKind::ResetPassword).await;
 }
 
-async fn a_mail_whose_token_would_have_expired_is_dropped(database: &Database) {
+async fn a_mail_whose_token_would_be_expired_is_dropped(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let lifetimes = [
         (Purpose::VerifyEmail, 24.hours()),
         (Purpose::ResetPassword, 30.minutes()),
@@ -243,105 +245,113 @@ async fn a_mail_whose_token_would_have_expired_is_dropped(database: &Database) {
     ];
     for (purpose, lifetime) in lifetimes {
         let mail = mail_with_token(&user, purpose);
-        post(store.as_ref(), &mail).await;
+        queue_mail(store.as_ref(), &mail).await;
         let in_time = NOW + lifetime - 1.microseconds();
         let claim = store.claim_mail(in_time, Duration::ZERO).await.expect("the store");
         assert!(matches!(claim, MailClaim::Claimed(_)), "{claim:?}");
         let claim = store.claim_mail(NOW + lifetime, LEASE).await.expect("the store");
-        assert_eq!(claim, MailClaim::Dropped(MailKind::carrying(purpose)), "the second time, it is too late");
+        assert_eq!(
+            claim,
+            MailClaim::Dropped(MailKind::carrying(purpose)),
+            "at the second claim the token would be expired"
+        );
         assert_eq!(database.outbox().await, Vec::<String>::new());
     }
 }
 
-async fn a_token_is_not_mailed_to_an_address_that_the_account_no_longer_has(database: &Database) {
+async fn a_token_is_not_mailed_to_a_former_address_of_the_account(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     database.set_user(user.id, "email = 'lovelace@example.com'").await;
     for kind in [MailKind::VerifyEmail, MailKind::ResetPassword] {
         for user_id in [Some(user.id), None] {
-            post(store.as_ref(), &mail(kind, "ada@example.com", user_id)).await;
+            queue_mail(store.as_ref(), &mail(kind, "ada@example.com", user_id)).await;
             assert_dropped(database, store.as_ref(), kind).await;
         }
     }
 }
 
-async fn a_change_to_the_address_that_the_account_has_is_dropped(database: &Database) {
+async fn a_change_to_the_current_address_is_dropped(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
-    post(store.as_ref(), &mail(MailKind::ConfirmEmailChange, "ada@example.com", Some(user.id))).await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    queue_mail(store.as_ref(), &mail(MailKind::ConfirmEmailChange, "ada@example.com", Some(user.id))).await;
     assert_dropped(database, store.as_ref(), MailKind::ConfirmEmailChange).await;
 }
 
-async fn a_notice_is_sent_whatever_became_of_its_account(database: &Database) {
+async fn a_notice_is_sent_even_if_its_account_has_changed(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let kinds = [MailKind::EmailChangeRequested, MailKind::EmailChanged, MailKind::PasswordChanged];
     for kind in kinds {
-        post(store.as_ref(), &mail(kind, "ada@example.com", Some(user.id))).await;
+        queue_mail(store.as_ref(), &mail(kind, "ada@example.com", Some(user.id))).await;
     }
     database.set_user(user.id, "email = 'lovelace@example.com', email_verified = true, disabled = true").await;
     for kind in kinds {
         let claim = store.claim_mail(NOW + 365.days(), LEASE).await.expect("the store");
         let MailClaim::Claimed(mail) = claim else { panic!("{kind:?}: {claim:?}") };
-        assert_eq!((mail.kind, mail.recipient), (kind, address("ada@example.com")), "to the address before");
+        assert_eq!(
+            (mail.kind, mail.recipient),
+            (kind, address("ada@example.com")),
+            "the notice goes to the old address"
+        );
     }
 }
 
-async fn gives_up(store: &dyn Store, user: &User, days: i64) {
-    post(store, &mail(MailKind::AccountExists, user.email.as_str(), None)).await;
+async fn give_up(store: &dyn Store, user: &User, days: i64) {
+    queue_mail(store, &mail(MailKind::AccountExists, user.email.as_str(), None)).await;
     let mail = claimed(store).await;
     let time = NOW + days.days();
     assert!(store.mail_failed(mail.id, mail.attempt, MailRetry::Never, time).await.expect("the store"));
 }
 
-async fn only_what_is_old_is_forgotten(database: &Database) {
+async fn only_expired_tokens_idle_limits_and_old_dead_mails_are_purged(database: &Database) {
     let store = database.store().await;
-    let user = sign_up_quietly(database, store.as_ref(), "ada").await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     for purpose in Purpose::ALL {
         token(store.as_ref(), &user, purpose).await;
     }
-    gives_up(store.as_ref(), &user, 1).await;
-    gives_up(store.as_ref(), &user, 2).await;
-    post(store.as_ref(), &mail(MailKind::AccountExists, "ada@example.com", None)).await;
+    give_up(store.as_ref(), &user, 1).await;
+    give_up(store.as_ref(), &user, 2).await;
+    queue_mail(store.as_ref(), &mail(MailKind::AccountExists, "ada@example.com", None)).await;
     database.sql.execute("DELETE FROM mail_limits").await;
-    post(store.as_ref(), &mail(MailKind::ResetPassword, "nobody@example.com", None)).await;
-    let spent = NOW + NO_LIMIT.interval;
+    queue_mail(store.as_ref(), &mail(MailKind::ResetPassword, "nobody@example.com", None)).await;
+    let limits_idle = NOW + NO_LIMIT.interval;
 
-    let forget = async |now, dead_before| {
+    let purge = async |now, dead_before| {
         store.purge_mail(now, dead_before).await.expect("the store");
         let limits = database.sql.number("SELECT count(*) FROM mail_limits").await;
         let dead = store.mail_queue().await.expect("the store").dead;
         (database.tokens().await.len(), limits, dead)
     };
     let tick = 1.microseconds();
-    assert_eq!(forget(spent, NOW + 1.days()).await, (3, 1, 2), "nothing is old");
-    assert_eq!(forget(spent + tick, NOW + 1.days() + tick).await, (3, 0, 1));
-    assert_eq!(forget(NOW + 30.minutes(), NOW).await, (3, 0, 1));
-    assert_eq!(forget(NOW + 30.minutes() + tick, NOW).await, (2, 0, 1), "the reset token");
-    assert_eq!(forget(NOW + 24.hours(), NOW + 2.days()).await, (2, 0, 1));
-    assert_eq!(forget(NOW + 24.hours() + tick, NOW + 2.days() + tick).await, (0, 0, 0));
-    assert_eq!(forget(NOW + 365.days(), NOW + 365.days()).await, (0, 0, 0));
+    assert_eq!(purge(limits_idle, NOW + 1.days()).await, (3, 1, 2), "nothing can be purged yet");
+    assert_eq!(purge(limits_idle + tick, NOW + 1.days() + tick).await, (3, 0, 1));
+    assert_eq!(purge(NOW + 30.minutes(), NOW).await, (3, 0, 1));
+    assert_eq!(purge(NOW + 30.minutes() + tick, NOW).await, (2, 0, 1), "the reset token has expired");
+    assert_eq!(purge(NOW + 24.hours(), NOW + 2.days()).await, (2, 0, 1));
+    assert_eq!(purge(NOW + 24.hours() + tick, NOW + 2.days() + tick).await, (0, 0, 0));
+    assert_eq!(purge(NOW + 365.days(), NOW + 365.days()).await, (0, 0, 0));
     let waiting = ["account_exists to ada@example.com", "reset_password to nobody@example.com"];
-    assert_eq!(database.outbox().await, waiting, "however long it waits");
+    assert_eq!(database.outbox().await, waiting, "waiting mails are never purged");
 }
 
-async fn an_account_that_is_deleted_takes_its_tokens_and_mails_along(database: &Database) {
+async fn deleting_an_account_deletes_its_tokens_and_mails(database: &Database) {
     let store = database.store().await;
     for name in ["ada", "grace"] {
-        let user = sign_up_quietly(database, store.as_ref(), name).await;
+        let user = sign_up_without_mail(database, store.as_ref(), name).await;
         for purpose in Purpose::ALL {
             token(store.as_ref(), &user, purpose).await;
         }
         for purpose in Purpose::ALL {
-            post(store.as_ref(), &mail_with_token(&user, purpose)).await;
+            queue_mail(store.as_ref(), &mail_with_token(&user, purpose)).await;
         }
-        post(store.as_ref(), &mail(MailKind::PasswordChanged, user.email.as_str(), Some(user.id))).await;
+        queue_mail(store.as_ref(), &mail(MailKind::PasswordChanged, user.email.as_str(), Some(user.id))).await;
     }
     let user = store.credentials(&address("ada@example.com")).await.expect("the store").expect("an account").user;
     database.delete_user(user.id).await;
-    let of_grace = |lines: Vec<String>| lines.iter().all(|line| line.ends_with("grace@example.com"));
+    let only_for_grace = |lines: Vec<String>| lines.iter().all(|line| line.ends_with("grace@example.com"));
     assert_eq!(database.outbox().await.len(), 4);
-    assert!(of_grace(database.outbox().await));
+    assert!(only_for_grace(database.outbox().await));
     assert_eq!(database.tokens().await.len(), 3);
-    assert!(of_grace(database.tokens().await));
+    assert!(only_for_grace(database.tokens().await));
 }

@@ -1,7 +1,7 @@
 //! The conformance suite: every step of `postern::domain::ports::Store`, each of its outcomes, and the races between
-//! them, on every engine. A new backend joins by being added to `support::Engine`.
+//! them, on every engine. A new backend is tested once it is added to `support::Engine`.
 
-// Says to clippy what is true anyway: all of this is test code, where `expect` and indexing are welcome.
+// Tells clippy that all of this is test code, where `expect` and indexing are allowed.
 #![cfg(test)]
 
 #[path = "../support/mod.rs"]

@@ -1,4 +1,4 @@
-//! Refreshing: what a presented token is to its session, and what becomes of both.
+//! Refreshing: how a presented token is classified, and what that does to its session.
 
 use std::time::Duration;
 
@@ -17,28 +17,28 @@ use crate::{
 };
 
 on_each_engine![
-    a_live_token_is_exchanged_for_the_next_one,
-    roles_are_read_anew_at_every_exchange,
-    a_session_can_be_exchanged_many_times,
-    a_retry_in_time_is_given_the_same_token_and_changes_nothing,
-    a_retry_is_in_time_up_to_the_window_and_not_after,
-    the_window_opens_with_the_last_exchange_and_not_with_the_session,
-    with_no_window_a_retry_is_a_reuse,
-    an_older_token_is_a_reuse_and_ends_the_session,
-    another_token_of_the_live_generation_is_a_reuse_and_ends_the_session,
-    a_token_from_the_future_is_dead_and_changes_nothing,
-    an_unknown_session_is_dead,
-    somebody_elses_session_is_dead_and_unchanged,
-    a_revoked_session_is_dead_and_unchanged,
-    an_expired_token_is_dead_and_unchanged,
-    the_session_of_a_disabled_user_is_dead_and_unchanged,
+    the_current_token_is_replaced_by_the_next_one,
+    every_refresh_returns_the_current_roles,
+    a_session_can_be_refreshed_many_times,
+    a_replay_within_the_retry_window_returns_the_same_token_and_changes_nothing,
+    the_previous_token_is_replayed_until_the_retry_window_ends,
+    the_retry_window_starts_at_the_last_rotation,
+    without_a_retry_window_the_previous_token_is_a_reuse,
+    refresh_with_a_consumed_token_ends_the_session,
+    another_token_of_the_current_generation_ends_the_session,
+    a_token_of_a_later_generation_is_invalid_and_changes_nothing,
+    a_token_of_an_unknown_session_is_invalid,
+    a_token_with_another_users_id_is_invalid_and_changes_nothing,
+    a_token_of_a_revoked_session_is_invalid_and_changes_nothing,
+    an_expired_token_is_invalid_and_changes_nothing,
+    a_token_of_a_disabled_user_is_invalid_and_changes_nothing,
 ];
 
 async fn rotate(store: &dyn Store, rotation: Rotation) -> RotationOutcome {
     store.rotate_refresh(rotation).await.expect("the store")
 }
 
-/// Ada's session, her token, and the one that she had before.
+/// The previous and the current token of a session.
 async fn refreshed_once(store: &dyn Store) -> (Token, Token) {
     let user = sign_up(store, "ada").await;
     let first = log_in(store, &user).await;
@@ -46,24 +46,24 @@ async fn refreshed_once(store: &dyn Store) -> (Token, Token) {
     (first, second)
 }
 
-/// Presents what is dead, and sees that it stays as it is.
-async fn assert_dead(database: &Database, store: &dyn Store, token: &Token, rotation: Rotation) {
+/// Asserts that a rotation is invalid and does not change the session of `token`.
+async fn assert_invalid(database: &Database, store: &dyn Store, token: &Token, rotation: Rotation) {
     let before = database.session_row(token).await;
     assert_eq!(rotate(store, rotation).await, RotationOutcome::Invalid);
     assert_eq!(database.session_row(token).await, before);
 }
 
-/// Presents what was used up, and sees that the session is over, for those that hold its live token too.
-async fn assert_reuse(database: &Database, store: &dyn Store, live: &Token, rotation: Rotation) {
-    assert!(is_alive(store, live).await);
+/// Asserts that a rotation is a reuse and ends the session, also for the holder of its current token.
+async fn assert_reuse(database: &Database, store: &dyn Store, current: &Token, rotation: Rotation) {
+    assert!(is_alive(store, current).await);
     assert_eq!(rotate(store, rotation.clone()).await, RotationOutcome::Reused);
-    assert!(database.is_revoked(live).await);
-    assert!(!is_alive(store, live).await);
-    assert_eq!(rotate(store, live.rotation()).await, RotationOutcome::Invalid);
-    assert_eq!(rotate(store, rotation).await, RotationOutcome::Invalid, "again");
+    assert!(database.is_revoked(current).await);
+    assert!(!is_alive(store, current).await);
+    assert_eq!(rotate(store, current.rotation()).await, RotationOutcome::Invalid);
+    assert_eq!(rotate(store, rotation).await, RotationOutcome::Invalid, "the session has ended");
 }
 
-async fn a_live_token_is_exchanged_for_the_next_one(database: &Database) {
+async fn the_current_token_is_replaced_by_the_next_one(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let other = log_in(store.as_ref(), &user).await;
@@ -73,29 +73,29 @@ async fn a_live_token_is_exchanged_for_the_next_one(database: &Database) {
 
     assert_eq!(rotate(store.as_ref(), first.replaced_by(&second)).await, RotationOutcome::Rotated(user));
     assert_eq!(database.sessions_where("generation = 1 AND revoke_time IS NULL").await, 1);
-    assert_eq!(database.session_row(&other).await, unchanged, "another session of the user");
+    assert_eq!(database.session_row(&other).await, unchanged, "another session of the user does not change");
     refresh(store.as_ref(), &second).await;
 }
 
-async fn roles_are_read_anew_at_every_exchange(database: &Database) {
+async fn every_refresh_returns_the_current_roles(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let token = log_in(store.as_ref(), &user).await;
     database.set_user(user.id, "email_verified = true").await;
 
-    for (attempt, role) in [("the exchange", "admin"), ("the retry", "billing")] {
+    for (step, role) in [("the rotation", "admin"), ("the replay", "billing")] {
         database.add_role(user.id, role).await;
         let (RotationOutcome::Rotated(found) | RotationOutcome::Replayed { user: found, .. }) =
             rotate(store.as_ref(), token.rotation()).await
         else {
-            panic!("{attempt} failed");
+            panic!("{step} was refused");
         };
-        assert!(found.roles.iter().any(|found| found.as_str() == role), "{attempt}: {:?}", found.roles);
-        assert!(found.email_verified, "{attempt}");
+        assert!(found.roles.iter().any(|found| found.as_str() == role), "{step}: {:?}", found.roles);
+        assert!(found.email_verified, "{step}");
     }
 }
 
-async fn a_session_can_be_exchanged_many_times(database: &Database) {
+async fn a_session_can_be_refreshed_many_times(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let mut token = log_in(store.as_ref(), &user).await;
@@ -106,20 +106,20 @@ async fn a_session_can_be_exchanged_many_times(database: &Database) {
     assert_eq!(database.sessions_where("generation = 20").await, 1);
 }
 
-async fn a_retry_in_time_is_given_the_same_token_and_changes_nothing(database: &Database) {
+async fn a_replay_within_the_retry_window_returns_the_same_token_and_changes_nothing(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     let before = database.session_row(&second).await;
 
-    // What a retry would have minted, a second later.
-    let mut elsewhere = first.successor("a second later");
-    elsewhere.grant.issue_time += 1.seconds();
-    elsewhere.grant.expire_time += 1.seconds();
+    // The token that a retry a second later would have minted.
+    let mut minted_later = first.successor("a second later");
+    minted_later.grant.issue_time += 1.seconds();
+    minted_later.grant.expire_time += 1.seconds();
     for _ in 0..3 {
         let RotationOutcome::Replayed { grant, hash, user } =
-            rotate(store.as_ref(), first.replaced_by(&elsewhere)).await
+            rotate(store.as_ref(), first.replaced_by(&minted_later)).await
         else {
-            panic!("no retry");
+            panic!("the token was not replayed");
         };
         assert_eq!(Token { grant, hash }, second);
         assert_eq!(user.id, second.grant.user_id);
@@ -128,25 +128,25 @@ async fn a_retry_in_time_is_given_the_same_token_and_changes_nothing(database: &
     refresh(store.as_ref(), &second).await;
 }
 
-async fn a_retry_is_in_time_up_to_the_window_and_not_after(database: &Database) {
+async fn the_previous_token_is_replayed_until_the_retry_window_ends(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
 
     let presented = Rotation { retry_window: Duration::from_mins(1), ..first.rotation() };
 
-    // PostgreSQL's clock runs meanwhile, so there it is not asked to the microsecond.
-    let (in_time, more) = match database.engine {
+    // PostgreSQL's clock runs during the test, so there the end of the window is not tested to the microsecond.
+    let (within_window, past_window) = match database.engine {
         Engine::Sqlite => (Duration::from_mins(1), Duration::from_micros(1)),
         Engine::Postgres => (Duration::from_secs(30), Duration::from_secs(31)),
     };
-    database.age_rotation(&second, in_time).await;
+    database.age_rotation(&second, within_window).await;
     let outcome = rotate(store.as_ref(), presented.clone()).await;
     assert!(matches!(outcome, RotationOutcome::Replayed { .. }), "{outcome:?}");
-    database.age_rotation(&second, more).await;
+    database.age_rotation(&second, past_window).await;
     assert_reuse(database, store.as_ref(), &second, presented).await;
 }
 
-async fn the_window_opens_with_the_last_exchange_and_not_with_the_session(database: &Database) {
+async fn the_retry_window_starts_at_the_last_rotation(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     database.age_rotation(&second, 2 * WINDOW).await;
@@ -156,45 +156,45 @@ async fn the_window_opens_with_the_last_exchange_and_not_with_the_session(databa
     assert_reuse(database, store.as_ref(), &third, first.rotation()).await;
 }
 
-async fn with_no_window_a_retry_is_a_reuse(database: &Database) {
+async fn without_a_retry_window_the_previous_token_is_a_reuse(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
-    // Not even in the very microsecond of the exchange, which the SQLite half is still in.
+    // A window of zero does not include the microsecond of the rotation, which on SQLite is still the current one.
     let retry = Rotation { retry_window: Duration::ZERO, ..first.rotation() };
     assert_reuse(database, store.as_ref(), &second, retry).await;
 }
 
-async fn an_older_token_is_a_reuse_and_ends_the_session(database: &Database) {
+async fn refresh_with_a_consumed_token_ends_the_session(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     let third = refresh(store.as_ref(), &second).await;
     assert_reuse(database, store.as_ref(), &third, first.rotation()).await;
 }
 
-async fn another_token_of_the_live_generation_is_a_reuse_and_ends_the_session(database: &Database) {
+async fn another_token_of_the_current_generation_ends_the_session(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     let forked = first.successor("another lineage");
     assert_reuse(database, store.as_ref(), &second, forked.rotation()).await;
 }
 
-async fn a_token_from_the_future_is_dead_and_changes_nothing(database: &Database) {
+async fn a_token_of_a_later_generation_is_invalid_and_changes_nothing(database: &Database) {
     let store = database.store().await;
     let (_, second) = refreshed_once(store.as_ref()).await;
     let future = second.successor("");
-    assert_dead(database, store.as_ref(), &second, future.rotation()).await;
+    assert_invalid(database, store.as_ref(), &second, future.rotation()).await;
     assert!(is_alive(store.as_ref(), &second).await);
 }
 
-async fn an_unknown_session_is_dead(database: &Database) {
+async fn a_token_of_an_unknown_session_is_invalid(database: &Database) {
     let store = database.store().await;
     let (_, second) = refreshed_once(store.as_ref()).await;
     let mut rotation = second.rotation();
     rotation.next.session_id = SessionId(new_id());
-    assert_dead(database, store.as_ref(), &second, rotation).await;
+    assert_invalid(database, store.as_ref(), &second, rotation).await;
 }
 
-async fn somebody_elses_session_is_dead_and_unchanged(database: &Database) {
+async fn a_token_with_another_users_id_is_invalid_and_changes_nothing(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     let other = sign_up(store.as_ref(), "grace").await;
@@ -202,42 +202,42 @@ async fn somebody_elses_session_is_dead_and_unchanged(database: &Database) {
         for user_id in [other.id, UserId(new_id())] {
             let mut rotation = token.rotation();
             rotation.next.user_id = user_id;
-            assert_dead(database, store.as_ref(), &second, rotation).await;
+            assert_invalid(database, store.as_ref(), &second, rotation).await;
         }
     }
 }
 
-async fn a_revoked_session_is_dead_and_unchanged(database: &Database) {
+async fn a_token_of_a_revoked_session_is_invalid_and_changes_nothing(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     log_out(store.as_ref(), &second).await;
-    // The retry of one before the logout and the exchange of the live one after it are one and the same to the thief.
-    assert_dead(database, store.as_ref(), &second, second.rotation()).await;
-    assert_dead(database, store.as_ref(), &second, first.rotation()).await;
+    // Neither the current nor the previous token is accepted after the logout.
+    assert_invalid(database, store.as_ref(), &second, second.rotation()).await;
+    assert_invalid(database, store.as_ref(), &second, first.rotation()).await;
 }
 
-async fn an_expired_token_is_dead_and_unchanged(database: &Database) {
+async fn an_expired_token_is_invalid_and_changes_nothing(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     let expiry = second.grant.expire_time;
     assert_eq!(expiry, ISSUED + 7.days() + 1.hours());
     for token in [&first, &second] {
         let rotation = Rotation { context: audit_context_at(expiry), retry_window: 2 * WINDOW, ..token.rotation() };
-        assert_dead(database, store.as_ref(), &second, rotation).await;
+        assert_invalid(database, store.as_ref(), &second, rotation).await;
     }
     let rotation = Rotation { context: audit_context_at(expiry - 1.microseconds()), ..second.rotation() };
     let outcome = rotate(store.as_ref(), rotation).await;
-    assert!(matches!(outcome, RotationOutcome::Rotated(_)), "a moment before: {outcome:?}");
+    assert!(matches!(outcome, RotationOutcome::Rotated(_)), "the token has not expired yet: {outcome:?}");
 }
 
-async fn the_session_of_a_disabled_user_is_dead_and_unchanged(database: &Database) {
+async fn a_token_of_a_disabled_user_is_invalid_and_changes_nothing(database: &Database) {
     let store = database.store().await;
     let (first, second) = refreshed_once(store.as_ref()).await;
     let user = second.grant.user_id;
     database.set_user(user, "disabled = true").await;
     let unknown = Rotation { presented_hash: RefreshHash([7; 32]), context: audit_context(), ..second.rotation() };
     for rotation in [first.rotation(), second.rotation(), unknown] {
-        assert_dead(database, store.as_ref(), &second, rotation).await;
+        assert_invalid(database, store.as_ref(), &second, rotation).await;
     }
     database.set_user(user, "disabled = false").await;
     refresh(store.as_ref(), &second).await;

@@ -1,4 +1,4 @@
-//! The schema: brought up to date, checked, and laid out so that a refresh stays cheap.
+//! The schema: migrated, checked, and laid out so that a refresh stays cheap.
 
 use futures_util::future::join_all;
 use postern::{
@@ -14,20 +14,20 @@ use crate::{
 };
 
 on_each_engine![
-    bringing_an_up_to_date_schema_up_to_date_changes_nothing,
-    an_empty_database_is_refused_unless_it_may_be_changed,
-    a_migration_of_a_release_to_come_stops_nobody,
-    times_are_kept_to_the_microsecond,
+    migrating_an_up_to_date_schema_changes_nothing,
+    an_empty_database_is_refused_unless_it_may_be_migrated,
+    a_migration_of_a_later_release_is_accepted,
+    times_are_stored_to_the_microsecond,
 ];
 
 async fn open(database: &Database, migrate: Migrate) -> Result<(), OpenError> {
     store::connect(&database.database(), migrate).await.map(drop)
 }
 
-async fn bringing_an_up_to_date_schema_up_to_date_changes_nothing(database: &Database) {
+async fn migrating_an_up_to_date_schema_changes_nothing(database: &Database) {
     let user = sign_up(database.store().await.as_ref(), "ada").await;
-    open(database, Migrate::Apply).await.expect("a second time");
-    open(database, Migrate::Check).await.expect("up to date");
+    open(database, Migrate::Apply).await.expect("an up-to-date schema");
+    open(database, Migrate::Check).await.expect("an up-to-date schema");
     let store = database.store().await;
     let found = store.credentials(&user.email).await.expect("the store").expect("an account");
     assert_eq!(found.user, user);
@@ -35,13 +35,13 @@ async fn bringing_an_up_to_date_schema_up_to_date_changes_nothing(database: &Dat
     assert_eq!(database.sql.number("SELECT count(*) FROM _sqlx_migrations").await, distinct);
 }
 
-async fn an_empty_database_is_refused_unless_it_may_be_changed(database: &Database) {
+async fn an_empty_database_is_refused_unless_it_may_be_migrated(database: &Database) {
     database.clear().await;
     if let DatabaseUrl::Sqlite(file) = database.database() {
         database.database().create_directory().expect("a directory");
         std::fs::write(file, "").expect("an empty database");
     }
-    let refusal = open(database, Migrate::Check).await.expect_err("nothing is there");
+    let refusal = open(database, Migrate::Check).await.expect_err("the database is empty");
     assert!(matches!(refusal, OpenError::SchemaOutdated(1)), "{refusal:?}");
     assert!(refusal.to_string().contains("postern migrate"), "{refusal}");
     let tables = match database.engine {
@@ -50,10 +50,10 @@ async fn an_empty_database_is_refused_unless_it_may_be_changed(database: &Databa
     };
     assert_eq!(database.sql.number(tables).await, 0, "a check changes nothing");
     open(database, Migrate::Apply).await.expect("a schema");
-    open(database, Migrate::Check).await.expect("up to date");
+    open(database, Migrate::Check).await.expect("an up-to-date schema");
 }
 
-async fn a_migration_of_a_release_to_come_stops_nobody(database: &Database) {
+async fn a_migration_of_a_later_release_is_accepted(database: &Database) {
     database.database().create_directory().expect("a directory");
     open(database, Migrate::Apply).await.expect("a schema");
     let bytes = match database.engine {
@@ -67,46 +67,46 @@ async fn a_migration_of_a_release_to_come_stops_nobody(database: &Database) {
              VALUES (9999, 'of a release to come', true, {bytes}, 0)"
         ))
         .await;
-    open(database, Migrate::Apply).await.expect("one step ahead is no harm");
-    open(database, Migrate::Check).await.expect("one step ahead is no harm");
+    open(database, Migrate::Apply).await.expect("a later migration is accepted");
+    open(database, Migrate::Check).await.expect("a later migration is accepted");
 }
 
-async fn times_are_kept_to_the_microsecond(database: &Database) {
+async fn times_are_stored_to_the_microsecond(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let end = new_session(user.id).grant.session_end_time;
-    // To the year 2240, a microsecond apart.
+    // Two times that are a microsecond apart, and one in the year 2243.
     for offset in [0.microseconds(), 1.microseconds(), 77_777.days()] {
         let mut session = new_session(user.id);
         session.grant.session_end_time = end + offset;
         store.open_session(session).await.expect("the store");
     }
-    let forget = async |now| store.purge_sessions(now, 10).await.expect("the store");
-    assert_eq!(forget(end + 1.microseconds()).await, 1);
-    assert_eq!(forget(end + 2.microseconds()).await, 1);
-    assert_eq!(forget(end + 77_777.days()).await, 0);
-    assert_eq!(forget(end + 77_777.days() + 1.microseconds()).await, 1);
+    let purge = async |now| store.purge_sessions(now, 10).await.expect("the store");
+    assert_eq!(purge(end + 1.microseconds()).await, 1);
+    assert_eq!(purge(end + 2.microseconds()).await, 1);
+    assert_eq!(purge(end + 77_777.days()).await, 0);
+    assert_eq!(purge(end + 77_777.days() + 1.microseconds()).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_on_postgres_can_all_bring_the_schema_up_to_date_at_once() {
+async fn on_postgres_replicas_can_migrate_concurrently() {
     with_database(Engine::Postgres, async |database| {
-        let attempts = (0..4).map(|_| open(database, Migrate::Apply));
-        for outcome in join_all(attempts).await {
+        let migrations = (0..4).map(|_| open(database, Migrate::Apply));
+        for outcome in join_all(migrations).await {
             outcome.expect("a schema");
         }
     })
     .await;
 }
 
-/// Only PostgreSQL has such updates: `fillfactor`, and no index on what a refresh changes, are there for them. Nothing
-/// here depends on when dead versions are pruned, which other connections can hold up.
+/// Only PostgreSQL has heap-only updates. They need a `fillfactor`, and no index on a column that a refresh changes.
+/// The test does not depend on when dead row versions are pruned, which other connections can delay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refresh_on_postgres_is_a_heap_only_update() {
+async fn on_postgres_a_refresh_is_a_heap_only_update() {
     with_database(Engine::Postgres, async |database| {
         let store = database.store().await;
         let user = sign_up(store.as_ref(), "ada").await;
-        // Several full pages, and then a few updates on each: there must be room on the page where a row is.
+        // Fills several pages, then updates some rows of each: the page of a row must have room for its new version.
         let mut tokens: Vec<Token> = Vec::new();
         for _ in 0..200 {
             tokens.push(log_in(store.as_ref(), &user).await);
@@ -116,7 +116,7 @@ async fn a_refresh_on_postgres_is_a_heap_only_update() {
         }
         drop(store);
         let heap_only = heap_only_updates(database, 10).await;
-        assert_eq!(heap_only, 10, "a few updates on each full page");
+        assert_eq!(heap_only, 10, "every update stays on its page");
 
         let store = database.store().await;
         let mut token = tokens[1].clone();
@@ -124,15 +124,15 @@ async fn a_refresh_on_postgres_is_a_heap_only_update() {
             token = refresh(store.as_ref(), &token).await;
         }
         drop(store);
-        // A page that is full and cannot be pruned at that moment is left once for another.
+        // If a full page cannot be pruned at that moment, the row moves to another page.
         let heap_only = heap_only_updates(database, 210).await;
-        assert!(heap_only >= 190, "only {heap_only} of 210 updates, most of them of one row");
+        assert!(heap_only >= 190, "only {heap_only} of 210 updates are heap-only");
     })
     .await;
 }
 
-/// How many updates of sessions touched no index, once so many are counted. A backend hands in its counts as it ends,
-/// if not before.
+/// How many updates of sessions were heap-only, once `updates` are counted. A backend reports its counts at the latest
+/// when it ends.
 async fn heap_only_updates(database: &Database, updates: i64) -> i64 {
     let counted = |column| format!("SELECT {column} FROM pg_stat_user_tables WHERE relname = 'sessions'");
     wait_until("the updates are counted", async || {
@@ -142,15 +142,15 @@ async fn heap_only_updates(database: &Database, updates: i64) -> i64 {
     database.sql.number(&counted("n_tup_hot_upd")).await
 }
 
-/// A database that cannot be spoken to is named for what it is, and its password is not.
+/// The error names the reason and does not contain the password.
 #[tokio::test]
-async fn a_url_that_is_none_is_refused_without_its_password() {
+async fn an_invalid_url_is_refused_and_its_password_is_not_printed() {
     let location = DatabaseUrl::Postgres {
         url: SecretString::from("postgres://u:hunter2@[::1/postern"),
         max_connections: 1,
         notifications: false,
     };
-    let refusal = store::connect(&location, Migrate::Check).await.expect_err("no URL");
+    let refusal = store::connect(&location, Migrate::Check).await.expect_err("the URL is invalid");
     assert!(matches!(refusal, OpenError::Url(_)), "{refusal:?}");
     assert!(!format!("{refusal:?} {refusal} {location:?}").contains("hunter2"));
 }

@@ -1,4 +1,4 @@
-//! Opening a session, whom it stands for while it lives, and forgetting it once it can no longer.
+//! Opening a session, which user it identifies while it is alive, and purging it after its absolute end.
 
 use std::net::IpAddr;
 
@@ -17,16 +17,16 @@ use crate::{
 };
 
 on_each_engine![
-    a_session_opens_with_everything_that_is_known_of_it,
-    a_session_opens_with_the_roles_of_now,
+    a_session_opens_with_all_its_details,
+    a_session_opens_with_the_current_roles,
     a_session_is_refused_to_a_disabled_account,
     a_session_is_refused_after_a_password_change,
-    a_session_is_refused_to_an_account_that_is_gone,
+    a_session_is_refused_to_an_unknown_account,
     a_rehash_replaces_the_hash_and_nothing_else,
-    two_logins_that_rehash_both_open_and_the_first_hash_stays,
-    a_session_stands_for_its_own_user_while_both_are_in_force,
-    only_sessions_past_their_end_are_forgotten,
-    sessions_are_forgotten_oldest_first_and_no_more_than_asked,
+    of_two_logins_that_rehash_both_open_and_the_first_hash_is_stored,
+    a_session_identifies_its_user_while_both_are_active,
+    only_sessions_past_their_absolute_end_are_purged,
+    sessions_are_purged_oldest_first_up_to_the_limit,
 ];
 
 fn rehash(from: &str, to: &str) -> Rehash {
@@ -39,7 +39,7 @@ async fn stored_hash(store: &dyn Store, user: &User) -> String {
     credentials.password_hash.as_str().to_owned()
 }
 
-async fn a_session_opens_with_everything_that_is_known_of_it(database: &Database) {
+async fn a_session_opens_with_all_its_details(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let address: IpAddr = "2001:db8::1".parse().expect("an address");
@@ -55,17 +55,17 @@ async fn a_session_opens_with_everything_that_is_known_of_it(database: &Database
     assert_eq!(database.sessions_where("generation = 0 AND revoke_time IS NULL").await, 1);
 }
 
-async fn a_session_opens_with_the_roles_of_now(database: &Database) {
+async fn a_session_opens_with_the_current_roles(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     database.add_role(user.id, "admin").await;
     let SessionOpening::Opened(user) = store.open_session(new_session(user.id)).await.expect("the store") else {
-        panic!("refused");
+        panic!("the session was refused");
     };
     assert_eq!(user.roles.iter().map(ToString::to_string).collect::<Vec<_>>(), ["admin", "user"]);
 }
 
-/// Tries to open a session, with a rehash on the way, and sees that nothing came of either.
+/// Asserts that opening a session is refused, with and without a rehash, and changes nothing.
 async fn assert_refused(database: &Database, store: &dyn Store, user: UserId) {
     let session = NewSession { rehash: Some(rehash(OLD_HASH, "new")), ..new_session(user) };
     for session in [new_session(user), session] {
@@ -89,7 +89,7 @@ async fn a_session_is_refused_after_a_password_change(database: &Database) {
     assert_refused(database, store.as_ref(), user.id).await;
 }
 
-async fn a_session_is_refused_to_an_account_that_is_gone(database: &Database) {
+async fn a_session_is_refused_to_an_unknown_account(database: &Database) {
     let store = database.store().await;
     assert_refused(database, store.as_ref(), UserId(new_id())).await;
 }
@@ -106,10 +106,10 @@ async fn a_rehash_replaces_the_hash_and_nothing_else(database: &Database) {
     let after = store.credentials(&user.email).await.expect("the store").expect("an account");
     assert_eq!(after.password_hash.as_str(), "new");
     assert_eq!((after.user, after.password_version), (before.user, before.password_version));
-    assert_eq!(stored_hash(store.as_ref(), &other).await, OLD_HASH, "somebody else's");
+    assert_eq!(stored_hash(store.as_ref(), &other).await, OLD_HASH, "the hash of the other account does not change");
 }
 
-async fn two_logins_that_rehash_both_open_and_the_first_hash_stays(database: &Database) {
+async fn of_two_logins_that_rehash_both_open_and_the_first_hash_is_stored(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     for new_hash in ["first", "second"] {
@@ -120,75 +120,83 @@ async fn two_logins_that_rehash_both_open_and_the_first_hash_stays(database: &Da
     assert_eq!(database.sessions_where("revoke_time IS NULL").await, 2);
 }
 
-async fn a_session_stands_for_its_own_user_while_both_are_in_force(database: &Database) {
+async fn a_session_identifies_its_user_while_both_are_active(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let other = sign_up(store.as_ref(), "grace").await;
     let token = log_in(store.as_ref(), &user).await;
-    let of_other = log_in(store.as_ref(), &other).await;
+    let other_token = log_in(store.as_ref(), &other).await;
     let session = token.grant.session_id;
     assert!(is_alive(store.as_ref(), &token).await);
-    assert_eq!(store.user_of_session(session, other.id).await.expect("the store"), None, "somebody else's session");
-    assert_eq!(store.user_of_session(session, UserId(new_id())).await.expect("the store"), None, "nobody's session");
+    assert_eq!(
+        store.user_of_session(session, other.id).await.expect("the store"),
+        None,
+        "the session belongs to another user"
+    );
+    assert_eq!(
+        store.user_of_session(session, UserId(new_id())).await.expect("the store"),
+        None,
+        "the user does not exist"
+    );
 
     database.add_role(user.id, "admin").await;
     let found = store.user_of_session(session, user.id).await.expect("the store").expect("a user");
-    assert!(found.roles.iter().any(|role| role.as_str() == "admin"), "roles are those of now");
+    assert!(found.roles.iter().any(|role| role.as_str() == "admin"), "the roles are the current ones");
 
     database.set_user(user.id, "disabled = true").await;
-    assert!(!is_alive(store.as_ref(), &token).await, "disabled");
+    assert!(!is_alive(store.as_ref(), &token).await, "the user is disabled");
     database.set_user(user.id, "disabled = false").await;
-    assert!(is_alive(store.as_ref(), &token).await, "enabled again");
+    assert!(is_alive(store.as_ref(), &token).await, "the user is enabled again");
 
     let next = refresh(store.as_ref(), &token).await;
-    assert!(is_alive(store.as_ref(), &next).await, "refreshed");
+    assert!(is_alive(store.as_ref(), &next).await, "the session was refreshed");
     log_out(store.as_ref(), &next).await;
-    assert!(!is_alive(store.as_ref(), &token).await, "logged out");
+    assert!(!is_alive(store.as_ref(), &token).await, "the session was logged out");
 
-    assert!(is_alive(store.as_ref(), &of_other).await);
+    assert!(is_alive(store.as_ref(), &other_token).await);
     database.sql.execute(&format!("DELETE FROM users WHERE id = {}", database.id(other.id.0))).await;
-    assert!(!is_alive(store.as_ref(), &of_other).await, "deleted");
+    assert!(!is_alive(store.as_ref(), &other_token).await, "the user was deleted");
 }
 
-/// Opens a session that ends so many days after it was opened.
-async fn ending_after(store: &dyn Store, user: &User, days: i64) {
+/// Opens a session whose absolute end is this many days after its opening.
+async fn open_session_ending_after(store: &dyn Store, user: &User, days: i64) {
     let mut session = new_session(user.id);
     session.grant.session_end_time = ISSUED + days.days();
     assert_eq!(store.open_session(session).await.expect("the store"), SessionOpening::Opened(user.clone()));
 }
 
-async fn only_sessions_past_their_end_are_forgotten(database: &Database) {
+async fn only_sessions_past_their_absolute_end_are_purged(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     let ended_early = log_in(store.as_ref(), &user).await;
     log_out(store.as_ref(), &ended_early).await;
-    ending_after(store.as_ref(), &user, 90).await;
-    ending_after(store.as_ref(), &user, 89).await;
+    open_session_ending_after(store.as_ref(), &user, 90).await;
+    open_session_ending_after(store.as_ref(), &user, 89).await;
 
-    let forget = async |now| store.purge_sessions(now, 100).await.expect("the store");
-    assert_eq!(forget(ISSUED + 89.days()).await, 0, "one ends at this very moment");
-    assert_eq!(forget(ISSUED + 89.days() + 1.microseconds()).await, 1);
-    assert_eq!(forget(ISSUED + 90.days()).await, 0, "one that was revoked is kept, so that a replay is still known");
-    assert_eq!(forget(ISSUED + 91.days()).await, 2);
+    let purge = async |now| store.purge_sessions(now, 100).await.expect("the store");
+    assert_eq!(purge(ISSUED + 89.days()).await, 0, "a session is kept until its absolute end is past");
+    assert_eq!(purge(ISSUED + 89.days() + 1.microseconds()).await, 1);
+    assert_eq!(purge(ISSUED + 90.days()).await, 0, "a revoked session is kept, so that a reuse is still detected");
+    assert_eq!(purge(ISSUED + 91.days()).await, 2);
     assert_eq!(database.sessions_where("true").await, 0);
     assert_eq!(database.sql.number("SELECT count(*) FROM users").await, 1);
 }
 
-async fn sessions_are_forgotten_oldest_first_and_no_more_than_asked(database: &Database) {
+async fn sessions_are_purged_oldest_first_up_to_the_limit(database: &Database) {
     let store = database.store().await;
     let user = sign_up(store.as_ref(), "ada").await;
     for days in [4, 2, 5, 1, 3] {
-        ending_after(store.as_ref(), &user, days).await;
+        open_session_ending_after(store.as_ref(), &user, days).await;
     }
-    let forget = async |limit| store.purge_sessions(ISSUED + 10.days(), limit).await.expect("the store");
-    assert_eq!(forget(2).await, 2);
+    let purge = async |limit| store.purge_sessions(ISSUED + 10.days(), limit).await.expect("the store");
+    assert_eq!(purge(2).await, 2);
     let oldest = match database.engine {
         Engine::Sqlite => "SELECT min(end_time - refresh_issue_time) / 1000000 / 86400 FROM sessions",
         Engine::Postgres => "SELECT extract(day FROM min(end_time - refresh_issue_time))::bigint FROM sessions",
     };
     assert_eq!(database.sql.number(oldest).await, 3);
-    assert_eq!(forget(0).await, 0);
-    assert_eq!(forget(2).await, 2);
-    assert_eq!(forget(2).await, 1);
-    assert_eq!(forget(2).await, 0);
+    assert_eq!(purge(0).await, 0);
+    assert_eq!(purge(2).await, 2);
+    assert_eq!(purge(2).await, 1);
+    assert_eq!(purge(2).await, 0);
 }

@@ -1,5 +1,5 @@
-//! Lists of accounts: in pages that hold each once whatever else happens, and by what addresses and usernames begin
-//! with.
+//! Lists of accounts: in pages that contain each account once despite concurrent changes, and by prefix of address and
+//! username.
 
 use std::{
     collections::HashSet,
@@ -26,10 +26,10 @@ use crate::{
 
 on_each_engine![
     all_accounts_are_listed_in_the_order_of_their_ids,
-    who_is_there_all_the_while_is_listed_once_while_others_come_and_go,
-    a_search_finds_what_addresses_begin_with_then_usernames,
-    a_search_takes_every_character_for_itself,
-    a_search_goes_on_where_its_page_ended,
+    accounts_are_listed_exactly_once_while_others_are_created_and_deleted,
+    a_search_finds_accounts_by_address_prefix_and_then_by_username_prefix,
+    a_search_matches_every_character_literally,
+    a_search_continues_after_the_last_account_of_a_page,
 ];
 
 fn with_id(id: UserId, name: &str) -> NewAccount {
@@ -39,7 +39,7 @@ fn with_id(id: UserId, name: &str) -> NewAccount {
 
 async fn page(store: &dyn Store, order: UserOrder, limit: u32) -> Vec<User> {
     let page = store.list_users(UserPage { order, limit }).await.expect("the store");
-    assert!(page.len() <= usize::try_from(limit).expect("small"));
+    assert!(page.len() <= usize::try_from(limit).expect("the number fits"));
     page
 }
 
@@ -49,7 +49,7 @@ async fn all_accounts_are_listed_in_the_order_of_their_ids(database: &Database) 
     assert_eq!(page(store, UserOrder::ById { after: None }, 3).await, []);
     let mut users = vec![sign_up_admin(database, store, "root").await];
     for number in 0_u128..20 {
-        // In another order than that of their making, down to each byte.
+        // Ids are not in the order of creation, and differ in all bytes.
         let id = UserId(Uuid::from_u128((number * 7 % 20 + 1) << (number % 5 * 24)));
         let account = with_id(id, &format!("user-{number}"));
         match store.create_account(account).await.expect("the store") {
@@ -64,7 +64,7 @@ async fn all_accounts_are_listed_in_the_order_of_their_ids(database: &Database) 
         loop {
             let users = page(store, UserOrder::ById { after }, limit).await;
             let Some(last) = users.last() else { break };
-            assert!(after < Some(last.id), "in pages of {limit}: it does not go on");
+            assert!(after < Some(last.id), "in pages of {limit}: the list does not advance");
             after = Some(last.id);
             listed.extend(users);
         }
@@ -73,12 +73,12 @@ async fn all_accounts_are_listed_in_the_order_of_their_ids(database: &Database) 
     assert!(users.iter().any(|user| user.roles == roles(&["admin", "user"])));
 }
 
-/// Signs accounts up and deletes them until it is told to stop.
-async fn come_and_go(store: Arc<dyn Store>, stop: Arc<AtomicBool>, passed: Arc<AtomicUsize>) {
+/// Creates and deletes accounts until `stop` is set.
+async fn create_and_delete_accounts(store: Arc<dyn Store>, stop: Arc<AtomicBool>, created: Arc<AtomicUsize>) {
     let mut count = 0;
     let mut users = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        // Not only at the end of the list.
+        // New ids are not only at the end of the list.
         let id = crate::fixtures::new_id();
         let id = UserId(if count % 2 == 0 { Uuid::from_u128(id.as_u128().reverse_bits()) } else { id });
         let account = with_id(id, &format!("stable-passing-{count}"));
@@ -91,21 +91,22 @@ async fn come_and_go(store: Arc<dyn Store>, stop: Arc<AtomicBool>, passed: Arc<A
             store.delete_user(deletion(&user)).await.expect("the store");
         }
         count += 1;
-        passed.store(count, Ordering::Relaxed);
+        created.store(count, Ordering::Relaxed);
     }
 }
 
-async fn who_is_there_all_the_while_is_listed_once_while_others_come_and_go(database: &Database) {
+async fn accounts_are_listed_exactly_once_while_others_are_created_and_deleted(database: &Database) {
     let stores = replicas(database).await;
     let mut stable = HashSet::new();
     for number in 0..120 {
         stable.insert(sign_up(stores[0].as_ref(), &format!("stable-{number}")).await.id);
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let passed = Arc::new(AtomicUsize::new(0));
-    let passing = tokio::spawn(come_and_go(Arc::clone(&stores[1]), Arc::clone(&stop), Arc::clone(&passed)));
+    let created = Arc::new(AtomicUsize::new(0));
+    let changing =
+        tokio::spawn(create_and_delete_accounts(Arc::clone(&stores[1]), Arc::clone(&stop), Arc::clone(&created)));
     for round in 0.. {
-        if round >= 12 && passed.load(Ordering::Relaxed) >= 20 {
+        if round >= 12 && created.load(Ordering::Relaxed) >= 20 {
             break;
         }
         let mut listed: Vec<UserId> = Vec::new();
@@ -115,10 +116,10 @@ async fn who_is_there_all_the_while_is_listed_once_while_others_come_and_go(data
             _ => UserOrder::ByUsername { prefix: "stable-".to_owned(), after: None },
         };
         if round == 2 {
-            // Then every address differs from its username, and none is left out by that.
-            let elsewhere =
+            // From now on the addresses do not start with the usernames, so a search by username finds all accounts.
+            let change_addresses =
                 "UPDATE users SET email = 'x-' || email WHERE email NOT LIKE 'x-%' AND username LIKE 'stable-%'";
-            database.sql.execute(elsewhere).await;
+            database.sql.execute(change_addresses).await;
         }
         loop {
             let users = page(stores[0].as_ref(), order.clone(), 7).await;
@@ -133,22 +134,25 @@ async fn who_is_there_all_the_while_is_listed_once_while_others_come_and_go(data
                 }
             };
             listed.extend(users.iter().map(|user| user.id));
-            assert!(listed.len() < 10_000, "round {round}: it does not end");
+            assert!(listed.len() < 10_000, "round {round}: the list does not end");
         }
         let once: HashSet<_> = listed.iter().copied().collect();
-        assert_eq!(once.len(), listed.len(), "round {round}: none twice");
+        assert_eq!(once.len(), listed.len(), "round {round}: no account is listed twice");
         if round % 3 == 1 && round > 2 {
-            assert!(once.is_disjoint(&stable), "round {round}: their addresses begin otherwise");
+            assert!(once.is_disjoint(&stable), "round {round}: the addresses no longer have this prefix");
         } else {
-            assert!(stable.is_subset(&once), "round {round}: {}", stable.difference(&once).count());
+            assert!(
+                stable.is_subset(&once),
+                "round {round}: {} accounts are missing",
+                stable.difference(&once).count()
+            );
         }
     }
     stop.store(true, Ordering::Relaxed);
-    passing.await.expect("no panic");
+    changing.await.expect("the task did not panic");
 }
 
-/// What a search finds, as the domain makes it: by addresses, then by usernames. Names are what stands for the
-/// accounts.
+/// The usernames that a search finds, as the domain searches: by addresses, then by usernames.
 async fn search(store: &dyn Store, text: &str) -> Vec<String> {
     let prefix = search_text(text).expect("a query");
     let mut found = page(store, UserOrder::ByEmail { prefix: prefix.clone(), after: None }, 1_000).await;
@@ -166,7 +170,7 @@ async fn account(store: &dyn Store, username: &str, email: &str) {
     assert!(matches!(creation, AccountCreation::Created(_)), "{creation:?}");
 }
 
-async fn a_search_finds_what_addresses_begin_with_then_usernames(database: &Database) {
+async fn a_search_finds_accounts_by_address_prefix_and_then_by_username_prefix(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
     for (username, email) in [
@@ -180,24 +184,24 @@ async fn a_search_finds_what_addresses_begin_with_then_usernames(database: &Data
         account(store, username, email).await;
     }
     let none: [&str; 0] = [];
-    // By its address, so not by its username again.
+    // An account that is found by its address is not found again by its username.
     for text in ["ada", "ADA", " Ada "] {
         assert_eq!(search(store, text).await, ["bob", "ADAM", "Ada"], "{text:?}");
     }
     assert_eq!(search(store, "ad").await, ["ad", "bob", "ADAM", "Ada", "adz"]);
-    assert_eq!(search(store, "ada.b@example.com").await, ["bob"], "the whole of it");
+    assert_eq!(search(store, "ada.b@example.com").await, ["bob"], "the whole address");
     assert_eq!(search(store, "ada.b@example.comx").await, none);
     assert_eq!(search(store, "adz").await, ["adz"]);
     assert_eq!(search(store, "ae").await, none);
     assert_eq!(search(store, "z").await, ["adz"]);
-    assert_eq!(search(store, "xample").await, none, "only from the beginning");
+    assert_eq!(search(store, "xample").await, none, "only prefixes match");
     assert_eq!(search(store, "eve@xn--bcher-kva").await, ["eve"]);
     for text in ["\u{e9}", "ad\u{e9}", "\u{10ffff}", "a\u{10ffff}", "\u{fc}", "\u{130}"] {
         assert_eq!(search(store, text).await, none, "{text:?}");
     }
 }
 
-async fn a_search_takes_every_character_for_itself(database: &Database) {
+async fn a_search_matches_every_character_literally(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
     for (username, email) in [
@@ -232,14 +236,14 @@ async fn a_search_takes_every_character_for_itself(database: &Database) {
     ] {
         assert_eq!(search(store, text).await, found, "{text}");
     }
-    // In the order of bytes, whatever the database's language.
+    // In the order of bytes, whatever the collation of the database.
     assert_eq!(search(store, "a").await, ["a-b", "a.b", "a_b", "axb"]);
     assert_eq!(search(store, "p").await, ["x1", "x5", "x4", "x3", "x2"]);
 }
 
-/// A database that was made for people sorts `_` before `-` and `.`; a prefix is a range of bytes.
+/// A database with a natural-language collation sorts `_` before `-` and `.`; a prefix is a range of bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_postgres_the_order_of_a_search_is_not_that_of_the_databases_language() {
+async fn on_postgres_the_order_of_a_search_does_not_depend_on_the_collation() {
     for search in [0, 1, 2] {
         with_database(Engine::Postgres, async |database| {
             database.store().await;
@@ -248,16 +252,16 @@ async fn on_postgres_the_order_of_a_search_is_not_that_of_the_databases_language
                 database.sql.execute(&other).await;
             }
             match search {
-                0 => a_search_finds_what_addresses_begin_with_then_usernames(database).await,
-                1 => a_search_takes_every_character_for_itself(database).await,
-                _ => a_search_goes_on_where_its_page_ended(database).await,
+                0 => a_search_finds_accounts_by_address_prefix_and_then_by_username_prefix(database).await,
+                1 => a_search_matches_every_character_literally(database).await,
+                _ => a_search_continues_after_the_last_account_of_a_page(database).await,
             }
         })
         .await;
     }
 }
 
-async fn a_search_goes_on_where_its_page_ended(database: &Database) {
+async fn a_search_continues_after_the_last_account_of_a_page(database: &Database) {
     let store = database.store().await;
     let store = store.as_ref();
     for number in 0..9 {
@@ -279,7 +283,7 @@ async fn a_search_goes_on_where_its_page_ended(database: &Database) {
     assert_eq!(names(page(store, by_username("u", None), 3).await), ["u", "U-0", "U-1"]);
     assert_eq!(names(page(store, by_username("u", Some("u")), 2).await), ["U-0", "U-1"]);
     assert_eq!(names(page(store, by_username("u", Some("u-6")), 9).await), ["U-7", "U-8"]);
-    // Also from a place whose account has gone, and from one before the range.
+    // A cursor may be that of a deleted account, or lie before the range.
     assert_eq!(names(page(store, by_username("u-", Some("u-55")), 2).await), ["U-6", "U-7"]);
     assert_eq!(names(page(store, by_username("u-", Some("a")), 2).await), ["U-0", "U-1"]);
 }
