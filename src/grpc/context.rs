@@ -20,7 +20,7 @@ use super::{
     access::AccessRules,
     limits::MAX_MESSAGE,
     response::respond,
-    status::{INTERNAL_MESSAGE, code_name},
+    status::{code_name, is_own},
 };
 
 /// The header that carries the id of a request, in requests and responses.
@@ -112,22 +112,17 @@ pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send>) -> Response> {
     })
 }
 
-/// Turns tonic's own refusals of a message into INVALID_ARGUMENT: tonic answers INTERNAL where it cannot decode a
-/// message and OUT_OF_RANGE where a message is too large, and both are bad input. Our own INTERNAL has a fixed text,
-/// and every other error of ours has details; those responses pass unchanged.
+/// Turns the decoding errors of tonic into INVALID_ARGUMENT. tonic answers INTERNAL if it cannot decode a message, and
+/// OUT_OF_RANGE if a message is too large, but both are bad input. Our own statuses are marked, and pass unchanged.
 pub async fn normalize_errors(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
-    let Some(status) = Status::from_header_map(response.headers()) else {
+    // tonic keeps the status that it wrote into the headers here too, with its source.
+    let Some(status) = response.extensions().get::<Status>().filter(|status| !is_own(status)) else {
         return response;
     };
-    let is_from_tonic = status.details().is_empty() && status.message() != INTERNAL_MESSAGE;
     match status.code() {
-        Code::Internal if is_from_tonic => {
-            respond(Error::field("", "the request is not a valid message of this RPC").into())
-        }
-        Code::OutOfRange if is_from_tonic => {
-            respond(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")).into())
-        }
+        Code::Internal => respond(Error::field("", "the request is not a valid message of this RPC").into()),
+        Code::OutOfRange => respond(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")).into()),
         _ => response,
     }
 }
@@ -135,29 +130,32 @@ pub async fn normalize_errors(request: Request, next: Next) -> Response {
 #[cfg(test)]
 mod tests {
     use axum::{Router, body::Body, middleware::from_fn, routing::get};
-    use tonic_types::{ErrorDetails, StatusExt as _};
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::grpc::status::{INTERNAL_MESSAGE, mark_own};
 
     async fn normalized(status: Status) -> Status {
-        let response = status.into_http::<Body>();
-        let parts = (response.status(), response.headers().clone());
-        let router = Router::new().route("/", get(|| async { parts })).layer(from_fn(normalize_errors));
+        let handler = || async { respond(status) };
+        let router = Router::new().route("/", get(handler)).layer(from_fn(normalize_errors));
         let response = router.oneshot(Request::get("/").body(Body::empty()).expect("a request")).await;
         Status::from_header_map(response.expect("infallible").headers()).expect("a status")
     }
 
     #[tokio::test]
-    async fn only_tonics_own_refusals_become_invalid_argument() {
+    async fn decoding_errors_of_tonic_become_invalid_argument() {
         let too_large = normalized(Status::out_of_range("decoded message length too large")).await;
         assert_eq!(too_large.code(), Code::InvalidArgument);
         assert!(too_large.message().contains("65536"), "{too_large:?}");
         assert_eq!(normalized(Status::internal("failed to decode")).await.code(), Code::InvalidArgument);
+    }
 
-        let details = ErrorDetails::with_error_info("TEST", "postern.auth.v1", HashMap::new());
-        let ours = normalized(Status::with_error_details(Code::OutOfRange, "ours", details)).await;
+    #[tokio::test]
+    async fn errors_of_our_own_pass_unchanged() {
+        let ours = normalized(mark_own(Status::out_of_range("ours"))).await;
         assert_eq!((ours.code(), ours.message()), (Code::OutOfRange, "ours"));
+        let ours = normalized(mark_own(Status::internal("ours"))).await;
+        assert_eq!((ours.code(), ours.message()), (Code::Internal, "ours"));
         assert_eq!(normalized(Error::internal("a fault").into()).await.code(), Code::Internal);
     }
 

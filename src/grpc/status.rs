@@ -1,7 +1,7 @@
 //! The only mapping from [`Error`] to a gRPC status. The cause of an internal error is logged here and not sent to the
 //! caller. `docs/errors.md` contains the same table.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, error::Error as _, sync::Arc, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -14,6 +14,22 @@ pub const ERROR_DOMAIN: &str = "postern.auth.v1";
 pub const INTERNAL_MESSAGE: &str = "internal error";
 /// When to retry while the database is down.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// The mark of a status that Postern made. It is the status's source, which is never sent.
+#[derive(Debug, thiserror::Error)]
+#[error("Postern made this status")]
+struct OwnStatus;
+
+/// Marks a status as ours, so that [`is_own`] can tell it from a status that tonic made.
+pub fn mark_own(mut status: Status) -> Status {
+    status.set_source(Arc::new(OwnStatus));
+    status
+}
+
+/// Whether a status was made here, and not by tonic.
+pub fn is_own(status: &Status) -> bool {
+    status.source().is_some_and(<dyn std::error::Error>::is::<OwnStatus>)
+}
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
@@ -41,10 +57,10 @@ impl From<Error> for Status {
             Error::RevocationsUnknown => (Code::Unavailable, ErrorReason::StoreUnavailable, Some(STORE_RETRY)),
             Error::NotFound(_) => (Code::NotFound, ErrorReason::NotFound, None),
             Error::LastAdmin => (Code::FailedPrecondition, ErrorReason::LastAdmin, None),
-            Error::DeadlineExceeded => return Self::deadline_exceeded("the deadline has passed"),
+            Error::DeadlineExceeded => return mark_own(Self::deadline_exceeded("the deadline has passed")),
             Error::Internal(cause) => {
                 tracing::error!(cause = %causes(cause.as_ref()), "a call failed because of an internal error");
-                return Self::internal(INTERNAL_MESSAGE);
+                return mark_own(Self::internal(INTERNAL_MESSAGE));
             }
         };
         let mut details = ErrorDetails::new();
@@ -66,7 +82,7 @@ impl From<Error> for Status {
         if let Some(delay) = retry_after {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(code, message, details)
+        mark_own(Self::with_error_details(code, message, details))
     }
 }
 
