@@ -10,7 +10,11 @@ use prost_reflect::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{error::Error, proto};
+use crate::{
+    error::Error,
+    grpc::{LONGEST_CALL, MAX_MESSAGE},
+    proto,
+};
 
 use super::routes::{self, BodyBinding, Route};
 
@@ -25,12 +29,15 @@ const REFUSALS: [(&str, &str); 8] = [
     ("503", "The database is away; `Retry-After` says when to come back."),
     ("504", "The deadline has passed."),
 ];
+
 /// Additional responses of an operation with a body.
-const BODY_REFUSALS: [(&str, &str); 3] = [
-    ("408", "The body did not arrive within 10 s."),
-    ("413", "The body is larger than 65536 bytes."),
-    ("415", "The body's content type is not application/json."),
-];
+fn body_refusals() -> [(&'static str, String); 3] {
+    [
+        ("408", format!("The body did not arrive within {} s.", LONGEST_CALL.as_secs())),
+        ("413", format!("The body is larger than {MAX_MESSAGE} bytes.")),
+        ("415", "The body's content type is not application/json.".to_owned()),
+    ]
+}
 
 /// The description of the contract of this build.
 pub fn contract_document() -> Result<Value, Error> {
@@ -73,10 +80,13 @@ fn operation(route: &Route, schemas: &mut BTreeMap<String, Value>) -> Value {
     let summary = comment.split("\n\n").next().unwrap_or_default().replace('\n', " ");
     let ok = json!({"description": "OK", "content": {"application/json": {"schema": reference(&output, schemas)}}});
     let mut responses = Map::from_iter([("200".to_owned(), ok)]);
-    let body_refusals = if route.body == BodyBinding::Absent { &[][..] } else { &BODY_REFUSALS[..] };
-    for (code, why) in REFUSALS.iter().chain(body_refusals) {
+    let mut refusals = REFUSALS.map(|(code, why)| (code, why.to_owned())).to_vec();
+    if route.body != BodyBinding::Absent {
+        refusals.extend(body_refusals());
+    }
+    for (code, why) in refusals {
         let content = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
-        responses.insert((*code).to_owned(), json!({"description": why, "content": content}));
+        responses.insert(code.to_owned(), json!({"description": why, "content": content}));
     }
     let mut operation = Map::from_iter([
         ("operationId".to_owned(), json!(route.rpc.name())),
