@@ -18,15 +18,15 @@ use crate::{
 
 use super::routes::{self, BodyBinding, Route};
 
-/// The responses of every operation besides 200.
+/// The responses of every operation except 200.
 const REFUSALS: [(&str, &str); 8] = [
-    ("400", "A field or the body is malformed; `BadRequest` names each field. Or a precondition fails."),
-    ("401", "No credential, or one that does not hold."),
-    ("403", "The caller lacks the role."),
-    ("404", "No such thing, as far as the caller may know."),
-    ("409", "It exists already."),
-    ("429", "Too much at once; `Retry-After` says when to come back."),
-    ("503", "The database is away; `Retry-After` says when to come back."),
+    ("400", "A field or the body is malformed, and `BadRequest` names each field. Or a precondition is not met."),
+    ("401", "The credential is missing or not valid."),
+    ("403", "The caller does not have the required role."),
+    ("404", "There is no such resource, or the caller may not know of it."),
+    ("409", "The resource already exists."),
+    ("429", "There are too many requests. `Retry-After` says when to retry."),
+    ("503", "The database is unavailable. `Retry-After` says when to retry."),
     ("504", "The deadline has passed."),
 ];
 
@@ -202,7 +202,7 @@ fn is_secret(field: &FieldDescriptor) -> bool {
 fn error_schema() -> Value {
     json!({
         "type": "object",
-        "description": "Why a call failed; docs/errors.md lists the reasons.",
+        "description": "Why a call failed. docs/errors.md lists the reasons.",
         "required": ["error"],
         "properties": {"error": {
             "type": "object",
@@ -210,10 +210,10 @@ fn error_schema() -> Value {
             "properties": {
                 "code": {"type": "integer", "description": "The HTTP status."},
                 "status": {"type": "string", "description": "The gRPC code."},
-                "message": {"type": "string", "description": "For people; may be reworded."},
+                "message": {"type": "string", "description": "A text for people. It may change."},
                 "details": {
                     "type": "array",
-                    "description": "google.rpc.ErrorInfo (branch on its reason), BadRequest, RetryInfo.",
+                    "description": "google.rpc.ErrorInfo, BadRequest and RetryInfo. Programs should use the reason in ErrorInfo.",
                     "items": {"type": "object", "required": ["@type"], "properties": {"@type": {"type": "string"}}},
                 },
             },
