@@ -4,14 +4,14 @@
 //! | module | what it does | may import |
 //! |---|---|---|
 //! | [`cli`], `main` | the commands | everything |
-//! | [`app`] | puts the parts together, starts and stops them | everything |
+//! | [`app`] | builds the parts, connects, starts and stops them | everything |
 //! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail` (the types of their settings), `error` |
 //! | [`database_url`] | names a database | nothing here |
 //! | [`listen`] | connections | nothing here |
 //! | [`grpc`] | the RPCs, and the layers in front of them | `domain`, `error`, `proto`, `listen` (the client's address) |
 //! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `telemetry` (metrics) |
 //! | [`domain`] | the rules, and the ports that a store implements | `error` |
-//! | [`mail`] | what mails say, and sending them | `domain` (ids, addresses, the outbox), `error` |
+//! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error` |
 //! | [`store`] | the two backends | `domain` (the ports), `database_url`, `error` |
 //! | [`error`] | why a call fails | nothing here |
 //! | [`proto`] | the generated contract | nothing here |

@@ -162,7 +162,7 @@ async fn accept(
     stop: &CancellationToken,
 ) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let next = async {
-        // The semaphore is never closed, so this only waits.
+        // The semaphore is never closed, so this never fails.
         let slot = Arc::clone(slots).acquire_owned().await.ok()?;
         loop {
             match listener.accept().await {

@@ -15,7 +15,7 @@ use crate::config::{LogFormat, LogSettings};
 pub enum TelemetryError {
     #[error("POSTERN_LOG: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    #[error("logging was begun already: {0}")]
+    #[error("logging was already started: {0}")]
     Twice(#[from] Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -60,7 +60,9 @@ impl Metrics {
             let recorder = builder.build_recorder();
             let handle = recorder.handle();
             if metrics::set_global_recorder(recorder).is_err() {
-                tracing::warn!("something else in this process records metrics: ours stay empty");
+                tracing::warn!(
+                    "another metrics recorder is installed in this process, so the metrics of Postern stay empty"
+                );
             }
             describe();
             handle
@@ -90,12 +92,9 @@ fn describe() {
     describe_gauge!("postern_database_up", "Whether the database answered the last ping");
     describe_counter!("postern_sessions_opened_total", "Sessions opened by login or by a change of password");
     describe_counter!("postern_refreshes_total", "Refresh tokens presented, by outcome");
-    describe_counter!("postern_logins_throttled_total", "Guesses at passwords that were not let through, by limit");
+    describe_counter!("postern_logins_throttled_total", "Password attempts that were refused, by limit");
     describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
-    describe_counter!(
-        "postern_mails_withheld_total",
-        "Mails that were asked for too often, by the limit that they hit"
-    );
+    describe_counter!("postern_mails_withheld_total", "Mails that were not queued, by the limit that was reached");
     describe_gauge!("postern_mail_queue", "Mails in the outbox, by state");
-    describe_counter!("postern_housekeeping_total", "Deletions of what is over, by outcome");
+    describe_counter!("postern_housekeeping_total", "Deletions of expired rows, by outcome");
 }

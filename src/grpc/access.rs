@@ -68,7 +68,7 @@ pub fn declared_access(method: &MethodDescriptor) -> Access {
     }
 }
 
-/// Passes a call on or refuses it. An authenticated call carries its `Caller` in its extensions from here on.
+/// Passes a call on or refuses it. Adds the `Caller` of an authenticated call to its extensions.
 pub async fn authorize(State(rules): State<Arc<AccessRules>>, mut request: Request, next: Next) -> Response {
     let Some(access) = rules.of(request.uri().path()) else {
         return respond(Status::unimplemented("no such RPC"));

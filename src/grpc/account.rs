@@ -119,7 +119,7 @@ impl AccountService for AccountRpcs {
     ) -> Result<Response<proto::ListSessionsResponse>, Status> {
         let caller = caller(&request)?;
         let sessions = self.service.list_sessions(caller).await?;
-        let sessions = sessions.into_iter().map(|session| shown(session, caller.session_id)).collect();
+        let sessions = sessions.into_iter().map(|session| session_to_proto(session, caller.session_id)).collect();
         Ok(Response::new(proto::ListSessionsResponse { sessions }))
     }
 
@@ -145,7 +145,7 @@ impl AccountService for AccountRpcs {
 }
 
 /// Converts a session. `current` is set for the session that the caller uses.
-fn shown(session: SessionSummary, current: SessionId) -> proto::Session {
+fn session_to_proto(session: SessionSummary, current: SessionId) -> proto::Session {
     proto::Session {
         id: session.id.to_string(),
         create_time: Some(timestamp(session.create_time)),

@@ -1,4 +1,4 @@
-//! The interceptor: turns the `authorization` metadata into an [`Identity`]. It never rejects a call; `access.rs`
+//! Authentication: turns the `authorization` metadata into an [`Identity`]. It never rejects a call; `access.rs`
 //! decides. Checking a token needs only CPU and memory.
 
 use std::sync::Arc;

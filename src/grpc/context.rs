@@ -30,7 +30,7 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// Gives a request its id: the caller's if it is valid, otherwise a new one. The response carries the same id.
 ///
-/// tower-http's request-id layers take whatever the caller sends, and this id is written to the log.
+/// The request-id layers of tower-http accept every id of a caller. This id is written to the log, so it is checked.
 pub async fn assign_request_id(State(env): State<Env>, mut request: Request, next: Next) -> Response {
     let sent = request.headers().get(&REQUEST_ID).filter(|id| is_valid(id)).cloned();
     let Some(id) = sent.or_else(|| HeaderValue::try_from(env.uuid().ok()?.to_string()).ok()) else {
@@ -56,12 +56,12 @@ pub async fn request_context(State(measured): State<MeasuredRpcs>, request: Requ
     async move {
         let method = measured.of(request.uri().path());
         let response = next.run(request).await;
-        // Absent while a response streams; its code is in the trailers then.
+        // A streamed response has no status in its headers. Its code is in the trailers.
         let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
         let labels = [Label::new("method", method), Label::from_static_parts("code", code_name(code))];
         metrics::counter!("postern_rpcs_total", labels.iter()).increment(1);
         metrics::histogram!("postern_rpc_duration_seconds", labels.iter()).record(started.elapsed());
-        tracing::debug!(code = code_name(code), "answered");
+        tracing::debug!(code = code_name(code), "a call was answered");
         response
     }
     .instrument(span)
@@ -105,11 +105,9 @@ pub async fn require_grpc_content_type(request: Request, next: Next) -> Response
     }
 }
 
-/// The layer that answers INTERNAL where a handler panics, instead of resetting the stream.
+/// Answers INTERNAL if a handler panics. Without this layer the stream would be reset.
 pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send>) -> Response> {
-    CatchPanicLayer::custom(|_| {
-        respond(Error::internal("a handler panicked; the panic itself was logged where it happened").into())
-    })
+    CatchPanicLayer::custom(|_| respond(Error::internal("a handler panicked; the panic has its own log line").into()))
 }
 
 /// Turns the decoding errors of tonic into INVALID_ARGUMENT. tonic answers INTERNAL if it cannot decode a message, and

@@ -19,7 +19,7 @@ use super::response::respond;
 
 /// The longest that a call may take, even if its client would wait longer.
 pub const LONGEST_CALL: Duration = Duration::from_secs(10);
-/// The largest request message, in bytes. No message of the contract comes near it.
+/// The largest request message, in bytes. Valid messages of the contract are much smaller.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The start of the path of every RPC in our own package.
 const OWN_SERVICES: &str = "/postern.auth.v1.";
@@ -38,7 +38,7 @@ impl Default for CallSlots {
     }
 }
 
-/// Refuses calls to our own services while too many run. Health checks still pass: a busy replica is not a dead one.
+/// Refuses calls to our own services while too many run. Health checks still pass, because a busy replica is healthy.
 pub async fn bound_concurrency(State(slots): State<CallSlots>, request: Request, next: Next) -> Response {
     if !request.uri().path().starts_with(OWN_SERVICES) {
         return next.run(request).await;
@@ -50,7 +50,7 @@ pub async fn bound_concurrency(State(slots): State<CallSlots>, request: Request,
 }
 
 /// Ends a call with DEADLINE_EXCEEDED at the client's deadline or after [`LONGEST_CALL`], whichever is first. The
-/// hasher learns the deadline from the request's [`Deadline`]. A response stream that has started is not limited.
+/// hasher gets the deadline from the request's [`Deadline`]. A response stream that has started is not limited.
 pub async fn bound_time(mut request: Request, next: Next) -> Response {
     let allowed = client_timeout(request.headers()).map_or(LONGEST_CALL, |timeout| timeout.min(LONGEST_CALL));
     request.extensions_mut().insert(Deadline(Instant::now() + allowed));

@@ -83,14 +83,14 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
 
     let rules = contract_rules()?;
     let layers = ServiceBuilder::new()
-        // Outermost, so that everything that is logged below carries the request id.
+        // Outermost, so that every log line of the call contains the request id.
         .layer(from_fn_with_state(env, context::assign_request_id))
         .layer(from_fn_with_state(context::MeasuredRpcs::new(&rules), context::request_context))
         // Before anything reads the request as gRPC.
         .layer(from_fn(context::require_grpc_content_type))
-        // Outside of all code of ours that could panic.
+        // Around all our code that could panic.
         .layer(context::catch_panics())
-        // Outside of the services, because it rewrites their decoding errors.
+        // Around the services, because it rewrites their decoding errors.
         .layer(from_fn(context::normalize_errors))
         // Before any work is done for the call.
         .layer(from_fn_with_state(limits::CallSlots::default(), limits::bound_concurrency))

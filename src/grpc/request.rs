@@ -58,7 +58,7 @@ pub fn deadline<T>(request: &Request<T>) -> Deadline {
 
 /// The caller, which the access layer has set.
 pub fn caller<T>(request: &Request<T>) -> Result<&Caller, Error> {
-    request.extensions().get().ok_or_else(|| Error::internal("the access layer let nobody in particular pass"))
+    request.extensions().get().ok_or_else(|| Error::internal("the access layer passed a call on without its caller"))
 }
 
 /// The client of a call: its address and user agent.

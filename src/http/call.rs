@@ -28,8 +28,8 @@ const FRAME_HEADER: usize = 5;
 pub enum BodyError {
     /// Larger than [`MAX_MESSAGE`].
     TooLarge,
-    /// Its sender disconnected.
-    BrokeOff,
+    /// The client disconnected before it was complete.
+    Disconnected,
     /// It was not complete after [`LONGEST_CALL`].
     TooSlow,
 }
@@ -43,7 +43,7 @@ pub async fn read_body(body: Body) -> Result<Bytes, BodyError> {
     match tokio::time::timeout(LONGEST_CALL, to_bytes(body, MAX_MESSAGE)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if is_length_limit(&error) => Err(BodyError::TooLarge),
-        Ok(Err(_)) => Err(BodyError::BrokeOff),
+        Ok(Err(_)) => Err(BodyError::Disconnected),
         Err(_) => Err(BodyError::TooSlow),
     }
 }

@@ -71,7 +71,7 @@ async fn serve(
 async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, ErrorResponse> {
     let bytes = call::read_body(body).await.map_err(|fault| match fault {
         BodyError::TooLarge => ErrorResponse::too_large(MAX_MESSAGE),
-        BodyError::BrokeOff => Error::field("", "the body broke off").into(),
+        BodyError::Disconnected => Error::field("", "the body is incomplete").into(),
         BodyError::TooSlow => ErrorResponse::request_timeout(),
     })?;
     if bytes.is_empty() {
@@ -88,7 +88,7 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
         (BodyBinding::Whole, Value::Object(object)) => Ok(object),
         (BodyBinding::Absent, Value::Object(object)) => match object.keys().next() {
             None => Ok(object),
-            Some(name) => Err(violation(name, "is no field of a body: this route has none").into()),
+            Some(name) => Err(violation(name, "is not allowed: this route has no body").into()),
         },
         (BodyBinding::Whole | BodyBinding::Absent, _) => Err(Error::field("", "the body must be a JSON object").into()),
     }
@@ -105,7 +105,7 @@ fn bind(
     for (name, text) in form_urlencoded::parse(query.as_bytes()) {
         let field = field(&input, &name).filter(|_| route.body != BodyBinding::Whole);
         let Some(field) = field else {
-            return Err(violation(&name, "is no parameter of this route"));
+            return Err(violation(&name, "is not a parameter of this route"));
         };
         let value = from_text(&field, &text);
         if !field.is_list() {
@@ -155,7 +155,7 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
             return Err(violation(name, "is given twice"));
         }
     }
-    read(object.clone()).map_err(|_repeats_the_value| {
+    read(object.clone()).map_err(|_quotes_the_value| {
         // The library's error does not name the field, and it quotes the value, which may be a password. So each field
         // is read on its own, and the error names every one that fails, with the expected type.
         let mut violations: Vec<_> = object
@@ -163,7 +163,7 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
             .filter(|(name, value)| read(Map::from_iter([(name.clone(), value.clone())])).is_err())
             .map(|(name, _)| {
                 let description =
-                    field(descriptor, &name).map_or("is no field of this request", |field| wanted(&field));
+                    field(descriptor, &name).map_or("is not a field of this request", |field| expected_type(&field));
                 FieldViolation::new(name, description)
             })
             .collect();
@@ -175,7 +175,7 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
 }
 
 /// The JSON type of a field.
-fn wanted(field: &FieldDescriptor) -> &'static str {
+fn expected_type(field: &FieldDescriptor) -> &'static str {
     if field.is_map() {
         return "must be an object";
     }

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_plain_json_is_refused() {
+    fn malformed_json_and_repeated_members_are_refused() {
         let deep = "[".repeat(10_000);
         for text in [
             r#"{"a": 1, "a": 2}"#,

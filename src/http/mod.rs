@@ -32,7 +32,7 @@ use self::{pages::PageOptions, refusal::ErrorResponse};
 /// The options of the HTTP address.
 #[derive(Debug, Clone)]
 pub struct HttpOptions {
-    /// The URL of this address, as people and programs outside reach it.
+    /// The public URL of this address.
     pub public_url: String,
     /// The origins whose pages may call the REST API.
     pub cors_origins: Vec<HeaderValue>,
@@ -58,7 +58,7 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     if !options.cors_origins.is_empty() {
         surface = surface.layer(cors(&options.cors_origins));
     }
-    // Outside of CORS: no script of any origin needs the pages.
+    // Added after CORS, because no script needs the pages.
     let surface = surface.merge(pages::router(grpc_router, &options.pages)?);
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_keeps_its_own_policy_and_others_get_the_strictest() {
+    async fn a_response_keeps_its_own_content_security_policy() {
         let own = [(header::CONTENT_SECURITY_POLICY, "style-src 'sha256-x'"), (header::REFERRER_POLICY, "unsafe-url")];
         let router = Router::new().route("/own", get(|| async { own })).route("/", get(|| async {}));
         let router = with_security_headers(router);

@@ -149,7 +149,7 @@ fn reference(message: &MessageDescriptor, schemas: &mut BTreeMap<String, Value>)
     }
     let name = message.name().to_owned();
     if !schemas.contains_key(&name) {
-        // Reserved before the fields are read, so that a recursive message ends.
+        // Reserved before the fields are read, so that a recursive message does not lead to endless recursion.
         schemas.insert(name.clone(), Value::Null);
         let properties: Map<String, Value> = message
             .fields()

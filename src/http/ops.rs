@@ -1,5 +1,5 @@
 //! The operations address: liveness, readiness and metrics, for probes and Prometheus. It is not part of the contract
-//! and not meant for the public.
+//! and must not be reachable from the internet.
 
 use std::sync::{
     Arc,
@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::telemetry::Metrics;
 
-/// The conditions for calls to succeed here, as `/readyz` reports them.
+/// The conditions under which this replica can answer calls, as `/readyz` reports them.
 #[derive(Debug, Default)]
 pub struct Readiness {
     database: AtomicBool,

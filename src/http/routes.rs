@@ -64,7 +64,7 @@ fn route(rpc: &MethodDescriptor) -> Result<Option<Route>, Error> {
     let Some((_, Value::Message(rule))) = rule else { return Ok(None) };
     let unusable = |why: &str| Error::internal(format!("the google.api.http rule of {} {why}", rpc.full_name()));
     if rpc.is_client_streaming() || rpc.is_server_streaming() {
-        return Err(unusable("is on a stream"));
+        return Err(unusable("is on a streaming RPC"));
     }
     let text = |name: &str| rule.get_field_by_name(name)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
     let (method, template) = [
@@ -76,13 +76,13 @@ fn route(rpc: &MethodDescriptor) -> Result<Option<Route>, Error> {
     ]
     .into_iter()
     .find_map(|(name, method)| Some((method, text(name)?)))
-    .ok_or_else(|| unusable("names no path"))?;
+    .ok_or_else(|| unusable("has no path"))?;
     let mut path_fields = Vec::new();
     for part in template.split('/').filter(|part| part.contains(['{', '}', '*'])) {
         let name = part.strip_prefix('{').and_then(|part| part.strip_suffix('}')).unwrap_or_default();
         let is_string = rpc.input().get_field_by_name(name).is_some_and(|field| field.kind() == Kind::String);
         if !is_string {
-            return Err(unusable("has a path part that is no string field of the request"));
+            return Err(unusable("has a path part that is not a string field of the request"));
         }
         path_fields.push(name.to_owned());
     }
@@ -90,7 +90,7 @@ fn route(rpc: &MethodDescriptor) -> Result<Option<Route>, Error> {
         None => BodyBinding::Absent,
         Some(all) if all == "*" => BodyBinding::Whole,
         Some(field) if rpc.input().get_field_by_name(&field).is_some() => BodyBinding::Field(field),
-        Some(_) => return Err(unusable("binds the body to no field of the request")),
+        Some(_) => return Err(unusable("binds the body to an unknown field of the request")),
     };
     Ok(Some(Route { method, template, path_fields, body, rpc: rpc.clone() }))
 }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_annotated_rpc_is_a_route_by_itself() {
+    fn an_rpc_with_an_http_rule_becomes_a_route() {
         let routes = routes_of(
             r#"rpc Get(M) returns (M) { option (google.api.http) = { get: "/v1/things/{id}" }; }
                rpc Set(M) returns (M) { option (google.api.http) = { put: "/v1/things/{id}" body: "*" }; }

@@ -96,7 +96,7 @@ impl NoticeWords {
                 heading: "This link no longer works",
                 lead: "There are a few reasons why that can be:".to_owned(),
                 list: &INVALID_LINK_REASONS,
-                next: after_a_dead_link(link, service),
+                next: advice_after_invalid_link(link, service),
             },
             Notice::EmailTaken => say(
                 "This address is already in use",
@@ -121,8 +121,8 @@ impl NoticeWords {
     }
 }
 
-/// A link also stops working when it was used and the answer was lost, so that case comes first.
-fn after_a_dead_link(link: Link, service: &str) -> String {
+/// What to do now. The link may have been used already while the response was lost, so that case comes first.
+fn advice_after_invalid_link(link: Link, service: &str) -> String {
     match link {
         Link::VerifyEmail => format!(
             "If you have confirmed your address before, just log in to {service}. If not, \
@@ -139,7 +139,7 @@ fn after_a_dead_link(link: Link, service: &str) -> String {
     }
 }
 
-/// What to do after a call that failed for now.
+/// What to do after a call that failed temporarily.
 pub fn retry_message(link: Link, seconds: u64) -> String {
     let wait = match seconds {
         0..=10 => "a moment".to_owned(),
@@ -174,26 +174,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_told_as_people_tell_it() {
-        for (seconds, told) in [
+    fn a_wait_is_given_in_readable_units() {
+        for (seconds, wait) in [
             (1, "a moment"),
             (10, "a moment"),
             (11, "11 seconds"),
             (90, "90 seconds"),
             (91, "2 minutes"),
-            (
-                300,
-                "5 \
-                minutes",
-            ),
+            (300, "5 minutes"),
         ] {
             let retry_message = retry_message(Link::VerifyEmail, seconds);
-            assert!(retry_message.contains(&format!("Wait {told}, then press")), "{seconds}: {retry_message}");
+            assert!(retry_message.contains(&format!("Wait {wait}, then press")), "{seconds}: {retry_message}");
         }
     }
 
     #[test]
-    fn numbers_and_full_stops_read_well() {
+    fn hints_and_refusals_are_correct_sentences() {
         assert!(password_hint(1).starts_with("At least 1 character."));
         assert!(password_hint(15).starts_with("At least 15 characters."));
         assert_eq!(refused("is short"), "The new password is short.");

@@ -1,4 +1,4 @@
-//! Reads the form of a page, as strictly as browsers write it. Checks the syntax of the token and that the two
+//! Reads the form of a page, and accepts only what browsers send. Checks the syntax of the token and that the two
 //! passwords are the same; the RPC checks everything else.
 
 use axum::body::Body;
@@ -41,16 +41,16 @@ pub struct Token(String);
 
 impl Token {
     fn parse(text: &str) -> Option<Self> {
-        let has_form = text.len() == TOKEN_LENGTH
+        let is_valid = text.len() == TOKEN_LENGTH
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        has_form.then(|| Self(text.to_owned()))
+        is_valid.then(|| Self(text.to_owned()))
     }
 
     /// The token of a link. Mail programs may have added other parameters.
     pub fn of_query(query: &str) -> Option<Self> {
         let mut tokens = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == TOKEN);
         let (_, token) = tokens.next()?;
-        // Two tokens: one of them was added.
+        // If there are two tokens, it is unknown which one the mail contained.
         if tokens.next().is_some() { None } else { Self::parse(&token) }
     }
 
@@ -121,10 +121,10 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_one_form() {
+    fn only_the_exact_syntax_of_a_token_is_accepted() {
         assert!(Token::of_query(&format!("token={GOOD}")).is_some());
         assert!(Token::of_query(&format!("utm_source=mail&token={GOOD}&x=1")).is_some());
-        let bent = [
+        let invalid = [
             String::new(),
             "token=".to_owned(),
             format!("Token={GOOD}"),
@@ -138,7 +138,7 @@ mod tests {
             format!("token={GOOD}&token={GOOD}"),
             format!("token={GOOD}&token="),
         ];
-        for query in bent {
+        for query in invalid {
             assert!(Token::of_query(&query).is_none(), "{query}");
         }
     }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_that_differ_in_anything_are_not_the_same() {
+    fn passwords_that_differ_are_refused() {
         for (one, other) in [("correct", "Correct"), ("correct", "correct+"), ("correct", ""), ("", "correct")] {
             let form = parse(&format!("new_password={one}&repeat_password={other}")).expect("a form");
             assert_eq!(form.into_new_password().expect_err("different"), PasswordError::NotTheSame);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends_is_refused() {
+    fn forms_that_no_browser_sends_are_refused() {
         for body in ["new_password=a&new_password=b", "token=a&token=a", "new_password=%FF", "new_password=caf%E9"] {
             assert_eq!(parse(body).err(), Some(FormError::Malformed), "{body}");
         }

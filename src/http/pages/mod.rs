@@ -52,15 +52,15 @@ pub fn router(grpc: &Router, options: &PageOptions) -> Result<Router, Error> {
     let pages = Arc::new(Pages { site: PageRenderer::new(options)?, grpc: grpc.clone() });
     let router = Link::ALL.into_iter().fold(Router::new(), |router, link| {
         let show = move |State(pages): State<Arc<Pages>>, uri: Uri| async move { pages.show(link, &uri) };
-        let act =
-            move |State(pages): State<Arc<Pages>>, request: Request| async move { pages.act(link, request).await };
+        let submit =
+            move |State(pages): State<Arc<Pages>>, request: Request| async move { pages.submit(link, request).await };
         let refuse = |State(pages): State<Arc<Pages>>| async move { pages.site.notice(Notice::MethodNotAllowed) };
-        router.route(link.path(), get(show).post(act).fallback(refuse))
+        router.route(link.path(), get(show).post(submit).fallback(refuse))
     });
     Ok(router.with_state(pages))
 }
 
-/// What every page needs.
+/// The state that the handlers of the pages share.
 #[derive(Debug)]
 struct Pages {
     site: PageRenderer,
@@ -80,7 +80,7 @@ impl Pages {
     ///
     /// There is no CSRF token, because there is no cookie: the token in the form is the only authority, and a caller
     /// who knows it does not need another person's browser.
-    async fn act(&self, link: Link, request: Request) -> Response {
+    async fn submit(&self, link: Link, request: Request) -> Response {
         let (parts, body) = request.into_parts();
         let form = match Form::read(&parts.headers, body).await {
             Ok(form) => form,
@@ -124,7 +124,7 @@ impl Pages {
         answer.map(|ResetPasswordResponse {}| Notice::PasswordReset)
     }
 
-    /// Passes on the id, the trace and the client address of the request. Its other headers mean nothing to the RPC.
+    /// Passes on the id, the trace and the client address of the request. The RPC does not use the other headers.
     async fn call<A: Message + Default>(&self, link: Link, parts: &Parts, message: &impl Message) -> Result<A, Status> {
         let mut metadata = HeaderMap::new();
         for name in [grpc::REQUEST_ID, TRACEPARENT] {
@@ -204,25 +204,25 @@ mod tests {
     const PASSWORD: &str = "tin-whistle-77";
     const ID: &str = "0198f2ab-7c11-7d6e-9c34-1f2e3d4c5b6a";
 
-    /// What came with a call, and its body.
+    /// The head and the body of a call.
     type Call = (Parts, Vec<u8>);
 
-    /// What a gRPC stack of the tests' own was asked, and a way to ask the pages in front of it.
+    /// The pages in front of a gRPC service of the test, which records its calls.
     #[derive(Clone)]
-    struct World {
+    struct TestPages {
         pages: Router,
         calls: Arc<Mutex<Vec<Call>>>,
     }
 
-    /// A page as it arrived.
+    /// A page as the client received it.
     struct Page {
         status: StatusCode,
         headers: HeaderMap,
         html: String,
     }
 
-    impl World {
-        /// Every RPC answers that.
+    impl TestPages {
+        /// Every RPC returns this answer.
         fn answering(answer: impl Fn() -> Result<Vec<u8>, Error> + Clone + Send + Sync + 'static) -> Self {
             let calls = Arc::new(Mutex::new(Vec::new()));
             let log = Arc::clone(&calls);
@@ -252,8 +252,8 @@ mod tests {
             Self::answering(move || Err(error()))
         }
 
-        /// Every RPC does what it was asked.
-        fn obliging() -> Self {
+        /// Every RPC succeeds.
+        fn succeeding() -> Self {
             let user = User { email: "ada@example.com".to_owned(), ..User::default() };
             let message = VerifyEmailResponse { user: Some(user) }.encode_to_vec();
             Self::answering(move || Ok(message.clone()))
@@ -282,7 +282,7 @@ mod tests {
             self.ask(request.expect("a request")).await
         }
 
-        /// Presses the button of a link's form, with everything filled in well.
+        /// Presses the button of a link's form. Every field is valid.
         async fn press(&self, link: Link) -> Page {
             let fields = [(TOKEN, GOOD), (NEW_PASSWORD, PASSWORD), (form::REPEAT_PASSWORD, PASSWORD)];
             self.send(link, if link == Link::ResetPassword { &fields } else { &fields[..1] }).await
@@ -316,37 +316,37 @@ mod tests {
         Error::Throttled { retry_after: Duration::from_millis(299_001) }
     }
 
-    fn away() -> Error {
+    fn unavailable() -> Error {
         Error::StoreUnavailable(StoreError::Unavailable("gone".into()))
     }
 
     #[tokio::test]
-    async fn opening_a_link_asks_nobody() {
+    async fn opening_a_link_calls_no_rpc() {
         for link in Link::ALL {
-            let world = World::obliging();
-            let page = world.open(link, &format!("token={GOOD}")).await;
+            let pages = TestPages::succeeding();
+            let page = pages.open(link, &format!("token={GOOD}")).await;
             assert_eq!(page.status, StatusCode::OK);
             assert!(page.html.contains(&format!(r#"<input type="hidden" name="token" value="{GOOD}">"#)));
-            assert_eq!(world.call_count(), 0, "{link:?}");
+            assert_eq!(pages.call_count(), 0, "{link:?}");
         }
     }
 
     #[tokio::test]
-    async fn the_button_calls_its_rpc_once_and_takes_along_what_it_may() {
+    async fn the_button_calls_its_rpc_once_with_only_the_allowed_headers() {
         for link in Link::ALL {
-            let world = World::obliging();
-            let page = world.press(link).await;
+            let pages = TestPages::succeeding();
+            let page = pages.press(link).await;
             assert_eq!(page.status, StatusCode::OK, "{}", page.html);
             assert!(!page.html.contains(GOOD) && !page.html.contains("<form"));
-            assert_eq!(world.call_count(), 1);
-            let (parts, frame) = world.calls.lock().expect("calls").remove(0);
+            assert_eq!(pages.call_count(), 1);
+            let (parts, frame) = pages.calls.lock().expect("calls").remove(0);
             assert_eq!(parts.uri.path(), link.rpc_path());
             let sent = ResetPasswordRequest::decode(&frame[5..]).expect("a message");
             assert_eq!(sent.token, GOOD);
             assert_eq!(sent.new_password, if link == Link::ResetPassword { PASSWORD } else { "" });
         }
 
-        let world = World::obliging();
+        let pages = TestPages::succeeding();
         let mut request = http::Request::post("/verify-email").extension(ClientAddr(([192, 0, 2, 7], 4711).into()));
         for (name, value) in [
             ("content-type", "APPLICATION/x-www-form-urlencoded ; charset=UTF-8"),
@@ -362,10 +362,10 @@ mod tests {
         ] {
             request = request.header(name, value);
         }
-        let page = world.ask(request.body(Body::from(format!("token={GOOD}"))).expect("a request")).await;
+        let page = pages.ask(request.body(Body::from(format!("token={GOOD}"))).expect("a request")).await;
         assert_eq!(page.status, StatusCode::OK);
         assert!(!page.html.contains("evil"));
-        let (parts, _) = world.calls.lock().expect("calls").remove(0);
+        let (parts, _) = pages.calls.lock().expect("calls").remove(0);
         let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "te", "traceparent", "x-request-id"]);
@@ -381,7 +381,7 @@ mod tests {
         let cases: [Case; 9] = [
             (|| Error::OneTimeTokenInvalid, 400, "Error: This link no longer works", "", false),
             (|| Error::EmailTaken, 409, "Error: This address is already in use", "", false),
-            (away, 503, "Error: Choose a new password", "1", true),
+            (unavailable, 503, "Error: Choose a new password", "1", true),
             (throttled, 429, "Error: Choose a new password", "300", true),
             (|| Error::DeadlineExceeded, 504, "Error: Choose a new password", "5", true),
             (weak, 400, "Error: Choose a new password", "", true),
@@ -390,19 +390,19 @@ mod tests {
             (|| Error::RoleRequired, 500, "Error: Something went wrong", "", false),
         ];
         for (error, status, title, retry_after, has_form) in cases {
-            let page = World::failing(error).press(Link::ResetPassword).await;
+            let page = TestPages::failing(error).press(Link::ResetPassword).await;
             assert_eq!(page.status.as_u16(), status, "{:?}", error());
             assert_eq!(page.title(), format!("{title} – Ada &#38; Sons"));
             assert_eq!(page.header(header::RETRY_AFTER), retry_after);
             assert_eq!(page.html.contains(GOOD), has_form, "the token is kept for another try: {:?}", error());
             assert!(!page.html.contains("tulip"));
-            assert_eq!(page.html.contains(ID), status == 500, "the number to ask for help with");
+            assert_eq!(page.html.contains(ID), status == 500, "the request id is shown for internal errors only");
         }
     }
 
     #[tokio::test]
-    async fn a_refused_password_is_explained_where_it_was_typed() {
-        let page = World::failing(weak).press(Link::ResetPassword).await;
+    async fn a_refused_password_is_explained_at_its_field() {
+        let page = TestPages::failing(weak).press(Link::ResetPassword).await;
         let html = page.html;
         let violation_message =
             "The new password is too easy to guess: &#60;b&#62;&#34;This&#34;&#60;/b&#62; is a common password.";
@@ -425,44 +425,44 @@ mod tests {
                 violation("token", "is C"),
             ])
         };
-        let html = World::failing(several).press(Link::ResetPassword).await.html;
+        let html = TestPages::failing(several).press(Link::ResetPassword).await.html;
         assert!(html.contains("The new password is A.") && html.contains("The new password is B."));
         assert!(!html.contains("is C"));
     }
 
     #[tokio::test]
     async fn passwords_that_differ_are_not_sent() {
-        let world = World::obliging();
+        let pages = TestPages::succeeding();
         let fields = [(TOKEN, GOOD), (NEW_PASSWORD, PASSWORD), (form::REPEAT_PASSWORD, "tin-whistle-78")];
-        let page = world.send(Link::ResetPassword, &fields).await;
+        let page = pages.send(Link::ResetPassword, &fields).await;
         assert_eq!(page.status, StatusCode::BAD_REQUEST);
         assert_eq!(page.html.matches("The two passwords are not the same.").count(), 2);
-        assert_eq!(world.call_count(), 0);
+        assert_eq!(pages.call_count(), 0);
     }
 
     #[tokio::test]
-    async fn what_is_no_token_is_not_shown_again() {
+    async fn text_that_is_not_a_token_is_not_shown_again() {
         let longer = format!("{GOOD}A");
         for token in ["", "tulip", "\"><script>alert(1)</script>", "'tulip\u{0}", &longer, &format!("<{}", &GOOD[1..])]
         {
-            let world = World::obliging();
+            let pages = TestPages::succeeding();
             let query = form_urlencoded::Serializer::new(String::new()).append_pair(TOKEN, token).finish();
-            let opened = world.open(Link::VerifyEmail, &query).await;
-            let sent = world.send(Link::ConfirmEmailChange, &[(TOKEN, token)]).await;
-            let without = world.open(Link::ResetPassword, "").await;
+            let opened = pages.open(Link::VerifyEmail, &query).await;
+            let sent = pages.send(Link::ConfirmEmailChange, &[(TOKEN, token)]).await;
+            let without = pages.open(Link::ResetPassword, "").await;
             for page in [opened, sent, without] {
                 assert_eq!(page.status, StatusCode::BAD_REQUEST);
                 assert!(page.title().starts_with("Error: This link no longer works"));
                 assert!(token.is_empty() || !page.html.contains(token));
                 assert!(!page.html.contains("tulip") && !page.html.contains(&GOOD[1..]));
             }
-            assert_eq!(world.call_count(), 0);
+            assert_eq!(pages.call_count(), 0);
         }
     }
 
     #[tokio::test]
-    async fn only_forms_are_read_and_only_short_ones() {
-        let world = World::obliging();
+    async fn only_short_forms_are_accepted() {
+        let pages = TestPages::succeeding();
         let form = "application/x-www-form-urlencoded";
         let long = format!("token={GOOD}&x={}", "x".repeat(64 * 1024));
         let twice = format!("token={GOOD}&token={GOOD}");
@@ -475,27 +475,27 @@ mod tests {
             (form, twice.as_str(), 400),
         ] {
             let request = http::Request::post("/verify-email").header(header::CONTENT_TYPE, content_type);
-            let page = world.ask(request.body(Body::from(body.to_owned())).expect("a request")).await;
+            let page = pages.ask(request.body(Body::from(body.to_owned())).expect("a request")).await;
             assert_eq!(page.status.as_u16(), status, "{content_type}");
             assert_eq!(page.title(), "Error: This request was not understood – Ada &#38; Sons");
         }
-        assert_eq!(world.call_count(), 0);
+        assert_eq!(pages.call_count(), 0);
     }
 
     #[tokio::test]
-    async fn head_works_and_other_methods_are_named() {
-        let world = World::obliging();
+    async fn head_is_answered_and_other_methods_are_refused() {
+        let pages = TestPages::succeeding();
         let uri = format!("/reset-password?token={GOOD}");
-        let head = world.ask(http::Request::head(&uri).body(Body::empty()).expect("a request")).await;
+        let head = pages.ask(http::Request::head(&uri).body(Body::empty()).expect("a request")).await;
         assert_eq!((head.status, head.html.as_str()), (StatusCode::OK, ""));
         assert_eq!(head.header(header::CONTENT_TYPE), "text/html; charset=utf-8");
         for method in [Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
-            let page = world
+            let page = pages
                 .ask(http::Request::builder().method(method).uri(&uri).body(Body::empty()).expect("a request"))
                 .await;
             assert_eq!(page.status, StatusCode::METHOD_NOT_ALLOWED);
             assert_eq!(page.header(header::ALLOW), "GET,HEAD,POST");
         }
-        assert_eq!(world.call_count(), 0);
+        assert_eq!(pages.call_count(), 0);
     }
 }

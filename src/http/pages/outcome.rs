@@ -14,7 +14,7 @@ pub enum FormState {
     Fresh,
     /// The passwords have to be typed again.
     Refused(PasswordError),
-    /// The call failed for now. A retry can succeed after `seconds`.
+    /// The call failed temporarily. A retry can succeed after `seconds`.
     TryAgain { status: StatusCode, seconds: u64 },
 }
 

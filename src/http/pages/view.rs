@@ -34,7 +34,7 @@ pub struct PageOptions {
     pub min_password_length: usize,
 }
 
-/// Renders pages with what all of them share.
+/// Renders the pages. Contains the parts that all of them share.
 #[derive(Debug)]
 pub struct PageRenderer {
     service_name: String,
@@ -69,7 +69,7 @@ impl PageRenderer {
         let page = FormPage {
             site: self,
             words: FormWords::of(link, &self.service_name),
-            // Relative, so that it works below a path of a proxy; without a query, so that the token leaves the URL.
+            // Relative, so that a proxy may add a path prefix. It has no query, so that the token leaves the URL.
             action: link.path().trim_start_matches('/'),
             token: token.as_str(),
             retry_message: seconds.map(|seconds| copy::retry_message(link, seconds)),
@@ -96,7 +96,7 @@ impl PageRenderer {
                 FormError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 FormError::Body(BodyError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
                 FormError::Body(BodyError::TooSlow) => StatusCode::REQUEST_TIMEOUT,
-                FormError::Body(BodyError::BrokeOff) | FormError::Malformed => StatusCode::BAD_REQUEST,
+                FormError::Body(BodyError::Disconnected) | FormError::Malformed => StatusCode::BAD_REQUEST,
             },
             Notice::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         };
@@ -222,32 +222,32 @@ mod tests {
         PageRenderer::new(&options).expect("a site")
     }
 
-    /// Every page there is, by a name; a text of each kind that comes from elsewhere can be given.
+    /// Every page with its name. The arguments are the texts that are inserted into pages.
     fn all_pages(site: &PageRenderer, email: &str, reason: &str, request_id: &str) -> Vec<(&'static str, Response)> {
         let token = Token::of_query(&format!("token={TOKEN}")).expect("a token");
         let form = |link, state| site.form(link, &token, &state);
         let weak = || PasswordError::NotAccepted(vec![reason.to_owned()]);
         let busy = || FormState::TryAgain { status: StatusCode::TOO_MANY_REQUESTS, seconds: 300 };
-        let away = || FormState::TryAgain { status: StatusCode::SERVICE_UNAVAILABLE, seconds: 1 };
+        let unavailable = || FormState::TryAgain { status: StatusCode::SERVICE_UNAVAILABLE, seconds: 1 };
         let email = || Some(email.to_owned());
         vec![
             ("verify-form", form(Link::VerifyEmail, FormState::Fresh)),
-            ("verify-retry", form(Link::VerifyEmail, away())),
+            ("verify-retry", form(Link::VerifyEmail, unavailable())),
             ("verify-done", site.notice(Notice::EmailVerified { email: email() })),
             ("verify-done-without-address", site.notice(Notice::EmailVerified { email: None })),
-            ("verify-dead", site.notice(Notice::InvalidLink(Link::VerifyEmail))),
+            ("verify-invalid-link", site.notice(Notice::InvalidLink(Link::VerifyEmail))),
             ("reset-form", form(Link::ResetPassword, FormState::Fresh)),
             ("reset-weak", form(Link::ResetPassword, FormState::Refused(weak()))),
             ("reset-differ", form(Link::ResetPassword, FormState::Refused(PasswordError::NotTheSame))),
             ("reset-retry", form(Link::ResetPassword, busy())),
             ("reset-done", site.notice(Notice::PasswordReset)),
-            ("reset-dead", site.notice(Notice::InvalidLink(Link::ResetPassword))),
+            ("reset-invalid-link", site.notice(Notice::InvalidLink(Link::ResetPassword))),
             ("change-form", form(Link::ConfirmEmailChange, FormState::Fresh)),
             ("change-retry", form(Link::ConfirmEmailChange, busy())),
             ("change-done", site.notice(Notice::EmailChanged { email: email() })),
             ("change-done-without-address", site.notice(Notice::EmailChanged { email: None })),
             ("change-taken", site.notice(Notice::EmailTaken)),
-            ("change-dead", site.notice(Notice::InvalidLink(Link::ConfirmEmailChange))),
+            ("change-invalid-link", site.notice(Notice::InvalidLink(Link::ConfirmEmailChange))),
             ("failed", site.notice(Notice::Failed { request_id: Some(request_id) })),
             ("failed-without-id", site.notice(Notice::Failed { request_id: None })),
             ("not-understood", site.notice(Notice::Unreadable(FormError::MediaType))),
@@ -265,14 +265,14 @@ mod tests {
         rest.split_once(end).unwrap_or_else(|| panic!("no {end} in {text}")).0
     }
 
-    /// The values of an attribute, wherever it stands.
+    /// All values of an attribute.
     fn values<'a>(html: &'a str, attribute: &str) -> Vec<&'a str> {
         let start = format!(" {attribute}=\"");
         html.match_indices(&start).map(|(position, _)| between(&html[position..], &start, "\"")).collect()
     }
 
     #[tokio::test]
-    async fn the_pages_are_as_they_were_looked_at() {
+    async fn the_pages_match_their_snapshots() {
         let site = site("Wren & Sons");
         let reason = "is too easy to guess: This is similar to a commonly used password.";
         for (name, page) in all_pages(&site, "ada@example.com", reason, "0198f2ab-7c11-7d6e-9c34-1f2e3d4c5b6a") {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_but_the_style_of_the_page_is_let_in() {
+    async fn a_page_allows_only_its_own_style() {
         for (name, page) in all_pages(&site("Postern"), "ada@example.com", "is short", "1") {
             let headers = page.headers().clone();
             let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_page_can_be_read_without_seeing_it() {
+    async fn every_page_has_what_screen_readers_need() {
         for (name, page) in all_pages(&site("Postern"), "ada@example.com", "is short", "1") {
             let is_good = page.status().is_success();
             let html = html(page).await;
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn text_from_elsewhere_stays_text() {
+    async fn inserted_text_is_escaped() {
         for (name, page) in all_pages(&site(HOSTILE), HOSTILE, HOSTILE, HOSTILE) {
             let html = html(page).await;
             assert!(!html.contains("<script") && !html.contains("'&<") && !html.contains("\">&"), "{name}: {html}");
