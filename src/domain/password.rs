@@ -90,14 +90,18 @@ impl PasswordPolicy {
         if text.chars().count() < self.min_length {
             return Err(FieldViolation::new(field, format!("must be at least {} characters", self.min_length)));
         }
-        // zxcvbn matches each word as a whole, so the parts of `ada@example.com` are added as words too.
-        let words: Vec<&str> = account_words
+        let bounds = EstimateBounds::of(text);
+        // zxcvbn matches each word as a whole, so the parts of `ada@example.com` are added as words too. The words get the
+        // same bounds as the password, or they would not be found in it.
+        let words: Vec<String> = account_words
             .iter()
             .flat_map(|word| std::iter::once(*word).chain(word.split(['@', '.', '_', '-', '+'])))
             .chain(self.common_words.iter().map(String::as_str))
             .filter(|word| word.len() > 2)
+            .map(|word| bounds.apply(word).to_string())
             .collect();
-        let estimate = zxcvbn::zxcvbn(&bounded_for_estimate(text), &words);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let estimate = zxcvbn::zxcvbn(&bounds.apply(text), &words);
         if u8::from(estimate.score()) >= self.min_score {
             return Ok(NewPassword(password));
         }
@@ -110,28 +114,43 @@ impl PasswordPolicy {
     }
 }
 
-/// The text whose strength is estimated. A symbol that would allow too many combinations is replaced by a character
-/// that zxcvbn knows nothing about, each symbol by its own, so that the text keeps its length and its repetitions.
-/// Digits stay: they are part of common passwords, of dates and of sequences.
-fn bounded_for_estimate(text: &str) -> Zeroizing<String> {
-    let estimated = || text.chars().take(MAX_ESTIMATED_CHARS);
-    let mut kept: Vec<char> = estimated().filter(char::is_ascii_digit).collect();
-    let mut bounded = Zeroizing::new(String::with_capacity(4 * MAX_ESTIMATED_CHARS));
-    for c in estimated() {
-        let is_new = SUBSTITUTES.iter().any(|symbols| symbols.contains(c)) && !kept.contains(&c);
-        if is_new {
+/// What a password's estimate leaves out, so that its cost is bounded: characters beyond the first 48, and symbols that would
+/// allow too many combinations. Digits are always kept: they are part of common passwords, of dates and of sequences.
+struct EstimateBounds {
+    /// The symbols that are replaced.
+    replaced: Vec<char>,
+}
+
+impl EstimateBounds {
+    fn of(password: &str) -> Self {
+        let characters = || password.chars().take(MAX_ESTIMATED_CHARS);
+        let mut kept: Vec<char> = characters().filter(char::is_ascii_digit).collect();
+        let mut replaced = Vec::new();
+        for c in characters().filter(|c| SUBSTITUTES.iter().any(|symbols| symbols.contains(*c))) {
+            if kept.contains(&c) || replaced.contains(&c) {
+                continue;
+            }
             kept.push(c);
             if combinations(&kept) > MAX_COMBINATIONS {
                 kept.pop();
-                // Unicode's private use area starts at U+E000.
-                bounded.push(char::from_u32(0xE000 + u32::from(c)).unwrap_or(char::REPLACEMENT_CHARACTER));
-                continue;
+                replaced.push(c);
             }
         }
-        bounded.push(c);
+        kept.zeroize();
+        Self { replaced }
     }
-    kept.zeroize();
-    bounded
+
+    /// The text within the bounds. A symbol is replaced by a character that zxcvbn knows nothing about, each symbol by its
+    /// own, so that the text keeps its repetitions.
+    fn apply(&self, text: &str) -> Zeroizing<String> {
+        // Unicode's private use area starts at U+E000.
+        let replacement = |c: char| char::from_u32(0xE000 + u32::from(c)).unwrap_or(char::REPLACEMENT_CHARACTER);
+        let mut bounded = Zeroizing::new(String::with_capacity(4 * MAX_ESTIMATED_CHARS));
+        for c in text.chars().take(MAX_ESTIMATED_CHARS) {
+            bounded.push(if self.replaced.contains(&c) { replacement(c) } else { c });
+        }
+        bounded
+    }
 }
 
 /// How many combinations of substitutions zxcvbn tries for a text with these characters.
@@ -235,16 +254,27 @@ mod tests {
 
     #[test]
     fn the_estimate_sees_a_bounded_number_of_characters_and_of_substitutions() {
+        let bounded = |text: &str| EstimateBounds::of(text).apply(text);
         let hostile = "4@8({[<369!1|0$5+7%2".repeat(5);
         for text in [hostile.as_str(), &hostile.chars().rev().collect::<String>(), "1|!7+$5({[<4@69", "({[<@!|$+"] {
-            let bounded = bounded_for_estimate(text);
-            let characters: Vec<_> = bounded.chars().collect();
+            let characters: Vec<_> = bounded(text).chars().collect();
             assert_eq!(characters.len(), text.chars().count().min(MAX_ESTIMATED_CHARS));
-            assert!(combinations(&characters) <= MAX_COMBINATIONS, "{bounded:?}");
+            assert!(combinations(&characters) <= MAX_COMBINATIONS, "{text:?}");
         }
         assert!(combinations(&hostile.chars().collect::<Vec<_>>()) > 100);
         for ordinary in ["correct horse battery staple 7", "12345678901234567890", "P@ssw0rd!", "Tr0ub4dor&3"] {
-            assert_eq!(bounded_for_estimate(ordinary).as_str(), ordinary);
+            assert_eq!(bounded(ordinary).as_str(), ordinary);
+        }
+    }
+
+    #[test]
+    fn the_accounts_own_words_are_found_within_the_bounds_of_the_estimate() {
+        let policy = PasswordPolicy { min_length: 8, min_score: 2, common_words: Vec::new() };
+        let long = format!("{}@example.com", "q7x".repeat(20));
+        // The first has so many ambiguous digits that its @ is replaced; the second is longer than what is estimated.
+        for email in ["1b86260e1ba749bc@example.com", &long] {
+            let password = Password::parse("password", email.to_owned()).expect("a password");
+            assert!(policy.accept("password", password, &[email]).is_err(), "{email}");
         }
     }
 }
