@@ -161,7 +161,13 @@ async fn migrated_template(server: &str) -> &'static str {
         drop(store::connect(&database, Migrate::Apply).await.expect("a schema"));
         let connections = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{draft}'");
         wait_until("nobody is connected", async || (sql.number(&connections).await == 0).then_some(())).await;
-        sql.execute(&format!("ALTER DATABASE {draft} RENAME TO {name}")).await;
+        // Another process may have created the template in the meantime. Then the draft is not needed.
+        let rename = format!(
+            "DO $$ BEGIN ALTER DATABASE {draft} RENAME TO {name}; \
+             EXCEPTION WHEN duplicate_database OR unique_violation THEN NULL; END $$"
+        );
+        sql.execute(&rename).await;
+        sql.execute(&format!("DROP DATABASE IF EXISTS {draft}")).await;
         name
     });
     made.await
