@@ -15,6 +15,11 @@ const FIRST_DELAY: Duration = Duration::from_secs(30);
 const LONGEST_DELAY: Duration = Duration::from_mins(15);
 /// After this long without an attempt, earlier failures no longer count.
 const ATTEMPT_WINDOW: Duration = Duration::from_hours(1);
+const _: () = assert!(LONGEST_DELAY.as_secs() < ATTEMPT_WINDOW.as_secs(), "failures count until the pause is over");
+const _: () = assert!(
+    FIRST_DELAY.as_secs() == 30 && LONGEST_DELAY.as_secs() == 15 * 60,
+    "the help text of --login-max-failures names both"
+);
 
 /// Limits on password attempts, and the audit log.
 #[derive(Debug, Clone, Args)]

@@ -51,7 +51,8 @@ impl ListenSettings {
             }
         }
         if self.lame_duck > MAX_LAME_DUCK {
-            return Err(ConfigError::OutOfRange("POSTERN_LAME_DUCK", "longer than 5m".to_owned()));
+            let limit = format!("longer than {}", humantime::format_duration(MAX_LAME_DUCK));
+            return Err(ConfigError::OutOfRange("POSTERN_LAME_DUCK", limit));
         }
         let url = self.public_url.as_deref().unwrap_or("https://");
         if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains(char::is_whitespace) {

@@ -30,10 +30,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a claim holds: longer than an attempt, with time to mark it.
 const LEASE: Duration = Duration::from_secs(40);
-const _: () = assert!(LEASE.as_secs() > SEND_TIMEOUT.as_secs(), "a claim must outlive the attempt that it is for");
 /// How often marking a sent mail is tried before its claim lapses and it is sent again.
 const MARK_ATTEMPTS: u32 = 8;
 const MARK_PAUSE: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    LEASE.as_secs() > SEND_TIMEOUT.as_secs() + MARK_ATTEMPTS as u64 * MARK_PAUSE.as_secs(),
+    "a claim must outlive its attempt and the tries to mark it"
+);
 /// The longest pause between two attempts.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(15);
 /// The age at which a mail is given up.

@@ -29,6 +29,7 @@ const STEP: Duration = Duration::from_secs(10);
 /// How long a mail may take from `MAIL FROM` to the last reply. This is longer than a step, because some servers scan
 /// for spam before they answer, and a mail that is given up at that point is delivered twice.
 const TRANSACTION: Duration = Duration::from_secs(30);
+const _: () = assert!(TRANSACTION.as_secs() > STEP.as_secs(), "a mail takes longer than a step");
 /// How many idle connections are idle.
 const KEPT: usize = 2;
 /// How long a connection stays idle. Servers close idle connections after some minutes. An older one is closed when the
