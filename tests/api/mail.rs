@@ -257,9 +257,9 @@ async fn a_mail_goes_to_the_stored_address_with_the_configured_link(database: &D
     };
     app.try_sign_up(request).await.expect("an account");
     let mail = app.mail_to("ada@example.com", MailKind::VerifyEmail).await;
-    let link = mail.letter.link.expect("a link");
+    let link = mail.content.link.expect("a link");
     assert!(link.starts_with("https://auth.example.com/base/verify-email?token="), "{link}");
-    assert!(mail.letter.text.contains(&link) && mail.letter.html.contains(&link));
+    assert!(mail.content.text.contains(&link) && mail.content.html.contains(&link));
 
     // For every name of the service, and for every Host header.
     let origin = "http://evil.example".parse().expect("a URI");
@@ -279,9 +279,9 @@ async fn a_mail_goes_to_the_stored_address_with_the_configured_link(database: &D
     account.request_password_reset(request).await.expect("the answer of always");
     let mail = app.mail_to("ada@example.com", MailKind::ResetPassword).await;
     assert!(!mail.message.contains("evil.example") && !mail.message.contains("auth.example.com"), "{}", mail.message);
-    let link = mail.letter.link.expect("a link");
+    let link = mail.content.link.expect("a link");
     let token = link.strip_prefix("https://app.example.com/?a=1&b=2#/reset/").unwrap_or_else(|| panic!("{link}"));
-    assert!(mail.letter.text.contains(&link) && mail.letter.html.contains(token));
+    assert!(mail.content.text.contains(&link) && mail.content.html.contains(token));
     app.reset_password(token, NEW_PASSWORD).await.expect("the token as it stands in the link");
     app.stop().await;
 }
@@ -308,7 +308,7 @@ async fn a_sign_up_with_a_taken_address_mails_only_its_owner_where_accounts_are_
     };
     assert_eq!((as_free, taken.username.as_str(), taken.email.as_str()), (free, "eve", "ada@example.com"));
     let mail = app.mail_to("ada@example.com", MailKind::AccountExists).await;
-    assert_eq!(mail.letter.link, None);
+    assert_eq!(mail.content.link, None);
     app.mail_to("eve@example.com", MailKind::VerifyEmail).await;
 
     // A taken username may be reported; that reveals nothing about the address.
@@ -335,7 +335,7 @@ async fn a_change_to_a_taken_address_mails_only_its_owner_where_accounts_are_con
         app.request_email_change(&eve, address).await.expect("the answer of always");
         app.mail_to(address, kind).await;
         let notice = app.mail_to("eve@example.com", MailKind::EmailChangeRequested).await;
-        assert!(notice.letter.text.contains(address), "{}", notice.letter.text);
+        assert!(notice.content.text.contains(address), "{}", notice.content.text);
     }
     // The limit is the same too: a taken address gets as many mails as a free one.
     for address in ["ada@example.com", "free@example.com"] {

@@ -237,7 +237,7 @@ async fn a_one_time_token_ends_when_the_address_changes(database: &Database) {
     let user = changed.expect("a change").into_inner().user.expect("a user");
     assert_eq!((user.email.as_str(), user.email_verified), ("new-ada@example.com", true));
     let told = app.mail_to("ada@example.com", MailKind::EmailChanged).await;
-    assert!(told.letter.text.contains("new-ada@example.com"), "{}", told.letter.text);
+    assert!(told.content.text.contains("new-ada@example.com"), "{}", told.content.text);
     for (purpose, token) in [(Purpose::VerifyEmail, &verification), (Purpose::ResetPassword, &reset)] {
         assert_dead(&app, purpose, token, "one for the address before").await;
     }

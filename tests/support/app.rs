@@ -255,7 +255,7 @@ impl<'a> TestApp<'a> {
         wait_until(&format!("a {} mail comes to {address}", kind.as_str()), async || {
             let mut mailbox = self.mailbox.lock().expect("a mailbox");
             mailbox.extend(self.mails.take());
-            let is_it = |mail: &Sent| mail.to.as_str() == address && mail.letter.kind == kind;
+            let is_it = |mail: &Sent| mail.to.as_str() == address && mail.content.kind == kind;
             let position = mailbox.iter().position(is_it)?;
             Some(mailbox.remove(position))
         })
@@ -265,7 +265,7 @@ impl<'a> TestApp<'a> {
     /// The same, for the token in it.
     pub async fn token_to(&self, address: &str, kind: MailKind) -> String {
         let mail = self.mail_to(address, kind).await;
-        let link = mail.letter.link.expect("a link");
+        let link = mail.content.link.expect("a link");
         let (_, token) = link.split_once("token=").expect("a token in the link");
         token.to_owned()
     }
