@@ -5,7 +5,7 @@ use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
 use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor, prost_types::FileDescriptorSet};
 
-/// The files to compile. Their imports are found by themselves.
+/// The files to compile. The compiler finds the files that they import.
 const FILES: [&str; 4] = [
     "postern/auth/v1/account_service.proto",
     "postern/auth/v1/admin_service.proto",
@@ -14,8 +14,7 @@ const FILES: [&str; 4] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // tonic-prost-build does not tell cargo about the files behind descriptors, and the macro that embeds the migrations does
-    // not either.
+    // Neither tonic-prost-build, which gets descriptors, nor the macro that embeds the migrations tells cargo about files.
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=migrations");
 
@@ -23,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
     // The encoded form keeps our method options. `file_descriptor_set()` would drop them.
     let encoded = compiler.encode_file_descriptor_set();
-    #[expect(clippy::disallowed_methods, reason = "cargo speaks to build scripts through the environment")]
+    #[expect(clippy::disallowed_methods, reason = "cargo passes OUT_DIR to build scripts in the environment")]
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("contract.binpb"), &encoded)?;
 

@@ -5,7 +5,7 @@
 //! The whole service runs in this process on SQLite in a temporary directory, with the default Argon2id parameters;
 //! the clients are tonic's, over loopback. Two rounds of ten seconds: without logins, and with 32 clients logging in.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark may stop where it cannot go on")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark may panic")]
 
 use std::{
     sync::{
@@ -30,7 +30,7 @@ use tonic::{
 
 const ROUND: Duration = Duration::from_secs(10);
 const LOGIN_CLIENTS: usize = 32;
-/// The pause between cheap calls, which are too few to be a load.
+/// The time between two cheap calls, long enough that these calls are no load.
 const PACE: Duration = Duration::from_millis(2);
 
 #[derive(Parser)]
@@ -96,7 +96,7 @@ async fn connect(address: &str) -> Client {
     AuthServiceClient::new(Endpoint::from_shared(address.to_owned()).unwrap().connect().await.unwrap())
 }
 
-/// Calls GetMe at a steady pace for a round; how long each call took, sorted.
+/// Calls GetMe at a steady pace for one round. Returns the sorted durations of the calls.
 async fn trickle(mut client: Client, token: &str) -> Vec<Duration> {
     let (started, mut pace) = (Instant::now(), tokio::time::interval(PACE));
     let mut times = Vec::new();

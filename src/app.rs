@@ -1,5 +1,5 @@
-//! The composition root: the one place that knows every concrete part. [`build`] puts the parts together and binds the
-//! addresses; [`App::run`] serves until it is told to stop.
+//! The composition root: the only module that knows every concrete component. [`build`] creates the components and
+//! binds the addresses. [`App::run`] serves until it is stopped.
 
 use std::{
     net::SocketAddr,
@@ -37,16 +37,16 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How long `serve` waits for its database when it starts.
-const STORE_PATIENCE: Duration = Duration::from_secs(30);
-/// How often it tries to connect in that time.
-const STORE_RETRY: Duration = Duration::from_secs(1);
+/// How long the start waits for a database that cannot be reached.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The pause before it tries again to connect.
+const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
 const PING_INTERVAL: Duration = Duration::from_millis(500);
-/// How long mails that are being sent may still take after the last call has ended.
-const LAST_MAILS: Duration = Duration::from_secs(5);
+/// How long mails in flight may still take after the last call has ended.
+const MAIL_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why the service could not be put together.
+/// Why the service could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     #[error(transparent)]
@@ -55,9 +55,9 @@ pub enum BuildError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Mail(#[from] mail::SetupError),
-    #[error("{0} cannot be listened on: {1}")]
+    #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
-    /// The detail is in the source.
+    /// The message is the cause, which only an operator may see.
     #[error("{}", detail(.0))]
     Domain(#[from] Error),
 }
@@ -70,7 +70,7 @@ fn detail(error: &Error) -> String {
     }
 }
 
-/// The service, built and listening, but not yet serving.
+/// The service, built and bound to its addresses, but not yet serving.
 #[derive(Debug)]
 pub struct App {
     surfaces: Vec<Surface>,
@@ -81,7 +81,7 @@ pub struct App {
     store: Arc<dyn Store>,
     service: Arc<Service>,
     outbox: Outbox,
-    /// How long to go on answering after saying NOT_SERVING.
+    /// How long the service goes on answering after it has reported NOT_SERVING.
     lame_duck: Duration,
 }
 
@@ -101,18 +101,18 @@ struct Surface {
     router: Router,
 }
 
-/// Puts the service together: checks the configuration, opens the store and its keys, starts the hashing threads, binds
+/// Builds the service: checks the configuration, opens the store and its keys, starts the hashing threads, and binds
 /// the addresses.
 pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
     let mailer = Mailer::new(config.mail.transport()?, config.mail.from(config.public_url())?)?;
     build_with(config, env, mailer).await
 }
 
-/// The same with another mailer than the configuration names: tests collect mails in memory.
+/// Builds the service with another mailer than the configured one: tests collect mails in memory.
 pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App, BuildError> {
     let templates = config.mail.templates(config.public_url())?;
     if mailer.is_log_only() && matches!(config.store.database()?, DatabaseUrl::Postgres { .. }) {
-        tracing::warn!("mail is only written to the log: set POSTERN_MAIL_URL to have it sent");
+        tracing::warn!("mails are only written to the log: set POSTERN_MAIL_URL to send them");
     }
     let service = domain(config, env.clone()).await?;
     service.load_revocations().await?;
@@ -152,16 +152,16 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     })
 }
 
-/// The service without its network addresses, on the store that the configuration names. `serve` serves it; other
+/// Builds the domain's service on the configured store, without network addresses. `serve` serves it, and other
 /// commands call it directly.
 pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildError> {
     config.validate()?;
     let database = config.store.database()?;
     create_directory(&database)?;
-    // A missing key is reported before the wait for the database.
-    let given = config.master_key.given(&database)?;
+    // Read first, so that a missing key is reported without waiting for the database.
+    let configured = config.master_key.configured(&database)?;
     let store = open_store(&database).await?;
-    let master = master_key(given, &database, store.as_ref(), &env).await?;
+    let master = master_key(configured, &database, store.as_ref(), &env).await?;
     let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
     Ok(Arc::new(Service {
         store,
@@ -184,7 +184,7 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
     }))
 }
 
-/// Binds an address. The second value is the bound address, with the real port where the configuration has port 0.
+/// Binds an address. The second value is the bound address, with the real port if the configured port is 0.
 async fn listen_on(
     address: SocketAddr,
     protocol: Protocol,
@@ -196,8 +196,8 @@ async fn listen_on(
     Ok((Surface { listener, protocol, router }, bound))
 }
 
-/// How `serve` treats the schema. A SQLite file belongs to one process and is migrated when it is opened. A PostgreSQL
-/// database is shared and is migrated by `postern migrate`.
+/// Whether `serve` applies migrations. A SQLite file belongs to one process and is migrated when it is opened. A
+/// PostgreSQL database is shared, and `postern migrate` migrates it.
 fn migrate_on_serve(database: &DatabaseUrl) -> Migrate {
     match database {
         DatabaseUrl::Sqlite(_) => Migrate::Apply,
@@ -209,14 +209,14 @@ fn create_directory(database: &DatabaseUrl) -> Result<(), ConfigError> {
     database.create_directory().map_err(|(path, source)| ConfigError::Unwritable { path, source })
 }
 
-/// Opens the store. Waits for a while if the database cannot be reached, because both are often started together.
+/// Opens the store. Waits for a database that cannot be reached, because both are often started at the same time.
 async fn open_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, OpenError> {
     let started = Instant::now();
     loop {
         match store::connect(database, migrate_on_serve(database)).await {
-            Err(OpenError::Store(StoreError::Unavailable(cause))) if started.elapsed() < STORE_PATIENCE => {
-                tracing::warn!(%cause, "waiting for the database");
-                tokio::time::sleep(STORE_RETRY).await;
+            Err(OpenError::Store(StoreError::Unavailable(cause))) if started.elapsed() < STORE_TIMEOUT => {
+                tracing::warn!(%cause, "the database cannot be reached: waiting for it");
+                tokio::time::sleep(STORE_RETRY_PAUSE).await;
             }
             outcome => return outcome,
         }
@@ -225,16 +225,16 @@ async fn open_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, OpenError>
 
 /// The configured master key, or the one beside the SQLite file.
 pub async fn master_key(
-    given: Option<MasterKey>,
+    configured: Option<MasterKey>,
     database: &DatabaseUrl,
     store: &dyn Store,
     env: &Env,
 ) -> Result<MasterKey, BuildError> {
-    match (given, database) {
+    match (configured, database) {
         (Some(key), _) => Ok(key),
         (None, DatabaseUrl::Sqlite(database)) => {
-            let something_is_sealed = !store.signing_keys().await.map_err(Error::from)?.is_empty();
-            Ok(config::master_key_beside(database, something_is_sealed, env)?)
+            let has_signing_keys = !store.signing_keys().await.map_err(Error::from)?.is_empty();
+            Ok(config::master_key_beside(database, has_signing_keys, env)?)
         }
         (None, DatabaseUrl::Postgres { .. }) => Err(ConfigError::MasterKeyMissing.into()),
     }
@@ -249,17 +249,17 @@ pub async fn migrate(config: &crate::config::StoreSettings) -> Result<(), BuildE
 }
 
 impl App {
-    /// The addresses that the service listens on, with the real ports.
+    /// The addresses that the service listens on, with the real ports instead of port 0.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Serves until `stop`. Then it reports NOT_SERVING, serves for the lame duck period, sends GOAWAY, lets calls
-    /// finish and returns.
+    /// Serves until `stop` is cancelled. Then it reports NOT_SERVING, goes on serving for the lame duck time, sends
+    /// GOAWAY, lets calls finish, and returns.
     pub async fn run(self, stop: CancellationToken) {
         let Self { surfaces, addresses: _, proxies, health, readiness, store, service, outbox, lame_duck } = self;
         let close = CancellationToken::new();
-        // Health is known before the first caller can ask.
+        // The health is set before the first caller can ask for it.
         let reachable = store.ping().await.is_ok();
         report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
@@ -268,7 +268,7 @@ impl App {
         }
         servers.close();
         let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable));
-        let follower = tokio::spawn({
+        let revocation_sync = tokio::spawn({
             let service = Arc::clone(&service);
             async move { service.run_revocation_sync().await }
         });
@@ -286,16 +286,16 @@ impl App {
         tokio::time::sleep(lame_duck).await;
         close.cancel();
         servers.wait().await;
-        follower.abort();
-        // Mails in flight had as much time as the calls. A mail that is not marked as sent is sent again.
-        if tokio::time::timeout(LAST_MAILS, sending).await.is_err() {
+        revocation_sync.abort();
+        // Mails in flight had the same time as the calls. A mail that is not marked as sent by now is sent again later.
+        if tokio::time::timeout(MAIL_DRAIN_TIMEOUT, sending).await.is_err() {
             tracing::warn!("stopping while a mail is being sent: it will be sent again");
         }
         tracing::info!("stopped");
     }
 }
 
-/// Reports every change of the store's health, in both directions.
+/// Reports and logs every change of the store's health.
 async fn watch_store(store: Arc<dyn Store>, health: Health, readiness: Arc<Readiness>, mut was_reachable: bool) {
     let mut ticks = tokio::time::interval(PING_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,11 +1,11 @@
-//! Which database to open: what the configuration reads and the store opens.
+//! The database to open. The configuration reads it, and the store opens it.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-/// The database, as `POSTERN_DATABASE_URL` names it.
+/// The database that `POSTERN_DATABASE_URL` names.
 #[derive(Debug, Clone)]
 pub enum DatabaseUrl {
     /// A SQLite file. It is created if it does not exist.
@@ -13,15 +13,15 @@ pub enum DatabaseUrl {
     /// A `postgres://` URL, which may contain a password.
     Postgres {
         url: secrecy::SecretString,
-        /// The most connections to open.
+        /// The maximum number of connections.
         max_connections: u32,
-        /// Whether to listen for what other replicas write.
+        /// Whether to LISTEN for the changes of other replicas.
         notifications: bool,
     },
 }
 
 impl DatabaseUrl {
-    /// Creates the directory of a SQLite file, readable by its owner only. An error names the directory.
+    /// Creates the directory of a SQLite file, which only its owner can read. An error contains the directory.
     pub fn create_directory(&self) -> Result<(), (PathBuf, io::Error)> {
         let Self::Sqlite(path) = self else {
             return Ok(());

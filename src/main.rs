@@ -1,4 +1,4 @@
-//! The `postern` binary. All code is in the library.
+//! The `postern` binary. All of its code is in the library.
 
 use std::process::ExitCode;
 

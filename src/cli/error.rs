@@ -1,4 +1,4 @@
-//! Why a command failed.
+//! The error of a command.
 
 /// Any error. A command only prints its message.
 pub type CliError = Box<dyn std::error::Error + Send + Sync>;

@@ -32,9 +32,9 @@ pub struct Cli {
 enum Command {
     /// Serve until SIGINT or SIGTERM
     Serve(Box<Config>),
-    /// Apply the missing database migrations; `serve` does this itself on SQLite
+    /// Apply the missing database migrations; with SQLite, `serve` does this itself
     Migrate(StoreSettings),
-    /// Ask a running server for its health; exits with 0 if it serves
+    /// Ask a running server for its health; the exit code is 0 if it is SERVING
     Healthcheck(Healthcheck),
     /// Print the OpenAPI 3.1 description of the REST API
     Openapi,
@@ -48,7 +48,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Healthcheck {
-    /// The server's gRPC address
+    /// gRPC address of the server
     #[arg(long, env = "POSTERN_GRPC_ADDR", default_value = "127.0.0.1:50051", value_name = "IP:PORT")]
     grpc_addr: SocketAddr,
 }
@@ -127,7 +127,7 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output
             if first {
                 stop.cancel();
             } else {
-                tracing::warn!("stopping at once");
+                tracing::warn!("second signal: stopping without waiting for calls");
                 std::process::exit(1);
             }
         }
@@ -135,7 +135,7 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output
 }
 
 async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
-    // A server that listens on all addresses is asked on loopback.
+    // A server that listens on all addresses also listens on loopback.
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{host}:{}", address.port()))?
@@ -152,9 +152,9 @@ async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
 async fn list_keys(store: &StoreSettings, master_key: &MasterKeySettings) -> Result<ExitCode, CliError> {
     let database = store.database()?;
     let env = Env::system();
-    let given = master_key.given(&database)?;
+    let configured = master_key.configured(&database)?;
     let store = store::connect(&database, store::Migrate::Check).await?;
-    let master = app::master_key(given, &database, store.as_ref(), &env).await?;
+    let master = app::master_key(configured, &database, store.as_ref(), &env).await?;
     let keyring = Keyring::read(store.as_ref(), &master).await?;
     println!("{}", serde_json::to_string_pretty(&keyring.jwks())?);
     Ok(ExitCode::SUCCESS)

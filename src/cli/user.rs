@@ -1,5 +1,6 @@
-//! `postern user`: operators manage accounts directly in the database. The rules are the same as over the network; the
-//! last admin cannot be removed. The audit log names no actor. A running server notices a change within half a second.
+//! `postern user`: operators manage accounts directly in the database. The rules are the same as over the network: for
+//! example, the last admin cannot be removed. The audit log names no actor. A running server notices a change within
+//! half a second.
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _},
@@ -25,11 +26,11 @@ use crate::{
 use super::error::CliError;
 
 /// How many accounts one query reads.
-const PAGE: u32 = 200;
+const PAGE_SIZE: u32 = 200;
 
 #[derive(Debug, Subcommand)]
 pub enum User {
-    /// Create an account; its password is read from a prompt, or from standard input
+    /// Create an account; the password is read from a prompt, or from standard input if that is not a terminal
     Create {
         #[arg(long, value_name = "NAME")]
         username: String,
@@ -41,7 +42,7 @@ pub enum User {
         #[command(flatten)]
         config: Box<Server>,
     },
-    /// List accounts: id, username, email, roles, state
+    /// List accounts, one per line: id, username, email, roles, state
     List {
         /// Only accounts whose email or username starts with this text
         #[arg(long, default_value = "", value_name = "TEXT")]
@@ -49,11 +50,11 @@ pub enum User {
         #[command(flatten)]
         config: Box<Server>,
     },
-    /// Replace the roles of an account by these and `user`
+    /// Replace the roles of an account; every account keeps the role `user`
     SetRoles {
         #[command(flatten)]
         selector: AccountSelector,
-        /// Can be given several times; without it only `user` remains
+        /// A role in addition to `user`; can be given several times
         #[arg(long = "role", value_name = "ROLE")]
         roles: Vec<String>,
         #[command(flatten)]
@@ -78,15 +79,15 @@ pub enum User {
     },
 }
 
-/// The account to work on.
+/// The account that a command changes.
 #[derive(Debug, Args)]
 pub struct AccountSelector {
-    /// The address of the account
+    /// Email address of the account
     #[arg(long, value_name = "ADDRESS")]
     email: String,
 }
 
-/// The settings of the server, so that the command can run in the environment of the server.
+/// The settings of the server, so that a command runs with the server's environment variables.
 #[derive(Debug, Args)]
 pub struct Server {
     #[command(flatten)]
@@ -100,12 +101,14 @@ pub async fn run(command: User) -> Result<ExitCode, CliError> {
         User::SetRoles { selector, roles, config } => {
             let roles = role_set(&roles).map_err(violation_message)?;
             let (service, account) = selector.find(&config.config).await?;
-            show(&service.set_roles(account.id, roles, Administrator::COMMAND_LINE).await.map_err(operator_error)?);
+            print(&service.set_roles(account.id, roles, Administrator::COMMAND_LINE).await.map_err(operator_error)?);
         }
         User::Disable { selector, reason: text, config } => {
             let reason = reason(text).map_err(violation_message)?;
             let (service, account) = selector.find(&config.config).await?;
-            show(&service.disable_user(account.id, reason, Administrator::COMMAND_LINE).await.map_err(operator_error)?);
+            print(
+                &service.disable_user(account.id, reason, Administrator::COMMAND_LINE).await.map_err(operator_error)?,
+            );
         }
         User::ResetPasswordLink { selector, config } => {
             let (service, account) = selector.find(&config.config).await?;
@@ -126,19 +129,19 @@ async fn create(username: &str, email: &str, roles: &[String], config: &Config) 
     let password = Password::parse("password", read_password()?).map_err(violation_message)?;
     let password = service.accept_password("password", password, &words).map_err(violation_message)?;
     let account = service.create_account(SignUp { username, email, password }, roles).await.map_err(operator_error)?;
-    show(&account);
+    print(&account);
     Ok(())
 }
 
 async fn list(query: &str, config: &Config) -> Result<(), CliError> {
     let query = crate::domain::admin::search_text(query).map_err(violation_message)?;
     let service = app::domain(config, Env::system()).await?;
-    let mut place = String::new();
+    let mut cursor = String::new();
     loop {
-        let page = service.list_users(PAGE, &place, &query).await.map_err(operator_error)?;
-        page.entries.iter().for_each(show);
+        let page = service.list_users(PAGE_SIZE, &cursor, &query).await.map_err(operator_error)?;
+        page.entries.iter().for_each(print);
         match page.next {
-            Some(next) => place = next,
+            Some(next) => cursor = next,
             None => return Ok(()),
         }
     }
@@ -153,8 +156,8 @@ impl AccountSelector {
     }
 }
 
-/// Prints one line for an account, with tabs between the fields.
-fn show(account: &Account) {
+/// Prints an account as one line, with tabs between the fields.
+fn print(account: &Account) {
     let roles: Vec<_> = account.roles.iter().map(crate::domain::role::Role::as_str).collect();
     let state = match (account.disabled, account.email_verified) {
         (true, _) => "disabled",
@@ -165,19 +168,19 @@ fn show(account: &Account) {
     println!("{id}\t{username}\t{email}\t{}\t{state}", roles.join(","));
 }
 
-/// Reads a password: twice from a prompt, or the first line of standard input if that is not a terminal.
+/// Reads a password twice from a prompt, or once from the first line of standard input if that is not a terminal.
 fn read_password() -> io::Result<String> {
     if !io::stdin().is_terminal() {
         let mut line = Zeroizing::new(Vec::new());
-        // One byte more than a password may have, and the line end.
+        // The longest password, one byte more to detect a longer one, and the line end.
         io::Read::take(io::stdin().lock(), MAX_BYTES as u64 + 3).read_until(b'\n', &mut line)?;
         let line = std::str::from_utf8(&line).map_err(|_| io::Error::other("the password is not UTF-8"))?;
         return Ok(line.trim_end_matches(['\n', '\r']).to_owned());
     }
     let password = Zeroizing::new(rpassword::prompt_password("Password: ")?);
-    let again = Zeroizing::new(rpassword::prompt_password("Again: ")?);
-    if *password != *again {
-        return Err(io::Error::other("the two passwords are not the same"));
+    let repeated = Zeroizing::new(rpassword::prompt_password("Again: ")?);
+    if *password != *repeated {
+        return Err(io::Error::other("the two passwords differ"));
     }
     Ok(password.to_string())
 }
@@ -186,7 +189,7 @@ fn violation_message(FieldViolation { field, description }: FieldViolation) -> C
     format!("{field} {description}").into()
 }
 
-/// An error with its cause, which an operator may see and a caller over the network may not.
+/// The error with its cause. An operator may see the cause; a caller over the network may not.
 fn operator_error(error: Error) -> CliError {
     match error {
         Error::Internal(cause) => cause,

@@ -1,4 +1,4 @@
-//! The master key: where it is read from, and how the embedded default creates it.
+//! The settings of the master key, and the key file beside a SQLite database.
 
 use std::{
     fs,
@@ -29,8 +29,8 @@ pub struct MasterKeySettings {
 }
 
 impl MasterKeySettings {
-    /// The configured master key. `None` means the one beside a SQLite file; with PostgreSQL a key is required.
-    pub fn given(&self, database: &DatabaseUrl) -> Result<Option<MasterKey>, ConfigError> {
+    /// The configured master key. `None` stands for the key beside a SQLite file. With PostgreSQL a key is required.
+    pub fn configured(&self, database: &DatabaseUrl) -> Result<Option<MasterKey>, ConfigError> {
         let (text, from_file) = match (&self.master_key, &self.master_key_file, database) {
             (Some(key), _, _) => (Zeroizing::new(key.expose_secret().to_owned()), false),
             (None, Some(path), _) => (read_secret("POSTERN_MASTER_KEY_FILE", path)?, true),
@@ -41,14 +41,14 @@ impl MasterKeySettings {
     }
 }
 
-/// The master key beside a SQLite file. It is created if it does not exist, unless the database contains something that
-/// was encrypted with a key that is now missing.
-pub fn master_key_beside(database: &Path, something_is_sealed: bool, env: &Env) -> Result<MasterKey, ConfigError> {
+/// Reads the master key beside a SQLite file. A new key is created if there is none, unless the database contains
+/// signing keys: those were encrypted with a key that is now missing.
+pub fn master_key_beside(database: &Path, has_signing_keys: bool, env: &Env) -> Result<MasterKey, ConfigError> {
     let mut path = database.as_os_str().to_owned();
     path.push(".key");
     let path = PathBuf::from(path);
     if !path.exists() {
-        if something_is_sealed {
+        if has_signing_keys {
             return Err(ConfigError::MasterKeyLost { database: database.to_owned(), key: path });
         }
         write_new_secret(&path, &MasterKey::generate(env)?)?;
@@ -57,7 +57,7 @@ pub fn master_key_beside(database: &Path, something_is_sealed: bool, env: &Env) 
         .map_err(|source| ConfigError::MasterKey { from_file: true, source })
 }
 
-/// Writes a secret to a new file, readable by its owner only, and syncs it to disk.
+/// Writes a secret to a new file, which only its owner can read, and syncs it to disk.
 fn write_new_secret(path: &Path, secret: &str) -> Result<(), ConfigError> {
     use std::io::Write as _;
     let write = || -> std::io::Result<()> {

@@ -9,23 +9,28 @@ use crate::{domain::throttle::AttemptPolicy, listen::TrustedProxies};
 
 use super::value::duration;
 
-/// The pause after the last attempt that is allowed without one. Each further failure doubles it.
+/// The pause after the failures that are allowed without one. Each further failure doubles it.
 const FIRST_DELAY: Duration = Duration::from_secs(30);
 /// The longest pause.
 const LONGEST_DELAY: Duration = Duration::from_mins(15);
 /// After this long without an attempt, earlier failures no longer count.
 const ATTEMPT_WINDOW: Duration = Duration::from_hours(1);
+const _: () = assert!(LONGEST_DELAY.as_secs() < ATTEMPT_WINDOW.as_secs(), "failures count until the pause is over");
+const _: () = assert!(
+    FIRST_DELAY.as_secs() == 30 && LONGEST_DELAY.as_secs() == 15 * 60,
+    "the help text of --login-max-failures names both"
+);
 
 /// Limits on password attempts, and the audit log.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Limits and audit")]
 pub struct LimitSettings {
-    /// How many wrong passwords in a row one address may get before a pause of 30 s, which doubles with each further
-    /// one, up to 15 min
+    /// How many wrong passwords in a row are allowed for one email address before a pause of 30 s; each further wrong
+    /// password doubles the pause, up to 15 min
     #[arg(long, env = "POSTERN_LOGIN_MAX_FAILURES", default_value_t = 10, value_name = "COUNT",
         value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub login_max_failures: u16,
-    /// How many passwords one client address may try in a minute, at each replica; 0 for no limit
+    /// How many passwords one client address may try per minute, at each replica; 0 for no limit
     #[arg(long, env = "POSTERN_LOGIN_LIMIT_PER_CLIENT", default_value_t = 3_000, value_name = "COUNT")]
     pub login_limit_per_client: u32,
     /// Networks of proxies whose X-Forwarded-For is trusted, as CIDRs separated by commas [default: none]
@@ -54,6 +59,7 @@ impl LimitSettings {
         }
     }
 
+    /// How many passwords one client address may try per minute. `None` means no limit.
     pub fn client_limit(&self) -> Option<NonZeroU32> {
         NonZeroU32::new(self.login_limit_per_client)
     }

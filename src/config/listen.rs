@@ -7,7 +7,7 @@ use http::HeaderValue;
 
 use super::{error::ConfigError, value::duration};
 
-/// The longest pause between SIGTERM and the end of serving.
+/// The longest time that the service may go on after SIGTERM.
 const MAX_LAME_DUCK: Duration = Duration::from_mins(5);
 
 /// The addresses to listen on, and what is served there.
@@ -20,7 +20,7 @@ pub struct ListenSettings {
     /// Address for REST, the public keys and discovery
     #[arg(long, env = "POSTERN_HTTP_ADDR", default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
     pub http_addr: SocketAddr,
-    /// Address for probes and metrics; not secret, but not meant for the public
+    /// Address for probes and metrics, which contain no secrets but should not be public
     #[arg(long, env = "POSTERN_OPS_ADDR", default_value = "127.0.0.1:9090", value_name = "IP:PORT")]
     pub ops_addr: SocketAddr,
     /// URL at which clients reach the HTTP address [default: the issuer]
@@ -29,21 +29,22 @@ pub struct ListenSettings {
     /// Origins whose web pages may call the REST API, separated by commas [default: none]
     #[arg(long, env = "POSTERN_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub cors_origins: Vec<HeaderValue>,
-    /// Serve plaintext on an address that is not loopback; for use behind a proxy or a mesh that provides TLS
+    /// Allow plaintext on an address that is not loopback, for use behind a proxy or a mesh that provides TLS
     #[arg(long, env = "POSTERN_ALLOW_PLAINTEXT", default_value_t = false, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub allow_plaintext: bool,
-    /// How long to go on serving after SIGTERM while health says NOT_SERVING, so that load balancers stop sending first
+    /// How long to go on serving after SIGTERM while health is NOT_SERVING, so that load balancers stop sending calls
     #[arg(long, env = "POSTERN_LAME_DUCK", default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub lame_duck: Duration,
-    /// Serve gRPC reflection (v1 and v1alpha), from which clients read the API
+    /// Serve gRPC reflection (v1 and v1alpha), so that clients such as grpcurl can read the API
     #[arg(long, env = "POSTERN_REFLECTION", default_value_t = true, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub reflection: bool,
 }
 
 impl ListenSettings {
-    /// Refuses plaintext on an address that others can reach, unless it was allowed.
+    /// Checks the lame duck time and the public URL. Refuses plaintext on an address that other machines can reach,
+    /// unless it is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (variable, address) in [("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr)] {
             if !address.ip().is_loopback() && !self.allow_plaintext {
@@ -51,7 +52,8 @@ impl ListenSettings {
             }
         }
         if self.lame_duck > MAX_LAME_DUCK {
-            return Err(ConfigError::OutOfRange("POSTERN_LAME_DUCK", "longer than 5m".to_owned()));
+            let limit = format!("longer than {}", humantime::format_duration(MAX_LAME_DUCK));
+            return Err(ConfigError::OutOfRange("POSTERN_LAME_DUCK", limit));
         }
         let url = self.public_url.as_deref().unwrap_or("https://");
         if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains(char::is_whitespace) {

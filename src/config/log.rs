@@ -2,19 +2,19 @@
 
 use clap::{Args, ValueEnum};
 
-/// What is logged and in which form. Every command has these settings.
+/// What is logged and in which format. Every command has these settings.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logging")]
 pub struct LogSettings {
-    /// Which messages are logged: a level, or directives as in RUST_LOG
+    /// Which messages are logged: a level, or directives in the syntax of RUST_LOG
     #[arg(long, env = "POSTERN_LOG", default_value = "info", global = true, value_name = "FILTER")]
     pub log: String,
-    /// The form of log lines on standard error [default: text on a terminal, else json]
+    /// Format of log lines on standard error [default: text on a terminal, else json]
     #[arg(long, env = "POSTERN_LOG_FORMAT", global = true, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,

@@ -20,7 +20,8 @@ use super::{error::ConfigError, mail_url, value::read_secret};
 /// Mail, and the name of the service in it.
 ///
 /// TLS to the mail server uses the certificate authorities of the system. Add a private authority there, or name it in
-/// SSL_CERT_FILE or SSL_CERT_DIR, which replace those of the system (rustls-native-certs). They are read at the start.
+/// SSL_CERT_FILE or SSL_CERT_DIR, which replace those of the system (rustls-native-certs). They are read when the
+/// service starts.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Mail")]
 pub struct MailSettings {
@@ -45,17 +46,17 @@ pub struct MailSettings {
     /// public URL and /verify-email]
     #[arg(long, env = "POSTERN_VERIFY_EMAIL_URL", value_name = "URL")]
     pub verify_email_url: Option<String>,
-    /// The same for mails that reset a password [default: the public URL and /reset-password]
+    /// Page that password reset mails link to; the token is added as in POSTERN_VERIFY_EMAIL_URL [default: the public URL and /reset-password]
     #[arg(long, env = "POSTERN_RESET_PASSWORD_URL", value_name = "URL")]
     pub reset_password_url: Option<String>,
-    /// The same for mails that confirm a new address [default: the public URL and /confirm-email-change]
+    /// Page that mails to a new address link to; the token is added as in POSTERN_VERIFY_EMAIL_URL [default: the public URL and /confirm-email-change]
     #[arg(long, env = "POSTERN_CONFIRM_EMAIL_CHANGE_URL", value_name = "URL")]
     pub confirm_email_change_url: Option<String>,
-    /// How many mails in an hour others can cause to one address
+    /// How many mails per hour can be requested for one address
     #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_ADDRESS", default_value_t = 10, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub mail_limit_per_address: u32,
-    /// How many mails in a minute one client address can cause, at each replica; 0 for no limit
+    /// How many mails per minute one client address can cause, at each replica; 0 for no limit
     #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_CLIENT", default_value_t = 60, value_name = "COUNT")]
     pub mail_limit_per_client: u32,
     /// Do not reveal at sign-up or change of address that an address has an account; mail its owner instead
@@ -64,7 +65,7 @@ pub struct MailSettings {
     pub conceal_existing_accounts: bool,
 }
 
-/// Parses the name of the service. It must fit on one line and into a subject.
+/// Parses the name of the service, which stands in the subject of mails and therefore must fit on one line.
 fn service_name(text: &str) -> Result<String, String> {
     let breaks_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     if !(1..=64).contains(&text.chars().count()) || text.trim() != text || text.contains(breaks_line) {
@@ -84,7 +85,7 @@ impl MailSettings {
             Some(path) => Some(read_secret("POSTERN_MAIL_PASSWORD_FILE", path)?),
             None => None,
         };
-        // The line end that editors add is not part of the password. A space may be.
+        // Editors add a line end, which is not part of the password. A space may be part of it.
         let password = password.map(|text| SecretString::from(text.trim_end_matches(['\r', '\n'])));
         mail_url::transport(url.trim(), password).map_err(|problem| ConfigError::Unusable(variable, problem.to_owned()))
     }
@@ -98,12 +99,12 @@ impl MailSettings {
         let uri = public_url.parse::<Uri>().ok();
         let is_web = |uri: &&Uri| matches!(uri.scheme_str(), Some("http" | "https"));
         let host = uri.as_ref().filter(is_web).and_then(Uri::host).filter(|host| !host.is_empty());
-        let host = host.ok_or_else(|| unusable("must be set where the public URL has no host".to_owned()))?;
-        // An IP address is not a domain.
+        let host = host.ok_or_else(|| unusable("must be set if the public URL has no host".to_owned()))?;
+        // An IP address cannot be the domain of an email address.
         let is_name = !host.starts_with('[') && host.parse::<std::net::Ipv4Addr>().is_err();
         let domain = if is_name { host } else { "localhost" };
         let named = Sender::named(&self.service_name, &format!("no-reply@{domain}"));
-        named.map_err(|error| unusable(format!("{error}, because none can be made of the public URL")))
+        named.map_err(|error| unusable(format!("{error}, because no address can be derived from the public URL")))
     }
 
     /// The parts of mails that the deployment chooses: the name of the service and the targets of links.
@@ -126,13 +127,13 @@ impl MailSettings {
         Ok(MailTemplates { service_name: self.service_name.clone(), links })
     }
 
-    /// The limit for one address: an hour's mails at once, then evenly over the hour.
+    /// The limit for one address: the mails of an hour may be sent at once, and are then refilled evenly over an hour.
     pub fn address_limit(&self) -> AddressLimit {
         let burst = self.mail_limit_per_address.max(1);
         AddressLimit { burst, interval: Duration::from_hours(1) / burst }
     }
 
-    /// How many mails in a minute one client address can cause. `None` means no limit.
+    /// How many mails per minute one client address can cause. `None` means no limit.
     pub fn client_limit(&self) -> Option<NonZeroU32> {
         NonZeroU32::new(self.mail_limit_per_client)
     }
@@ -142,8 +143,8 @@ impl MailSettings {
 fn default_link(public_url: &str, path: &str) -> Result<Link, ConfigError> {
     let unusable = || {
         let problem = "must be an http:// or https:// URL without query and fragment, or POSTERN_VERIFY_EMAIL_URL, \
-                       POSTERN_RESET_PASSWORD_URL and POSTERN_CONFIRM_EMAIL_CHANGE_URL must all be set; it is the \
-                       issuer unless it is set";
+                       POSTERN_RESET_PASSWORD_URL and POSTERN_CONFIRM_EMAIL_CHANGE_URL must all be set; the \
+                       default is POSTERN_ISSUER";
         ConfigError::Unusable("POSTERN_PUBLIC_URL", problem.to_owned())
     };
     if public_url.contains(['?', '#', '{']) {
@@ -179,19 +180,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_url_is_said_by_its_name_alone() {
+    fn an_error_of_the_mail_url_names_the_setting_and_not_its_value() {
         for url in ["smtp://postern:hunter2%@mail.example.com", "hunter2://", "smtp://postern:hunter2@"] {
             let refusal = config(&[&format!("--mail-url={url}")]).transport().expect_err(url);
             assert!(refusal.to_string().starts_with("POSTERN_MAIL_URL "), "{refusal}");
             assert!(!format!("{refusal} {refusal:?}").contains("hunter2"), "{refusal}");
         }
         let config = config(&["--mail-url= smtp://postern:hunter2@mail.example.com\n"]);
-        let transport = config.transport().expect("white space around it does not matter");
+        let transport = config.transport().expect("surrounding white space is ignored");
         assert!(!format!("{config:?} {transport:?}").contains("hunter2"));
     }
 
     #[test]
-    fn url_and_password_may_lie_in_files() {
+    fn url_and_password_can_be_read_from_files() {
         let directory = TempDir::new().expect("a directory");
         let file = |name: &str, text: &str| {
             std::fs::write(directory.path().join(name), text).expect("a file");
@@ -212,14 +213,14 @@ mod tests {
             let refusal = config(&[&format!("--mail-url={url}"), &password_file]).transport().expect_err(url);
             assert!(refusal.to_string().contains("POSTERN_MAIL_PASSWORD_FILE"), "{refusal}");
         }
-        let both = parse(&["--mail-url=log:", &url_file]).expect_err("one or the other");
+        let both = parse(&["--mail-url=log:", &url_file]).expect_err("a URL and a file");
         assert_eq!(both.kind(), clap::error::ErrorKind::ArgumentConflict);
         let missing = config(&["--mail-url-file=/nowhere/url"]).transport().expect_err("no such file");
         assert!(missing.to_string().starts_with("POSTERN_MAIL_URL_FILE: /nowhere/url"), "{missing}");
     }
 
     #[test]
-    fn mails_are_from_the_service_unless_somebody_else_is_named() {
+    fn the_default_sender_is_derived_from_the_service_name_and_the_public_url() {
         let from = |arguments: &[&str], public_url| config(arguments).from(public_url);
         let sender = |text| Sender::parse(text).expect("a sender");
         assert_eq!(from(&[], PUBLIC_URL).ok(), Some(sender("Postern <no-reply@auth.example.com>")));
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_to_the_public_url_unless_they_lead_elsewhere() {
+    fn links_lead_to_the_public_url_unless_they_are_configured() {
         let link = |text| Link::parse(text).expect("a link");
         let links = config(&["--reset-password-url=https://app.example.com/#/r/{token}"]).templates(PUBLIC_URL);
         let expected = Links {
@@ -249,17 +250,17 @@ mod tests {
             reset_password: link("https://app.example.com/#/r/{token}"),
             confirm_email_change: link("https://auth.example.com/base/confirm-email-change"),
         };
-        assert_eq!(links.expect("wording").links, expected);
+        assert_eq!(links.expect("templates").links, expected);
 
-        let elsewhere = [
+        let configured = [
             "--verify-email-url=https://a.example/1",
             "--reset-password-url=https://a.example/2",
             "--confirm-email-change-url=https://a.example/3",
         ];
-        config(&elsewhere).templates("urn:x").expect("nothing is derived from the public URL");
+        config(&configured).templates("urn:x").expect("nothing is derived from the public URL");
         for public_url in ["urn:x", "ftp://a.example", "https://a.example?b", "https://a.example#b", "https://{token}"]
         {
-            let refusal = config(&elsewhere[1..]).templates(public_url).expect_err(public_url);
+            let refusal = config(&configured[1..]).templates(public_url).expect_err(public_url);
             assert!(refusal.to_string().starts_with("POSTERN_PUBLIC_URL must be "), "{refusal}");
         }
         for (argument, variable) in [
@@ -273,11 +274,11 @@ mod tests {
     }
 
     #[test]
-    fn a_service_has_a_name_that_fits_on_one_line() {
+    fn the_name_of_the_service_fits_on_one_line() {
         let longest = "ß".repeat(64);
         for name in ["P", "<script>&\"", longest.as_str()] {
             let config = config(&[&format!("--service-name={name}")]);
-            assert_eq!(config.templates(PUBLIC_URL).expect("wording").service_name, name);
+            assert_eq!(config.templates(PUBLIC_URL).expect("templates").service_name, name);
         }
         let too_long = "a".repeat(65);
         for name in ["", " ", " a", "a\r\nBcc: b", "a\u{2028}b", "a\u{7f}", too_long.as_str()] {
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_spread_over_their_time() {
+    fn the_mail_limit_is_spread_over_an_hour_and_zero_means_no_client_limit() {
         let config = config(&["--mail-limit-per-address=7", "--mail-limit-per-client=0"]);
         let limit = config.address_limit();
         assert_eq!(limit.burst, 7);

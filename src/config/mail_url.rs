@@ -1,8 +1,9 @@
 //! The mail URL: the transport that it names, and how to reach the mail server. It may contain a password, so an error
 //! never quotes it.
 //!
-//! It is parsed here and not with `url`, which follows the WHATWG standard: that drops line breaks, accepts any bytes
-//! as the host of an unknown scheme and leaves a wrong % alone. A setting is rather refused than repaired.
+//! It is parsed here and not with `url`, which follows the WHATWG standard: that drops line breaks, accepts almost any
+//! host of an unknown scheme, and ignores an empty port, an empty user and a wrong %. A wrong setting must be refused
+//! and not repaired.
 
 use std::{num::NonZeroU16, path::PathBuf};
 
@@ -17,7 +18,7 @@ pub(super) fn transport(url: &str, password: Option<SecretString>) -> Result<Tra
     const FORMS: &str = "must begin with log:, file:, smtp:// or smtps://";
     let (scheme, rest) = url.split_once(':').ok_or(FORMS)?;
     let no_user = || match password {
-        Some(_) => Err("names no user whose password POSTERN_MAIL_PASSWORD_FILE could be"),
+        Some(_) => Err("has no user, but POSTERN_MAIL_PASSWORD_FILE is set"),
         None => Ok(()),
     };
     match (scheme, rest.strip_prefix("//")) {
@@ -74,7 +75,7 @@ fn smtp(rest: &str, password_from_file: Option<SecretString>, tls: bool) -> Resu
     let credentials = match user_info {
         Some(user_info) => Some(credentials(user_info, password_from_file)?),
         None if password_from_file.is_some() => {
-            return Err("names no user whose password POSTERN_MAIL_PASSWORD_FILE could be");
+            return Err("has no user, but POSTERN_MAIL_PASSWORD_FILE is set");
         }
         None => None,
     };
@@ -84,7 +85,7 @@ fn smtp(rest: &str, password_from_file: Option<SecretString>, tls: bool) -> Resu
 fn host_and_port(server: &str) -> Result<(&str, Option<u16>), &'static str> {
     let (host, port) = if let Some(bracketed) = server.strip_prefix('[') {
         let (host, port) = bracketed.split_once(']').ok_or("has a [ without ] in its host")?;
-        host.parse::<std::net::Ipv6Addr>().map_err(|_| "has something else than an IPv6 address in brackets")?;
+        host.parse::<std::net::Ipv6Addr>().map_err(|_| "has no IPv6 address in the brackets of its host")?;
         (host, if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or("has a wrong port")?) })
     } else {
         let (host, port) = server.split_once(':').map_or((server, None), |(host, port)| (host, Some(port)));
@@ -97,7 +98,7 @@ fn host_and_port(server: &str) -> Result<(&str, Option<u16>), &'static str> {
     let Some(port) = port else {
         return Ok((host, None));
     };
-    // `parse` would accept a sign.
+    // `parse` accepts a sign, which a port must not have.
     match port.parse::<NonZeroU16>() {
         Ok(number) if port.bytes().all(|byte| byte.is_ascii_digit()) => Ok((host, Some(number.get()))),
         Ok(_) | Err(_) => Err("has a wrong port; in a password write : as %3A and @ as %40"),
@@ -108,28 +109,30 @@ fn credentials(user_info: &str, from_file: Option<SecretString>) -> Result<SmtpC
     let (user, password) = user_info.split_once(':').map_or((user_info, None), |(user, rest)| (user, Some(rest)));
     let user = percent_decoded(user)?;
     let password = match (password, from_file) {
-        (Some(_), Some(_)) => return Err("has a password, and POSTERN_MAIL_PASSWORD_FILE has one, too"),
+        (Some(_), Some(_)) => return Err("has a password, but POSTERN_MAIL_PASSWORD_FILE is set too"),
         (Some(encoded), None) => SecretString::from(percent_decoded(encoded)?.as_str()),
         (None, Some(password)) => password,
-        (None, None) => return Err("names a user without a password: add it, or set POSTERN_MAIL_PASSWORD_FILE"),
+        (None, None) => {
+            return Err("has a user without a password: add the password, or set POSTERN_MAIL_PASSWORD_FILE");
+        }
     };
     // NUL separates the two in the protocol (RFC 4616).
     if user.is_empty()
         || password.expose_secret().is_empty()
         || [&user, password.expose_secret()].iter().any(|text| text.contains('\0'))
     {
-        return Err("needs a user and a password that are not empty and have no NUL in them");
+        return Err("needs a user and a password that are not empty and contain no NUL");
     }
     Ok(SmtpCredentials { user: user.as_str().to_owned(), password })
 }
 
-/// Undoes percent-encoding (RFC 3986 §2.1). A + stays a +. A % that is not followed by two hexadecimal digits is
-/// refused, which `percent-encoding` leaves to its caller.
+/// Decodes percent-encoding (RFC 3986 §2.1). A + is not a space. A % without two hexadecimal digits after it is refused;
+/// `percent-encoding` would keep it.
 fn percent_decoded(text: &str) -> Result<Zeroizing<String>, &'static str> {
     let is_encoded =
         |rest: &str| rest.as_bytes().first_chunk::<2>().is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
     if !text.split('%').skip(1).all(is_encoded) {
-        return Err("has a % in its user or password that no two hexadecimal digits follow: write it as %25");
+        return Err("has a % in its user or password without two hexadecimal digits after it: write it as %25");
     }
     let decoded = percent_decode_str(text).decode_utf8().map_err(|_| "has a user or password that is not UTF-8")?;
     Ok(Zeroizing::new(decoded.into_owned()))
@@ -151,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mail_server_is_reached_as_its_url_says() {
+    fn host_port_and_security_are_read_from_the_url() {
         use SmtpSecurity::{Plaintext, StartTls, Tls};
         for (text, host, port, security) in [
             ("smtp://mail.example.com", "mail.example.com", 587, StartTls),
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusable_url_is_refused_without_being_printed() {
+    fn an_unusable_url_is_refused_and_the_error_does_not_quote_it() {
         for text in [
             "",
             "log",
@@ -218,6 +221,9 @@ mod tests {
             "smtps://hunter2?tls=none",
             "smtps://hunter2?tls=required",
             "smtp://hunter2:",
+            "smtp://hunter2:?tls=none",
+            "smtp://:@mail.example.com",
+            "smtp://hunter2\t",
             "smtp://hunter2:0",
             "smtp://hunter2:65536",
             "smtp://hunter2:+25",
@@ -250,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn mails_go_to_the_log_or_to_files_where_there_is_no_server() {
+    fn log_and_file_urls_need_no_mail_server() {
         assert!(matches!(url("log:"), Ok(TransportSettings::Log)));
         for (text, directory) in
             [("file:mails", "mails"), ("file:/var/mails", "/var/mails"), ("file:///var/m", "/var/m")]

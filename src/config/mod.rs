@@ -49,7 +49,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Checks what the types of single settings cannot: ranges, and settings that depend on each other.
+    /// Checks what the parser of a single setting cannot check: ranges, and settings that depend on each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.listen.validate()?;
         self.tokens.validate()

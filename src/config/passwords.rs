@@ -16,10 +16,10 @@ pub struct PasswordSettings {
     #[arg(long, env = "POSTERN_ARGON2_ITERATIONS", default_value_t = 2, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=64))]
     pub argon2_iterations: u32,
-    /// How many hashes run at the same time [default: the number of cores]
+    /// How many hashes are computed at the same time [default: the number of cores]
     #[arg(long, env = "POSTERN_HASH_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub hash_threads: Option<u16>,
-    /// How many hashes may wait, over all threads [default: 16 per thread]
+    /// How many hashes may wait for a thread [default: 16 per thread]
     #[arg(long, env = "POSTERN_HASH_QUEUE", value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub hash_queue: Option<u32>,
     /// Minimum length of a new password, in characters; NIST SP 800-63B-4 requires 15 if the password is the only
@@ -27,7 +27,7 @@ pub struct PasswordSettings {
     #[arg(long, env = "POSTERN_PASSWORD_MIN_LENGTH", default_value_t = 8, value_name = "COUNT",
         value_parser = clap::value_parser!(u16).range(1..=256))]
     pub password_min_length: u16,
-    /// Minimum zxcvbn score of a new password, 0 (guessed at once) to 4
+    /// Minimum zxcvbn score of a new password, from 0 (very easy to guess) to 4 (very hard to guess)
     #[arg(long, env = "POSTERN_PASSWORD_MIN_SCORE", default_value_t = 2, value_name = "SCORE",
         value_parser = clap::value_parser!(u8).range(0..=4))]
     pub password_min_score: u8,
@@ -45,7 +45,7 @@ impl PasswordSettings {
         }
     }
 
-    /// What a new password must satisfy. The words of the service's name count as easy to guess.
+    /// The rules for a new password. The words of the service's name count as easy to guess.
     pub fn policy(&self, service_name: &str) -> PasswordPolicy {
         let name = service_name.to_lowercase();
         let words = name.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());

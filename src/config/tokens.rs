@@ -18,16 +18,16 @@ pub struct TokenSettings {
     /// `aud` of access tokens
     #[arg(long, env = "POSTERN_AUDIENCE", default_value = "postern", value_name = "NAME")]
     pub audience: String,
-    /// How long an access token lives
+    /// How long an access token is valid
     #[arg(long, env = "POSTERN_ACCESS_TOKEN_TTL", default_value = "15m", value_parser = duration, value_name = "DURATION")]
     pub access_token_ttl: Duration,
-    /// How long a refresh token lives after it was issued
+    /// How long a refresh token is valid after it was issued
     #[arg(long, env = "POSTERN_REFRESH_TOKEN_TTL", default_value = "7d", value_parser = duration, value_name = "DURATION")]
     pub refresh_token_ttl: Duration,
-    /// How long a session lives, however often it is refreshed
+    /// Maximum age of a session, however often it is refreshed
     #[arg(long, env = "POSTERN_SESSION_MAX_LIFETIME", default_value = "90d", value_parser = duration, value_name = "DURATION")]
     pub session_max_lifetime: Duration,
-    /// How long a used refresh token still returns the same answer, for clients that lost it; 0s to 60s
+    /// How long a refresh with a used token returns the same answer again, for clients that lost it; 0s to 60s
     #[arg(long, env = "POSTERN_REFRESH_RETRY_WINDOW", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub refresh_retry_window: Duration,
     /// Refuse login to accounts whose email address is not verified
@@ -37,7 +37,7 @@ pub struct TokenSettings {
 }
 
 impl TokenSettings {
-    /// Refuses lifetimes outside sensible limits.
+    /// Checks the ranges of the lifetimes, and that issuer and audience are not empty and contain no white space.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let out_of_range = |variable, value: Duration, limit: &str| {
             Err(ConfigError::OutOfRange(variable, format!("{} ({limit})", humantime::format_duration(value))))

@@ -8,18 +8,19 @@ use std::fmt;
 #[error("{kind}: {detail}")]
 pub struct SendError {
     pub kind: SendErrorKind,
-    /// For the log.
+    /// The cause, for the log.
     pub detail: String,
 }
 
-/// The kind of a failure. "Permanent" is only a hint: a wrong password is a 5xx too.
+/// The kind of a failure. `Permanent` is only a hint, because servers also answer a wrong
+/// password with 5xx.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SendErrorKind {
-    /// The server refused with a 5xx.
+    /// The server refused the mail with a 5xx reply.
     Permanent,
-    /// The server refused with a 4xx.
+    /// The server refused the mail with a 4xx reply.
     Transient,
-    /// The server could not be reached or understood, or took too long.
+    /// The server could not be reached, took too long, or did not follow the protocol.
     Connection,
     /// The mail could not be built, or its file could not be written.
     Local,
@@ -40,9 +41,9 @@ impl SendErrorKind {
 impl fmt::Display for SendErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Permanent => "the mail server refused for good",
-            Self::Transient => "the mail server refused for now",
-            Self::Connection => "no mail server could be talked to",
+            Self::Permanent => "the mail server rejected the mail permanently",
+            Self::Transient => "the mail server rejected the mail temporarily",
+            Self::Connection => "the mail server could not be used",
             Self::Local => "the mail could not be written",
         })
     }

@@ -1,4 +1,4 @@
-//! The mailer of tests: it collects mails, and can be made to fail. No setting selects it.
+//! The mailer of tests: it collects mails in memory, and tests can make it fail. No setting selects it.
 
 use std::{
     fmt,
@@ -17,19 +17,19 @@ use super::{
 pub struct Sent {
     pub id: MailId,
     pub to: Email,
-    pub letter: MailContent,
-    /// The whole mail, as it would be sent to a mail server.
+    pub content: MailContent,
+    /// The whole message, as it would be sent to a mail server.
     pub message: String,
 }
 
 impl fmt::Debug for Sent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, to, letter, message: _ } = self;
-        f.debug_struct("Sent").field("id", id).field("to", to).field("letter", letter).finish_non_exhaustive()
+        let Self { id, to, content, message: _ } = self;
+        f.debug_struct("Sent").field("id", id).field("to", to).field("content", content).finish_non_exhaustive()
     }
 }
 
-/// The mails of a test.
+/// The mails that a test's mailer has collected.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryOutbox(Arc<Mutex<MemoryState>>);
 
@@ -50,7 +50,7 @@ impl MemoryOutbox {
         std::mem::take(&mut self.state().sent)
     }
 
-    /// Makes every mail fail in this way from now on, or none.
+    /// From now on, every mail fails in this way; with `None`, no mail fails.
     pub fn fail_with(&self, failure: Option<SendErrorKind>) {
         self.state().failure = failure;
     }
@@ -62,7 +62,7 @@ impl MemoryOutbox {
     pub(super) fn put(&self, mail: Sent) -> Result<(), SendError> {
         let mut state = self.state();
         if let Some(kind) = state.failure {
-            return Err(SendError { kind, detail: "as the test asked for".to_owned() });
+            return Err(SendError { kind, detail: "requested by the test".to_owned() });
         }
         state.sent.push(mail);
         Ok(())

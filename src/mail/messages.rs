@@ -25,7 +25,7 @@ pub struct MailContent {
 /// The content may include a token, so `Debug` prints only its kind.
 impl fmt::Debug for MailContent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Letter").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("MailContent").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
@@ -45,7 +45,7 @@ pub enum RenderError {
 #[error("must be an http:// or https:// URL in ASCII, with {PLACEHOLDER} at most once")]
 pub struct LinkError;
 
-/// The URL of a page that takes a token: in place of `{token}`, or else as the query parameter `token`.
+/// The URL of a page that takes a token. The token replaces `{token}`, or is added as the query parameter `token`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link(String);
 
@@ -53,7 +53,7 @@ impl Link {
     pub fn parse(text: &str) -> Result<Self, LinkError> {
         let sample = text.replacen(PLACEHOLDER, "token", 1);
         let has_scheme = sample.starts_with("https://") || sample.starts_with("http://");
-        // `Uri` ignores the fragment, which must not break out of a line or an attribute either.
+        // `Uri` ignores the fragment, so it does not check its characters. None may end a line or an attribute.
         let is_plain = sample.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'<>\\^`{|}".contains(&byte));
         let is_address = sample.parse::<http::Uri>().is_ok_and(|uri| has_plain_authority(&uri));
         if has_scheme && is_plain && is_address { Ok(Self(text.to_owned())) } else { Err(LinkError) }
@@ -138,7 +138,7 @@ struct TemplateData<'a> {
 
 /// Renders the text and the HTML of one kind.
 macro_rules! render_pair {
-    ($facts:ident, $text:tt, $html:tt) => {{
+    ($data:ident, $text:tt, $html:tt) => {{
         #[derive(Template)]
         #[template(path = $text)]
         struct Text<'a> {
@@ -149,7 +149,7 @@ macro_rules! render_pair {
         struct Html<'a> {
             mail: &'a TemplateData<'a>,
         }
-        (Text { mail: &$facts }.render()?, Html { mail: &$facts }.render()?)
+        (Text { mail: &$data }.render()?, Html { mail: &$data }.render()?)
     }};
 }
 
@@ -162,7 +162,7 @@ impl MailTemplates {
             Some(link) => Some(link.with_token(token.ok_or(RenderError::NoToken(kind))?)),
         };
         let lifetime = kind.purpose().map(Purpose::lifetime);
-        let facts = TemplateData {
+        let data = TemplateData {
             service: &self.service_name,
             username: mail.username.as_str(),
             address: mail.recipient.as_str(),
@@ -180,21 +180,21 @@ impl MailTemplates {
             | MailKind::PasswordChanged
             | MailKind::AccountExists => false,
         };
-        if needs_new_address && facts.new_address.is_empty() {
+        if needs_new_address && data.new_address.is_empty() {
             return Err(RenderError::NoNewAddress(kind));
         }
         let (text, html) = match kind {
-            MailKind::VerifyEmail => render_pair!(facts, "mail/verify_email.txt", "mail/verify_email.html"),
-            MailKind::ResetPassword => render_pair!(facts, "mail/reset_password.txt", "mail/reset_password.html"),
+            MailKind::VerifyEmail => render_pair!(data, "mail/verify_email.txt", "mail/verify_email.html"),
+            MailKind::ResetPassword => render_pair!(data, "mail/reset_password.txt", "mail/reset_password.html"),
             MailKind::ConfirmEmailChange => {
-                render_pair!(facts, "mail/confirm_email_change.txt", "mail/confirm_email_change.html")
+                render_pair!(data, "mail/confirm_email_change.txt", "mail/confirm_email_change.html")
             }
             MailKind::EmailChangeRequested => {
-                render_pair!(facts, "mail/email_change_requested.txt", "mail/email_change_requested.html")
+                render_pair!(data, "mail/email_change_requested.txt", "mail/email_change_requested.html")
             }
-            MailKind::EmailChanged => render_pair!(facts, "mail/email_changed.txt", "mail/email_changed.html"),
-            MailKind::PasswordChanged => render_pair!(facts, "mail/password_changed.txt", "mail/password_changed.html"),
-            MailKind::AccountExists => render_pair!(facts, "mail/account_exists.txt", "mail/account_exists.html"),
+            MailKind::EmailChanged => render_pair!(data, "mail/email_changed.txt", "mail/email_changed.html"),
+            MailKind::PasswordChanged => render_pair!(data, "mail/password_changed.txt", "mail/password_changed.html"),
+            MailKind::AccountExists => render_pair!(data, "mail/account_exists.txt", "mail/account_exists.html"),
         };
         Ok(MailContent { kind, subject: subject(kind, &self.service_name), text, html, link })
     }
@@ -205,7 +205,7 @@ fn subject(kind: MailKind, service: &str) -> String {
         MailKind::VerifyEmail => format!("Confirm your email address for {service}"),
         MailKind::ResetPassword => format!("Choose a new password for {service}"),
         MailKind::ConfirmEmailChange => format!("Confirm your new email address for {service}"),
-        MailKind::EmailChangeRequested => format!("A new email address was asked for on your {service} account"),
+        MailKind::EmailChangeRequested => format!("A new email address was requested for your {service} account"),
         MailKind::EmailChanged => format!("The email address of your {service} account was changed"),
         MailKind::PasswordChanged => format!("The password of your {service} account was changed"),
         MailKind::AccountExists => format!("You already have a {service} account"),
@@ -216,7 +216,7 @@ fn later(time: OffsetDateTime, by: Duration) -> OffsetDateTime {
     time.saturating_add(time::Duration::try_from(by).unwrap_or(time::Duration::MAX))
 }
 
-/// `24 hours`, `30 minutes`.
+/// Formats a duration, such as `24 hours` or `30 minutes`.
 fn in_words(duration: Duration) -> String {
     const HOUR: u64 = 60 * 60;
     let seconds = duration.as_secs();
@@ -224,7 +224,7 @@ fn in_words(duration: Duration) -> String {
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
-/// `2 January 2030, 03:04 UTC`.
+/// Formats a time, such as `2 January 2030, 03:04 UTC`.
 fn in_utc(time: OffsetDateTime) -> String {
     let time = time.to_offset(UtcOffset::UTC);
     format!("{} {} {}, {:02}:{:02} UTC", time.day(), time.month(), time.year(), time.hour(), time.minute())
@@ -275,14 +275,14 @@ mod tests {
         }
     }
 
-    fn letter(kind: MailKind) -> MailContent {
-        templates("Postern").render(&mail(kind), Some(TOKEN)).expect("a letter")
+    fn content(kind: MailKind) -> MailContent {
+        templates("Postern").render(&mail(kind), Some(TOKEN)).expect("content")
     }
 
     #[test]
-    fn letters_say_what_they_said_before() {
+    fn the_content_of_each_kind_matches_its_snapshot() {
         for kind in MailKind::ALL {
-            let MailContent { subject, text, html, .. } = letter(kind);
+            let MailContent { subject, text, html, .. } = content(kind);
             insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
                 insta::assert_snapshot!(format!("{}.txt", kind.as_str()), format!("Subject: {subject}\n\n{text}"));
                 insta::assert_snapshot!(format!("{}.html", kind.as_str()), html);
@@ -291,11 +291,11 @@ mod tests {
     }
 
     #[test]
-    fn letters_differ_and_fit_on_a_screen() {
-        let subjects: BTreeSet<_> = MailKind::ALL.into_iter().map(|kind| letter(kind).subject).collect();
+    fn subjects_differ_and_lines_are_at_most_90_characters_long() {
+        let subjects: BTreeSet<_> = MailKind::ALL.into_iter().map(|kind| content(kind).subject).collect();
         assert_eq!(subjects.len(), MailKind::ALL.len());
         for kind in MailKind::ALL {
-            let text = letter(kind).text;
+            let text = content(kind).text;
             for line in text.lines().filter(|line| !line.contains("://")) {
                 assert!(line.chars().count() <= 90, "{kind:?}: {line}");
             }
@@ -304,21 +304,24 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_in_those_letters_that_have_a_purpose_for_one() {
+    fn a_mail_contains_a_token_if_and_only_if_its_kind_has_a_purpose() {
         for kind in MailKind::ALL {
-            let letter = letter(kind);
+            let content = content(kind);
             let has_purpose = kind.purpose().is_some();
             assert_eq!(templates("Postern").links.of(kind).is_some(), has_purpose, "{kind:?}");
-            for part in [&letter.text, &letter.html] {
+            for part in [&content.text, &content.html] {
                 assert_eq!(part.contains(TOKEN), has_purpose, "{kind:?}");
             }
-            assert!(!letter.subject.contains(TOKEN));
-            assert!(!format!("{letter:?}").contains(TOKEN), "a debug print is no letter");
-            let Some(link) = letter.link else {
-                assert!(!has_purpose && !letter.html.contains("href"), "{kind:?}");
+            assert!(!content.subject.contains(TOKEN));
+            assert!(!format!("{content:?}").contains(TOKEN), "Debug does not print the token");
+            let Some(link) = content.link else {
+                assert!(!has_purpose && !content.html.contains("href"), "{kind:?}");
                 continue;
             };
-            assert!(has_purpose && letter.text.lines().any(|line| line == link), "{kind:?}: a line of its own");
+            assert!(
+                has_purpose && content.text.lines().any(|line| line == link),
+                "{kind:?}: the link is on a line of its own"
+            );
             let without = templates("Postern").render(&mail(kind), None).expect_err("no token");
             assert!(matches!(without, RenderError::NoToken(named) if named == kind), "{without}");
         }
@@ -327,7 +330,7 @@ mod tests {
     #[test]
     fn a_notice_of_a_change_names_the_new_address() {
         for kind in [MailKind::EmailChangeRequested, MailKind::EmailChanged] {
-            assert!(letter(kind).text.contains("\nto: lovelace@example.org\n"), "{kind:?}");
+            assert!(content(kind).text.contains("\nto: lovelace@example.org\n"), "{kind:?}");
             let without = ClaimedMail { new_email: None, ..mail(kind) };
             let refusal = templates("Postern").render(&without, None).expect_err("no new address");
             assert!(matches!(refusal, RenderError::NoNewAddress(named) if named == kind), "{refusal}");
@@ -335,24 +338,24 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_filled_in_becomes_html() {
+    fn values_are_escaped_in_html() {
         let templates = templates("<script>&\"'");
         for kind in MailKind::ALL {
             let recipient = Email::parse("a&b'c@example.com").expect("an address");
             let new_email = Email::parse("d&e'f@example.com").ok();
             let mail = ClaimedMail { recipient, new_email, ..mail(kind) };
-            let letter = templates.render(&mail, Some("\"><script>")).expect("a letter");
-            assert!(!letter.html.contains("<script") && !letter.html.contains("a&b"), "{}", letter.html);
+            let content = templates.render(&mail, Some("\"><script>")).expect("content");
+            assert!(!content.html.contains("<script") && !content.html.contains("a&b"), "{}", content.html);
             assert!(
-                !letter.html.contains("d&e") && letter.html.contains("&#60;script&#62;&#38;&#34;&#39;"),
+                !content.html.contains("d&e") && content.html.contains("&#60;script&#62;&#38;&#34;&#39;"),
                 "{kind:?}"
             );
-            assert!(letter.text.contains("<script>&\"'"), "text is text");
+            assert!(content.text.contains("<script>&\"'"), "values are not escaped in text");
         }
     }
 
     #[test]
-    fn a_link_has_its_token_where_the_page_wants_it() {
+    fn a_token_replaces_the_placeholder_or_becomes_a_query_parameter() {
         for (page, expected) in [
             ("https://a.example/verify", "https://a.example/verify?token=T"),
             ("https://a.example", "https://a.example?token=T"),
@@ -375,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_page_is_no_link() {
+    fn an_unusable_url_is_not_a_link() {
         for bad in [
             "",
             "a.example/v",
@@ -402,9 +405,9 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_times_are_in_words() {
-        let spoken = [3_600, 86_400, 60, 1_800, 5_400].map(|seconds| in_words(Duration::from_secs(seconds)));
-        assert_eq!(spoken, ["1 hour", "24 hours", "1 minute", "30 minutes", "90 minutes"]);
+    fn durations_and_times_are_formatted_for_people() {
+        let formatted = [3_600, 86_400, 60, 1_800, 5_400].map(|seconds| in_words(Duration::from_secs(seconds)));
+        assert_eq!(formatted, ["1 hour", "24 hours", "1 minute", "30 minutes", "90 minutes"]);
         assert_eq!(in_utc(datetime!(2030-12-31 23:59:59 -01:00)), "1 January 2031, 00:59 UTC");
         assert_eq!(later(OffsetDateTime::UNIX_EPOCH, Duration::MAX).year(), 9_999);
     }

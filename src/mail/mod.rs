@@ -35,20 +35,20 @@ pub use self::memory::{MemoryOutbox, Sent};
 pub use self::sender::{Sender, SenderError};
 pub use self::smtp::{SmtpCredentials, SmtpSecurity, SmtpSettings, is_loopback};
 
-/// The most of a server's answer that is logged, in characters.
-const LONGEST_ANSWER: usize = 300;
-/// Base64 text of this length may be a token of ours or a password. The ids in answers of servers are shorter, and the
-/// shortest token has 64 characters.
+/// How much of a server's answer is logged, in characters.
+const MAX_ANSWER_LENGTH: usize = 300;
+/// Base64 text of at least this length may be one of our tokens or a password. The ids in the answers of servers are
+/// shorter; the shortest token has 64 characters.
 const SUSPICIOUS_LENGTH: usize = 32;
 
 /// The transport of mails.
 #[derive(Debug, Clone)]
 pub enum TransportSettings {
-    /// The log, including links; for development.
+    /// Mails are written to the log, including their links. This is for development.
     Log,
-    /// Files in this directory, one for each mail.
+    /// Mails are written to files in this directory, one for each mail.
     File(PathBuf),
-    /// A mail server.
+    /// Mails are sent to a mail server.
     Smtp(SmtpSettings),
 }
 
@@ -77,13 +77,13 @@ enum Transport {
 }
 
 impl Mailer {
-    /// Prepares the transport, and logs what an operator should know about it. Creates the directory, readable by its
-    /// owner only. Does not connect to a mail server yet, so that one that is down does not prevent the start.
+    /// Prepares the transport, and logs a transport that is not meant for production. Creates the directory of `file:`,
+    /// readable by its owner only. Does not connect to the mail server, so that the service starts while it is down.
     pub fn new(settings: TransportSettings, from: Sender) -> Result<Self, SetupError> {
         let transport = match settings {
             TransportSettings::Log => {
                 tracing::info!(
-                    "mails are not sent but written to this log, which is for development: POSTERN_MAIL_URL"
+                    "mails are written to this log and not sent, which is only for development; POSTERN_MAIL_URL changes this"
                 );
                 Transport::Log
             }
@@ -93,7 +93,9 @@ impl Mailer {
             },
             TransportSettings::Smtp(settings) => {
                 if settings.exposes_password() {
-                    tracing::warn!("the mail server's password crosses the network in plain text, by ?tls=none");
+                    tracing::warn!(
+                        "the password for the mail server crosses the network in plain text, because of ?tls=none"
+                    );
                 }
                 Transport::Smtp(Box::new(Smtp::new(settings).map_err(SetupError::Tls)?))
             }
@@ -115,25 +117,25 @@ impl Mailer {
         }
     }
 
-    /// Sends a mail with this date. The same id gives the same mail with the same `Message-ID`, so that a receiver can
-    /// detect one that was sent twice. If the future is dropped before it ends, it is unknown whether the mail was
-    /// sent.
+    /// Sends a mail with this date. The same id gives the same message with the same `Message-ID`, so that a receiver
+    /// can detect a mail that was sent twice. If the future is dropped before it ends, it is unknown whether the mail
+    /// was sent.
     pub async fn send(
         &self,
         id: MailId,
         to: &Email,
-        letter: &MailContent,
+        content: &MailContent,
         date: OffsetDateTime,
     ) -> Result<(), SendError> {
-        let message = self.message(id, to, letter, date)?;
+        let message = self.message(id, to, content, date)?;
         match &self.transport {
             Transport::Smtp(smtp) => smtp
                 .send(message.envelope(), &message.formatted())
                 .await
                 .map_err(|error| describe(&error, to, &smtp.secrets())),
             Transport::Log => {
-                let link = letter.link.as_deref();
-                tracing::info!(to = to.as_str(), subject = letter.subject, link, "a mail that is not sent");
+                let link = content.link.as_deref();
+                tracing::info!(to = to.as_str(), subject = content.subject, link, "mail logged and not sent");
                 Ok(())
             }
             Transport::File(directory) => {
@@ -143,7 +145,7 @@ impl Mailer {
             }
             Transport::Memory(outbox) => {
                 let message = String::from_utf8_lossy(&message.formatted()).into_owned();
-                outbox.put(Sent { id, to: to.clone(), letter: letter.clone(), message })
+                outbox.put(Sent { id, to: to.clone(), content: content.clone(), message })
             }
         }
     }
@@ -152,25 +154,25 @@ impl Mailer {
         &self,
         id: MailId,
         to: &Email,
-        letter: &MailContent,
+        content: &MailContent,
         date: OffsetDateTime,
     ) -> Result<Message, SendError> {
-        // The error itself may quote the address.
+        // The error of the parser is dropped, because it may quote the address.
         let recipient: Address =
-            to.as_str().parse().map_err(|_| SendError::local("its recipient's address is not one that mail knows"))?;
+            to.as_str().parse().map_err(|_| SendError::local("the address of the recipient is not valid in a mail"))?;
         let from = self.from.mailbox();
-        // Derived from the id, so it is the same when a mail is sent again. The content does not show it: a token
-        // contains the id in base64.
+        // The boundary is derived from the id, so it is the same when a mail is sent again. It cannot occur in the
+        // content: a token contains the id only in base64.
         let parts = MultiPart::alternative()
             .boundary(format!("postern-{}", id.0.simple()))
-            .singlepart(SinglePart::plain(letter.text.clone()))
-            .singlepart(SinglePart::html(letter.html.clone()));
+            .singlepart(SinglePart::plain(content.text.clone()))
+            .singlepart(SinglePart::html(content.html.clone()));
         Message::builder()
             .from(from.clone())
             .to(Mailbox::new(None, recipient))
             .date(in_range(date))
             .message_id(Some(format!("<{id}@{}>", from.email.domain())))
-            .subject(letter.subject.as_str())
+            .subject(content.subject.as_str())
             .header(AutoSubmitted)
             .multipart(parts)
             .map_err(SendError::local)
@@ -242,7 +244,7 @@ fn describe(error: &SmtpError, to: &Email, secrets: &[SecretString]) -> SendErro
     }
 }
 
-/// Removes from a server's answer what it may have quoted: the recipient, passwords, links and tokens; and line breaks.
+/// Removes line breaks from a server's answer, and what it may have quoted: the recipient, passwords, links and tokens.
 fn scrub(answer: &str, to: &Email, secrets: &[SecretString]) -> String {
     let mut text = answer.to_owned();
     for secret in secrets.iter().map(ExposeSecret::expose_secret).filter(|secret| !secret.is_empty()) {
@@ -251,16 +253,17 @@ fn scrub(answer: &str, to: &Email, secrets: &[SecretString]) -> String {
     let domain = to.as_str().rsplit_once('@').map_or("", |(_, domain)| domain);
     let masked = format!("…@{domain}");
     let mut rest = text.as_str();
-    let mut unnamed = String::new();
-    // Only ASCII characters change, so positions stay the same.
+    let mut without_address = String::new();
+    // `to_ascii_lowercase` changes no lengths, so a position in its result is valid in `rest`.
     while let Some(found) = rest.to_ascii_lowercase().find(to.as_str()) {
         let (before, after) = rest.split_at(found);
-        unnamed.extend([before, &masked]);
+        without_address.extend([before, &masked]);
         rest = after.split_at(to.as_str().len()).1;
     }
-    unnamed.push_str(rest);
-    let words: Vec<_> = unnamed.split(|c: char| c.is_whitespace() || c.is_control()).map(without_secrets).collect();
-    words.join(" ").chars().take(LONGEST_ANSWER).collect()
+    without_address.push_str(rest);
+    let words: Vec<_> =
+        without_address.split(|c: char| c.is_whitespace() || c.is_control()).map(without_secrets).collect();
+    words.join(" ").chars().take(MAX_ANSWER_LENGTH).collect()
 }
 
 /// The word, unless it is a link or may contain a token.
@@ -298,7 +301,7 @@ mod tests {
         Email::parse("ada@example.com").expect("an address")
     }
 
-    fn letter() -> MailContent {
+    fn content() -> MailContent {
         MailContent {
             kind: MailKind::VerifyEmail,
             subject: "Confirm your address for Café".to_owned(),
@@ -312,12 +315,12 @@ mod tests {
         Sender::parse("Example <no-reply@example.com>").expect("a sender")
     }
 
-    /// The mail as it would be sent: head and body.
-    async fn sent(from: Sender, letter: &MailContent) -> (String, String) {
+    /// The head and the body of the message, as it would be sent.
+    async fn sent(from: Sender, content: &MailContent) -> (String, String) {
         let (mailer, outbox) = Mailer::memory(from);
-        mailer.send(id(), &ada(), letter, NOW).await.expect("sent");
+        mailer.send(id(), &ada(), content, NOW).await.expect("sent");
         let [mail] = <[Sent; 1]>::try_from(outbox.take()).expect("one mail");
-        assert!(mail.message.is_ascii(), "no server has to understand 8BITMIME");
+        assert!(mail.message.is_ascii(), "a message must not need 8BITMIME");
         let (head, body) = mail.message.split_once("\r\n\r\n").expect("a head and a body");
         (head.to_owned(), body.to_owned())
     }
@@ -327,8 +330,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mail_has_the_headers_that_it_should_have_and_no_others() {
-        let (head, body) = sent(sender(), &letter()).await;
+    async fn a_mail_has_exactly_the_expected_headers() {
+        let (head, body) = sent(sender(), &content()).await;
         let headers = headers(&head);
         assert!(headers.contains(&"From: Example <no-reply@example.com>"), "{head}");
         assert!(headers.contains(&"To: ada@example.com"), "{head}");
@@ -350,12 +353,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mail_that_is_sent_again_is_the_same() {
-        assert_eq!(sent(sender(), &letter()).await, sent(sender(), &letter()).await);
+    async fn a_mail_that_is_sent_again_is_identical() {
+        assert_eq!(sent(sender(), &content()).await, sent(sender(), &content()).await);
     }
 
     #[tokio::test]
-    async fn no_header_can_be_smuggled_in() {
+    async fn no_header_can_be_injected() {
         for text in [
             "a\r\nBcc: eve@example.com",
             "a\nBcc: eve@example.com",
@@ -363,7 +366,7 @@ mod tests {
             "a\rb",
             "é\r\nBcc: e",
         ] {
-            let (head, _) = sent(sender(), &MailContent { subject: text.to_owned(), ..letter() }).await;
+            let (head, _) = sent(sender(), &MailContent { subject: text.to_owned(), ..content() }).await;
             assert!(headers(&head).iter().all(|line| !line.starts_with("Bcc")), "{head}");
             assert_eq!(headers(&head).len(), 8, "{head}");
             assert_eq!(Sender::parse(&format!("{text} <no-reply@example.com>")), Err(SenderError));
@@ -374,50 +377,50 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sender_keeps_its_name_whatever_it_is() {
+    async fn the_name_of_a_sender_is_encoded_so_that_it_arrives_unchanged() {
         for (name, header) in [
             ("Example", "From: Example <no-reply@example.com>"),
             ("Example Inc", "From: \"Example Inc\" <no-reply@example.com>"),
             ("Say \"hi\"", "From: \"Say \\\"hi\\\"\" <no-reply@example.com>"),
-            // In base64: a, b <c@d.example>
+            // The base64 text stands for: a, b <c@d.example>
             ("a, b <c@d.example>", "From: =?utf-8?b?YSwgYiA8Y0BkLmV4YW1wbGU+?= <no-reply@example.com>"),
             ("Café Zoë", "From: =?utf-8?b?Q2Fmw6kgWm/Dqw==?= <no-reply@example.com>"),
         ] {
-            let (head, _) = sent(Sender::named(name, "no-reply@example.com").expect(name), &letter()).await;
+            let (head, _) = sent(Sender::named(name, "no-reply@example.com").expect(name), &content()).await;
             assert!(headers(&head).contains(&header), "{head}");
         }
     }
 
     #[tokio::test]
-    async fn every_address_of_ours_is_one_for_mail() {
+    async fn a_mail_can_be_built_for_every_address_that_an_account_can_have() {
         let (mailer, _) = Mailer::memory(sender());
         let longest = format!("{}@{}.example", "a".repeat(64), ["b".repeat(60).as_str(); 2].join("."));
         for address in ["a!#$%&'*+-/=?^_`{|}~b@example.com", "1@xn--bcher-kva.example", "a.b@c.d", longest.as_str()] {
             let email = Email::parse(address).expect(address);
-            mailer.send(id(), &email, &letter(), NOW).await.expect(address);
+            mailer.send(id(), &email, &content(), NOW).await.expect(address);
         }
     }
 
     #[tokio::test]
-    async fn a_date_beyond_reason_harms_nothing() {
+    async fn a_date_outside_the_range_of_mail_does_not_panic() {
         let (mailer, outbox) = Mailer::memory(sender());
         for date in [datetime!(1969-12-31 0:00 UTC), datetime!(9999-12-31 23:59:59 -23:00)] {
-            mailer.send(id(), &ada(), &letter(), date).await.expect("sent");
+            mailer.send(id(), &ada(), &content(), date).await.expect("sent");
         }
         assert_eq!(outbox.sent().len(), 2);
     }
 
     #[tokio::test]
-    async fn a_file_is_there_whole_and_for_its_owner_alone() {
+    async fn a_mail_file_is_complete_and_readable_by_its_owner_only() {
         let root = TempDir::new().expect("a directory");
         let directory = root.path().join("deep/mails");
         let mailer = Mailer::new(TransportSettings::File(directory.clone()), sender()).expect("a mailer");
         assert!(!mailer.is_log_only());
         for _ in 0..2 {
-            mailer.send(id(), &ada(), &letter(), NOW).await.expect("written");
+            mailer.send(id(), &ada(), &content(), NOW).await.expect("written");
         }
         let files: Vec<_> = fs::read_dir(&directory).expect("a directory").map(|file| file.expect("a file")).collect();
-        assert_eq!(files.len(), 1, "sent again it is the same, and nothing else is left");
+        assert_eq!(files.len(), 1, "the second mail replaces the first one, and no unfinished file is left");
         assert_eq!(files[0].file_name().to_str(), Some("01990000-0000-7000-8000-000000000001.eml"));
         let mail = fs::read_to_string(files[0].path()).expect("a mail");
         assert!(mail.contains("To: ada@example.com\r\n") && mail.ends_with("--\r\n"), "{mail}");
@@ -427,27 +430,27 @@ mod tests {
         let occupied = Mailer::new(TransportSettings::File(files[0].path()), sender()).expect_err("no directory");
         assert!(occupied.to_string().contains("cannot be used for mails"), "{occupied}");
         fs::remove_dir_all(&directory).expect("removed");
-        let error = mailer.send(id(), &ada(), &letter(), NOW).await.expect_err("nowhere to write to");
+        let error = mailer.send(id(), &ada(), &content(), NOW).await.expect_err("no directory");
         assert_eq!(error.kind, SendErrorKind::Local);
     }
 
     #[tokio::test]
-    async fn a_test_can_have_mails_fail() {
+    async fn a_test_can_make_mails_fail() {
         let (mailer, outbox) = Mailer::memory(sender());
         outbox.fail_with(Some(SendErrorKind::Transient));
-        let error = mailer.send(id(), &ada(), &letter(), NOW).await.expect_err("as asked for");
+        let error = mailer.send(id(), &ada(), &content(), NOW).await.expect_err("requested by the test");
         assert_eq!((error.kind, outbox.sent().len()), (SendErrorKind::Transient, 0));
         outbox.fail_with(None);
-        mailer.send(id(), &ada(), &letter(), NOW).await.expect("sent");
-        let debug = format!("{mailer:?} {:?}", outbox.sent()[0].letter);
+        mailer.send(id(), &ada(), &content(), NOW).await.expect("sent");
+        let debug = format!("{mailer:?} {:?}", outbox.sent()[0].content);
         assert!(!debug.contains("SECRET"), "{debug}");
     }
 
-    /// What a test logs.
+    /// A buffer that collects log lines.
     #[derive(Clone, Default)]
-    struct Logged(Arc<Mutex<Vec<u8>>>);
+    struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl std::io::Write for Logged {
+    impl std::io::Write for LogBuffer {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().expect("a lock").write(bytes)
         }
@@ -458,24 +461,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_log_says_what_a_developer_needs() {
-        let logged = Logged::default();
+    async fn a_logged_mail_contains_its_recipient_subject_and_link() {
+        let logged = LogBuffer::default();
         let writer = logged.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
         let _guard = tracing::subscriber::set_default(subscriber);
         let mailer = Mailer::new(TransportSettings::Log, sender()).expect("a mailer");
         assert!(mailer.is_log_only());
-        mailer.send(id(), &ada(), &letter(), NOW).await.expect("logged");
+        mailer.send(id(), &ada(), &content(), NOW).await.expect("logged");
         let log = String::from_utf8(logged.0.lock().expect("a lock").clone()).expect("text");
         let (start, mail) = log.trim_end().split_once('\n').expect("two lines");
-        assert!(start.contains("POSTERN_MAIL_URL") && start.contains("for development"), "{log}");
+        assert!(start.contains("POSTERN_MAIL_URL") && start.contains("only for development"), "{log}");
         for part in ["to=\"ada@example.com\"", "link=\"https://a.example/?token=SECRET\"", "Café"] {
             assert!(mail.contains(part), "{log}");
         }
     }
 
     #[test]
-    fn what_a_server_repeats_is_not_passed_on() {
+    fn quoted_addresses_and_secrets_are_removed_from_answers() {
         let token = "AZQk3_RvcACAAAAAAAAAAY-rGk0qz2Zc1tYtq9y7m1m0m3mJb8u0d5v7x9z1B3D5";
         let secrets = [SecretString::from("hunter 2")];
         for (answer, expected) in [
@@ -491,13 +494,13 @@ mod tests {
         ] {
             assert_eq!(scrub(answer, &ada(), &secrets), expected);
         }
-        assert_eq!(scrub(&"no ".repeat(1_000), &ada(), &secrets).len(), LONGEST_ANSWER);
+        assert_eq!(scrub(&"no ".repeat(1_000), &ada(), &secrets).len(), MAX_ANSWER_LENGTH);
     }
 
     #[test]
-    fn a_step_that_took_too_long_says_which() {
+    fn a_timeout_error_names_the_step() {
         let error = describe(&SmtpError::TimedOut("connecting"), &ada(), &[]);
-        assert_eq!(error.to_string(), "no mail server could be talked to: connecting took too long");
+        assert_eq!(error.to_string(), "the mail server could not be used: connecting took too long");
         assert_eq!(error.kind.as_str(), "connection");
     }
 }

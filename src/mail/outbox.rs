@@ -24,19 +24,23 @@ use super::{Mailer, messages::MailTemplates};
 
 /// How many mails a replica sends at the same time. A mail server that hangs delays only these.
 const SENDERS: usize = 8;
-/// How often the store is asked while nothing is due: mail of other processes and retries are found this way.
+/// How often the worker asks the store while no mail is due. This finds retries and mail of other processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one attempt may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a claim holds: longer than an attempt, with time to mark it.
+/// How long a claim holds. It must be longer than an attempt and all tries to mark the mail as sent, because another
+/// replica sends the mail again when the claim lapses.
 const LEASE: Duration = Duration::from_secs(40);
-const _: () = assert!(LEASE.as_secs() > SEND_TIMEOUT.as_secs(), "a claim must outlive the attempt that it is for");
-/// How often marking a sent mail is tried before its claim lapses and it is sent again.
+/// How often the worker tries to mark a mail as sent, and the pause after each try.
 const MARK_ATTEMPTS: u32 = 8;
 const MARK_PAUSE: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    LEASE.as_secs() > SEND_TIMEOUT.as_secs() + MARK_ATTEMPTS as u64 * MARK_PAUSE.as_secs(),
+    "a claim must outlive its attempt and the tries to mark it"
+);
 /// The longest pause between two attempts.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(15);
-/// The age at which a mail is given up.
+/// A mail that could not be sent until this age is not retried.
 const GIVE_UP_AFTER: Duration = Duration::from_hours(24);
 /// How often the queue is counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
@@ -58,7 +62,7 @@ impl Outbox {
         let (senders, in_flight) = (Arc::new(Semaphore::new(SENDERS)), TaskTracker::new());
         let counting = tokio::spawn(Arc::clone(&outbox).count());
         while let Some(Ok(sender)) = stop.run_until_cancelled(Arc::clone(&senders).acquire_owned()).await {
-            // This is not cancelled, so that every claim is known to its claimer.
+            // This step is not cancelled: the store could have claimed a mail that nobody would then send.
             match outbox.store.claim_mail(outbox.env.now(), LEASE).await {
                 Ok(MailClaim::Claimed(mail)) => {
                     in_flight.spawn(Arc::clone(&outbox).deliver(mail, sender));
@@ -68,7 +72,7 @@ impl Outbox {
                     stop.run_until_cancelled(outbox.wait_for_mail()).await;
                 }
                 Err(error) => {
-                    log_store_error(&error, "no mail could be claimed");
+                    log_store_error(&error, "claiming a mail failed");
                     stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await;
                 }
             }
@@ -109,11 +113,11 @@ impl Outbox {
         for _ in 0..MARK_ATTEMPTS {
             match self.store.mail_sent(mail.id, mail.attempt).await {
                 Ok(_) => return,
-                Err(error) => log_store_error(&error, "a sent mail could not be marked"),
+                Err(error) => log_store_error(&error, "a sent mail could not be marked as sent"),
             }
             tokio::time::sleep(MARK_PAUSE).await;
         }
-        tracing::warn!(mail_id = %mail.id, "a sent mail could not be marked: it will be sent again");
+        tracing::warn!(mail_id = %mail.id, "a sent mail could not be marked as sent: it will be sent again");
     }
 
     async fn reschedule(&self, mail: &ClaimedMail, error: &(dyn std::error::Error + Send + Sync)) {
@@ -123,16 +127,19 @@ impl Outbox {
         let (mail_id, kind, attempt) = (mail.id, mail.kind.as_str(), mail.attempt);
         let retry = if gives_up {
             count(mail.kind, "dead");
-            tracing::error!(%mail_id, kind, attempt, %error, "a mail was given up: it is kept and not retried");
+            tracing::error!(%mail_id, kind, attempt, %error, "a mail could not be sent and is not retried; it stays in the outbox");
             MailRetry::Never
         } else {
             count(mail.kind, "failed");
             let seconds = pause.as_secs();
-            tracing::warn!(%mail_id, kind, attempt, %error, "a mail could not be sent; trying again in {seconds} s");
+            tracing::warn!(%mail_id, kind, attempt, %error, "a mail could not be sent; it is retried in {seconds} s");
             MailRetry::After(pause)
         };
         if let Err(error) = self.store.mail_failed(mail.id, mail.attempt, retry, now).await {
-            log_store_error(&error, "a mail's failure could not be noted; its claim will lapse");
+            log_store_error(
+                &error,
+                "a failed attempt could not be recorded; the mail is retried when its claim lapses",
+            );
         }
     }
 

@@ -2,11 +2,11 @@
 
 use lettre::message::Mailbox;
 
-/// The sender of mails: an address, and maybe a name.
+/// The sender of mails: an address, with or without a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sender(Mailbox);
 
-/// Why a text is not a sender.
+/// The text is not a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be one address, such as Example <no-reply@example.com>")]
 pub struct SenderError;
@@ -19,8 +19,8 @@ impl Sender {
         }
         let mailbox: Mailbox = text.parse().map_err(|_| SenderError)?;
         // lettre parses the first mailbox and ignores the rest.
-        let ends_well = text.trim_end().ends_with(&format!("<{}>", mailbox.email));
-        if ends_well || text.trim() == mailbox.email.to_string() { Self::checked(mailbox) } else { Err(SenderError) }
+        let is_complete = text.trim_end().ends_with(&format!("<{}>", mailbox.email));
+        if is_complete || text.trim() == mailbox.email.to_string() { Self::checked(mailbox) } else { Err(SenderError) }
     }
 
     /// The sender with this name, which may be any text, and this address.

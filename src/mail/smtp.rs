@@ -25,12 +25,13 @@ use lettre::{
 use secrecy::{ExposeSecret, SecretString};
 
 /// How long one step may take: connecting, STARTTLS, authentication, or testing an idle connection.
-const STEP: Duration = Duration::from_secs(10);
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a mail may take from `MAIL FROM` to the last reply. This is longer than a step, because some servers scan
 /// for spam before they answer, and a mail that is given up at that point is delivered twice.
-const TRANSACTION: Duration = Duration::from_secs(30);
-/// How many idle connections are idle.
-const KEPT: usize = 2;
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+const _: () = assert!(TRANSACTION_TIMEOUT.as_secs() > STEP_TIMEOUT.as_secs(), "a mail takes longer than a step");
+/// The most idle connections that are kept open for the next mails.
+const MAX_IDLE: usize = 2;
 /// How long a connection stays idle. Servers close idle connections after some minutes. An older one is closed when the
 /// next mail is sent.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -49,7 +50,7 @@ pub struct SmtpSettings {
 /// strip STARTTLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SmtpSecurity {
-    /// Not at all.
+    /// No protection.
     Plaintext,
     /// STARTTLS is required (RFC 3207).
     StartTls,
@@ -76,12 +77,12 @@ pub fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// Why a mail was not accepted. May contain anything that the server said.
+/// Why a mail was not accepted. It may contain any text of the server.
 #[derive(Debug)]
 pub(super) enum SmtpError {
-    /// The server refused, or the connection failed.
+    /// The server refused the mail, or the connection failed.
     Failed(LettreError),
-    /// The step that took too long.
+    /// This step took too long.
     TimedOut(&'static str),
 }
 
@@ -112,27 +113,27 @@ impl Smtp {
 
     /// Sends a mail. If the caller drops the future, the connection is closed.
     pub(super) async fn send(&self, envelope: &Envelope, message: &[u8]) -> Result<(), SmtpError> {
-        let mut connection = match self.kept_connection().await {
+        let mut connection = match self.idle_connection().await {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        within(TRANSACTION, "handing the mail over", connection.send(envelope, message)).await?;
+        with_timeout(TRANSACTION_TIMEOUT, "sending the mail", connection.send(envelope, message)).await?;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < KEPT {
+        if idle.len() < MAX_IDLE {
             idle.push((connection, Instant::now()));
         }
         Ok(())
     }
 
-    /// An idle connection that is still open.
-    async fn kept_connection(&self) -> Option<AsyncSmtpConnection> {
+    /// Takes an idle connection that is still open, if there is one.
+    async fn idle_connection(&self) -> Option<AsyncSmtpConnection> {
         loop {
             let (mut connection, _) = {
                 let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
                 idle.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
                 idle.pop()?
             };
-            if tokio::time::timeout(STEP, connection.test_connected()).await == Ok(true) {
+            if tokio::time::timeout(STEP_TIMEOUT, connection.test_connected()).await == Ok(true) {
                 return Some(connection);
             }
         }
@@ -141,20 +142,25 @@ impl Smtp {
     async fn connect(&self) -> Result<AsyncSmtpConnection, SmtpError> {
         let SmtpSettings { host, port, security, credentials } = &self.settings;
         let tls_at_once = self.tls.clone().filter(|_| *security == SmtpSecurity::Tls);
-        let connecting =
-            AsyncSmtpConnection::connect_tokio1((host.as_str(), *port), Some(STEP), &self.hello, tls_at_once, None);
-        let mut connection = within(STEP, "connecting", connecting).await?;
+        let connecting = AsyncSmtpConnection::connect_tokio1(
+            (host.as_str(), *port),
+            Some(STEP_TIMEOUT),
+            &self.hello,
+            tls_at_once,
+            None,
+        );
+        let mut connection = with_timeout(STEP_TIMEOUT, "connecting", connecting).await?;
         if let Some(tls) = self.tls.clone().filter(|_| *security == SmtpSecurity::StartTls) {
-            within(STEP, "STARTTLS", connection.starttls(tls, &self.hello)).await?;
+            with_timeout(STEP_TIMEOUT, "STARTTLS", connection.starttls(tls, &self.hello)).await?;
         }
         if let Some(SmtpCredentials { user, password }) = credentials {
             let credentials = Credentials::new(user.clone(), password.expose_secret().to_owned());
-            within(STEP, "signing in", connection.auth(DEFAULT_MECHANISMS, &credentials)).await?;
+            with_timeout(STEP_TIMEOUT, "authentication", connection.auth(DEFAULT_MECHANISMS, &credentials)).await?;
         }
         Ok(connection)
     }
 
-    /// The texts that must not be logged if the server quotes them: the password in every form in which it is sent.
+    /// The password in every form in which it is sent. It must not be logged if the server quotes it.
     pub(super) fn secrets(&self) -> Vec<SecretString> {
         let Some(SmtpCredentials { user, password }) = &self.settings.credentials else {
             return Vec::new();
@@ -165,7 +171,8 @@ impl Smtp {
     }
 }
 
-async fn within<T>(
+/// Runs one step of the protocol with a time limit.
+async fn with_timeout<T>(
     limit: Duration,
     step: &'static str,
     work: impl Future<Output = Result<T, LettreError>>,
@@ -194,46 +201,46 @@ mod tests {
 
     use super::*;
 
-    /// A mail server that says what it is told to, and remembers what it was told.
+    /// A mail server with scripted answers, which records what it receives.
     struct Server {
         port: u16,
-        /// Per connection, line by line.
-        heard: Arc<Mutex<Vec<Vec<String>>>>,
+        /// The lines of each connection.
+        received: Arc<Mutex<Vec<Vec<String>>>>,
     }
 
     impl Server {
-        /// `answer` gets each line; what it returns is sent. Empty is silence.
+        /// `answer` returns the answer to a line. An empty answer is not sent.
         fn start(answer: fn(&str) -> &'static str) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
             let port = listener.local_addr().expect("an address").port();
-            let heard = Arc::<Mutex<Vec<Vec<String>>>>::default();
-            let remember = Arc::clone(&heard);
+            let received = Arc::<Mutex<Vec<Vec<String>>>>::default();
+            let record = Arc::clone(&received);
             std::thread::spawn(move || {
                 for (number, stream) in listener.incoming().enumerate() {
-                    remember.lock().expect("a lock").push(Vec::new());
-                    let (remember, mut stream) = (Arc::clone(&remember), stream.expect("a connection"));
+                    record.lock().expect("a lock").push(Vec::new());
+                    let (record, mut stream) = (Arc::clone(&record), stream.expect("a connection"));
                     std::thread::spawn(move || {
                         stream.write_all(b"220 mail.example\r\n").expect("a greeting");
                         for line in BufReader::new(stream.try_clone().expect("a stream")).lines().map_while(Result::ok)
                         {
                             let reply = answer(&line);
-                            remember.lock().expect("a lock")[number].push(line);
-                            // Whoever does not listen any more is not written to.
+                            record.lock().expect("a lock")[number].push(line);
+                            // Fails if the client has closed the connection.
                             stream.write_all(reply.as_bytes()).ok();
                         }
                     });
                 }
             });
-            Self { port, heard }
+            Self { port, received }
         }
 
-        fn heard(&self) -> Vec<Vec<String>> {
-            self.heard.lock().expect("a lock").clone()
+        fn received(&self) -> Vec<Vec<String>> {
+            self.received.lock().expect("a lock").clone()
         }
     }
 
-    /// A server that takes every mail.
-    fn polite(line: &str) -> &'static str {
+    /// The answers of a server that accepts every mail.
+    fn accept_all(line: &str) -> &'static str {
         match line.split([' ', ':']).next().unwrap_or_default() {
             "EHLO" => "250-mail.example\r\n250 AUTH PLAIN LOGIN\r\n",
             "AUTH" => "235 welcome\r\n",
@@ -256,95 +263,97 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn mails_follow_one_another_over_one_connection() {
-        let server = Server::start(polite);
+    async fn consecutive_mails_use_one_connection() {
+        let server = Server::start(accept_all);
         let smtp = Smtp::new(settings(server.port, SmtpSecurity::Plaintext)).expect("a transport");
         send(&smtp).await.expect("sent");
         send(&smtp).await.expect("sent");
-        let heard = server.heard();
-        assert_eq!(heard.len(), 1, "{heard:?}");
-        let verbs: Vec<_> = heard[0].iter().map(|line| line.split([' ', ':']).next().expect("a word")).collect();
+        let received = server.received();
+        assert_eq!(received.len(), 1, "{received:?}");
+        let verbs: Vec<_> = received[0].iter().map(|line| line.split([' ', ':']).next().expect("a word")).collect();
         let mail = ["MAIL", "RCPT", "DATA", "Subject", "", "..", "hello", "", "."];
         assert_eq!(verbs, [["EHLO", "AUTH"].as_slice(), &mail, &["NOOP"], &mail].concat());
-        assert_eq!(heard[0][1], format!("AUTH PLAIN {}", BASE64_STANDARD.encode("\0postern\0hunter2")));
+        assert_eq!(received[0][1], format!("AUTH PLAIN {}", BASE64_STANDARD.encode("\0postern\0hunter2")));
         let secrets: Vec<_> = smtp.secrets().iter().map(|secret| secret.expose_secret().to_owned()).collect();
-        assert!(heard[0][1].ends_with(&secrets[0]), "what was sent is known as a secret");
+        assert!(received[0][1].ends_with(&secrets[0]), "the encoded password is in secrets()");
         assert!(!format!("{smtp:?}").contains("hunter2"));
     }
 
     #[tokio::test]
-    async fn a_mail_that_was_given_up_takes_its_connection_along() {
-        // The first mail's DATA is never answered, and would be by the next mail's reading.
-        let server = Server::start(|line| if line == "DATA" { "" } else { polite(line) });
+    async fn the_connection_of_a_cancelled_mail_is_closed() {
+        // DATA is never answered. A second mail on the same connection would read the answer to the first one.
+        let server = Server::start(|line| if line == "DATA" { "" } else { accept_all(line) });
         let smtp = Smtp::new(settings(server.port, SmtpSecurity::Plaintext)).expect("a transport");
         for connections in 1..=2 {
             tokio::time::timeout(Duration::from_millis(300), send(&smtp)).await.expect_err("no answer");
-            let heard = server.heard();
-            assert_eq!(heard.len(), connections, "{heard:?}");
-            assert_eq!(heard[connections - 1].last().map(String::as_str), Some("DATA"), "{heard:?}");
+            let received = server.received();
+            assert_eq!(received.len(), connections, "{received:?}");
+            assert_eq!(received[connections - 1].last().map(String::as_str), Some("DATA"), "{received:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_refused_mail_takes_its_connection_along() {
-        let server = Server::start(|line| if line.starts_with("RCPT") { "450 later\r\n" } else { polite(line) });
+    async fn the_connection_of_a_refused_mail_is_closed() {
+        let server = Server::start(|line| if line.starts_with("RCPT") { "450 later\r\n" } else { accept_all(line) });
         let smtp = Smtp::new(settings(server.port, SmtpSecurity::Plaintext)).expect("a transport");
         for connections in 1..=2 {
             let refusal = send(&smtp).await.expect_err("refused");
             assert!(matches!(&refusal, SmtpError::Failed(error) if error.is_transient()), "{refusal:?}");
-            assert_eq!(server.heard().len(), connections);
+            assert_eq!(server.received().len(), connections);
         }
     }
 
     #[tokio::test]
-    async fn a_refusal_says_what_the_server_said_but_for_what_is_secret() {
+    async fn an_error_contains_the_answer_of_the_server_without_secrets() {
         let server = Server::start(|line| {
-            if line.starts_with("RCPT") { "550 5.1.1 <B@example.com> unknown, hunter2\r\n" } else { polite(line) }
+            if line.starts_with("RCPT") { "550 5.1.1 <B@example.com> unknown, hunter2\r\n" } else { accept_all(line) }
         });
         let from = Sender::parse("a@example.com").expect("a sender");
         let settings = TransportSettings::Smtp(settings(server.port, SmtpSecurity::Plaintext));
         let mailer = Mailer::new(settings, from).expect("a mailer");
         let to = Email::parse("b@example.com").expect("an address");
         let text = "a text".to_owned();
-        let letter =
+        let content =
             MailContent { kind: MailKind::AccountExists, subject: text.clone(), html: text.clone(), text, link: None };
-        let error = mailer.send(MailId(Uuid::nil()), &to, &letter, OffsetDateTime::UNIX_EPOCH).await.expect_err("a no");
+        let error =
+            mailer.send(MailId(Uuid::nil()), &to, &content, OffsetDateTime::UNIX_EPOCH).await.expect_err("refused");
         assert_eq!(error.kind, SendErrorKind::Permanent);
-        let expected = "the mail server refused for good: permanent error (550): 5.1.1 <…@example.com> unknown, […]";
+        let expected =
+            "the mail server rejected the mail permanently: permanent error (550): 5.1.1 <…@example.com> unknown, […]";
         assert_eq!(error.to_string(), expected);
     }
 
     #[tokio::test]
-    async fn without_starttls_nothing_is_said_that_matters() {
-        let server = Server::start(polite);
+    async fn without_starttls_only_ehlo_is_sent() {
+        let server = Server::start(accept_all);
         let smtp = Smtp::new(settings(server.port, SmtpSecurity::StartTls)).expect("a transport");
         let refusal = send(&smtp).await.expect_err("no STARTTLS");
         assert!(matches!(&refusal, SmtpError::Failed(error) if error.is_client()), "{refusal:?}");
-        let heard = server.heard();
-        assert!(heard[0].iter().all(|line| line.starts_with("EHLO")), "{heard:?}");
+        let received = server.received();
+        assert!(received[0].iter().all(|line| line.starts_with("EHLO")), "{received:?}");
     }
 
     #[tokio::test]
-    async fn tls_is_set_up_without_a_process_wide_provider_and_a_closed_port_is_an_error() {
+    async fn tls_needs_no_process_wide_provider_and_a_closed_port_is_an_error() {
         let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
         for security in [SmtpSecurity::Tls, SmtpSecurity::StartTls] {
             let smtp = Smtp::new(settings(port, security)).expect("a transport");
-            let refusal = send(&smtp).await.expect_err("nobody is there");
+            let refusal = send(&smtp).await.expect_err("a closed port");
             assert!(matches!(&refusal, SmtpError::Failed(error) if error.status().is_none()), "{refusal:?}");
         }
     }
 
     #[tokio::test]
-    async fn tls_to_a_server_that_has_none_is_an_error() {
-        let server = Server::start(polite);
+    async fn tls_to_a_server_without_tls_is_an_error() {
+        let server = Server::start(accept_all);
         let smtp = Smtp::new(settings(server.port, SmtpSecurity::Tls)).expect("a transport");
         let refusal = send(&smtp).await.expect_err("no TLS");
         assert!(matches!(&refusal, SmtpError::Failed(error) if error.status().is_none()), "{refusal:?}");
-        assert!(!format!("{:?}", server.heard()).contains("AUTH"));
+        assert!(!format!("{:?}", server.received()).contains("AUTH"));
     }
 
     #[test]
-    fn loopback_is_this_machine_and_no_other() {
+    fn only_addresses_of_this_machine_are_loopback() {
         for host in ["localhost", "LOCALHOST", "127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"] {
             assert!(is_loopback(host), "{host}");
         }

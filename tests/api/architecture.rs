@@ -49,9 +49,9 @@ const SQL_FILES: [&str; 3] = ["store/opening.rs", "store/rows.rs", "store/shared
 const SQL_ROOMS: [&str; 2] = ["store/postgres/", "store/sqlite/"];
 
 pub struct Source {
-    /// Below `src`.
+    /// The path below `src`.
     pub path: String,
-    /// What is compiled into the service: no comments, no text, no tests.
+    /// The code without comments, strings and tests.
     pub code: String,
 }
 
@@ -61,7 +61,7 @@ impl Source {
         self.path.split(['/', '.']).next().expect("a name")
     }
 
-    /// Every word of the code.
+    /// The words of the code.
     fn words(&self) -> impl Iterator<Item = &str> {
         self.code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
     }
@@ -77,7 +77,7 @@ impl Source {
                 modules.extend(first_word(rest));
             }
         }
-        // A macro by example may say `$crate`, and a path may say `postern`: neither may be a way around this.
+        // These forms would name modules in ways that this test does not recognize.
         assert!(!self.code.contains("$crate") && !self.code.contains("postern::"), "{}", self.path);
         assert!(!self.code.contains("super::super::super"), "{}", self.path);
         modules
@@ -88,7 +88,7 @@ fn first_word(text: &str) -> Option<&str> {
     text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().filter(|word| !word.is_empty())
 }
 
-/// Of `a::{b, c}, d, e::f}…`: a, d and e.
+/// The first words of a list up to its closing brace: a, d and e for `a::{b, c}, d, e::f}…`.
 fn first_words_of_list(list: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let (mut depth, mut item) = (0, 0);
@@ -109,7 +109,7 @@ fn first_words_of_list(list: &str) -> Vec<&str> {
     words
 }
 
-/// The source without comments and without what stands in quotes.
+/// The source without comments and without the text in quotes.
 pub fn code_of(source: &str) -> String {
     let mut code = String::new();
     let mut rest = source;
@@ -119,7 +119,7 @@ pub fn code_of(source: &str) -> String {
         } else if c == '"' {
             end_of_quote(rest, '"')
         } else if rest.starts_with("'\\") || (c == '\'' && rest.chars().nth(2) == Some('\'')) {
-            // A character; a lifetime has no second quote there.
+            // This is a character. A lifetime has no second quote there.
             end_of_quote(rest, '\'')
         } else {
             code.push(c);
@@ -130,7 +130,7 @@ pub fn code_of(source: &str) -> String {
     code
 }
 
-/// Where the text that begins with a quote is over.
+/// The position after the closing quote of a text that begins with a quote.
 fn end_of_quote(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (position, c) in text.char_indices().skip(1) {
@@ -146,7 +146,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every file below a directory that ends so, hidden directories left out.
+/// Every file below a directory with one of these endings, without hidden directories.
 fn files(directory: &Path, endings: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).expect("a directory") {
@@ -168,10 +168,10 @@ fn sources() -> Vec<Source> {
         let text = fs::read_to_string(&file).expect("a source");
         let (service, tests) = text.split_once("\n#[cfg(test)]\n").unwrap_or((&text, "mod tests {\n}\n"));
         let path = file.strip_prefix(&directory).expect("below src").to_str().expect("a plain name").to_owned();
-        // Otherwise what stands behind the tests would not be looked at.
+        // Code after the tests would not be checked.
         assert!(tests.starts_with("mod tests {\n") && tests.trim_end().ends_with('}'), "{path}: the tests are last");
         assert_eq!(tests.lines().filter(|line| *line == "}").count(), 1, "{path}: the tests are last");
-        // A visibility is no import, and the compiler checks a constant assertion.
+        // A visibility is not an import, and a constant assertion cannot fail at run time.
         let code = code_of(service).replace("pub(in crate::store)", "pub").replace("const _: () = assert!", "");
         sources.push(Source { path, code });
     }

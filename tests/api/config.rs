@@ -85,7 +85,7 @@ fn no_secret_prints() {
     let url = "postgres://postern:hunter2@db.example/postern";
     let config = config(&[&format!("--master-key={MASTER_KEY}"), &format!("--database-url={url}")]);
     let location = config.store.database().expect("a location");
-    let key = config.master_key.given(&location).expect("a key").expect("one was given");
+    let key = config.master_key.configured(&location).expect("a key").expect("one was given");
     for print in [format!("{config:?}"), format!("{config:#?}"), format!("{location:?}"), format!("{key:?}")] {
         assert!(!print.contains(MASTER_KEY), "{print}");
         assert!(!print.contains("hunter2") && !print.contains(url), "{print}");
@@ -94,7 +94,7 @@ fn no_secret_prints() {
 
     // An error does not quote the value that it refuses.
     let bad_key = crate::config::config(&["--master-key=hunter2"]);
-    let refusal = bad_key.master_key.given(&location).expect_err("no key");
+    let refusal = bad_key.master_key.configured(&location).expect_err("no key");
     assert!(!format!("{refusal} {refusal:?}").contains("hunter2"));
     let bad_url = crate::config::config(&["--database-url=mysql://u:hunter2@db"]).store.database().expect_err("no URL");
     assert!(!format!("{bad_url} {bad_url:?}").contains("hunter2"));

@@ -1,5 +1,5 @@
-//! The import graph of `src`: which module names which. Read from the sources as text, so that what a macro hides is
-//! not seen; nothing here needs that.
+//! The import graph of `src`: which module names which. It is read from the sources as text, so imports that
+//! macros generate are not found. There are none.
 
 use std::collections::{BTreeMap, BTreeSet};
 

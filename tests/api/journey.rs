@@ -49,7 +49,11 @@ async fn a_person_signs_up_logs_in_refreshes_and_logs_out(database: &Database) {
     assert_ne!(second.refresh_token, first.refresh_token);
     assert_ne!(second.access_token, first.access_token);
     assert_eq!(app.me(&second.access_token).await.as_ref(), Ok(&user));
-    assert_eq!(app.me(&first.access_token).await.as_ref(), Ok(&user), "the session goes on, and so does its old token");
+    assert_eq!(
+        app.me(&first.access_token).await.as_ref(),
+        Ok(&user),
+        "the old access token stays valid while the session is open"
+    );
 
     app.log_out(&second.refresh_token).await.expect("logged out");
     for tokens in [&first, &second] {
@@ -76,7 +80,7 @@ async fn everything_survives_a_restart(database: &Database) {
 
     let app = app.restart(&[]).await;
     let header = |tokens: &TokenPair| tokens.access_token.split('.').next().map(str::to_owned);
-    assert_eq!(header(&app.log_in("ada").await), header(&open), "kid and all");
+    assert_eq!(header(&app.log_in("ada").await), header(&open), "the header is the same, with the kid");
     assert_eq!(database.sql.number("SELECT count(*) FROM signing_keys").await, 1);
     app.refresh(&refreshed.refresh_token).await.expect("the session goes on");
     app.stop().await;
@@ -162,7 +166,7 @@ async fn refresh_with_a_consumed_token_ends_the_session(database: &Database) {
     }
     app.me(&untouched.access_token).await.expect("another session of the same user");
 
-    // The same within the retry window: the token before the previous one is too old, even at once.
+    // The token before the previous one also ends the session within the retry window.
     let app = app.restart(&["--refresh-retry-window=60s"]).await;
     let first = app.log_in("ada").await;
     let second = app.refresh(&first.refresh_token).await.expect("the next tokens");

@@ -26,11 +26,11 @@ fn refresh_expiry(tokens: &TokenPair) -> OffsetDateTime {
 
 fn whole(timestamp: Option<prost_types::Timestamp>) -> OffsetDateTime {
     let timestamp = timestamp.expect("a time");
-    assert_eq!(timestamp.nanos, 0, "what a token says of its expiry, in whole seconds");
+    assert_eq!(timestamp.nanos, 0, "the expiry of a token is in whole seconds");
     OffsetDateTime::from_unix_timestamp(timestamp.seconds).expect("a time")
 }
 
-/// The moment, in whole seconds.
+/// The time, rounded down to whole seconds.
 fn second_of(moment: OffsetDateTime) -> OffsetDateTime {
     moment.replace_nanosecond(0).expect("a whole second")
 }

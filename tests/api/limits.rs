@@ -103,7 +103,7 @@ async fn a_message_of_more_than_64_kib_is_bad_input() {
             |username: String| SignUpRequest { username, email: email.clone(), password: PASSWORD.to_owned() };
         let failure = app.try_sign_up(request("a".repeat(65 * 1024))).await;
         let failure = assert_fails(failure, InvalidArgument, "INVALID_FIELD");
-        assert_eq!(failure.fields, [""], "no field is wrong: nobody looked");
+        assert_eq!(failure.fields, [""], "the fields were not checked");
         // Just within the limit: the message is read, and its field is invalid.
         let failure = app.try_sign_up(request("a".repeat(64 * 1024 - 200))).await;
         assert_eq!(assert_fails(failure, InvalidArgument, "INVALID_FIELD").fields, ["username"]);
@@ -230,7 +230,7 @@ async fn a_valid_request_id_is_returned_and_any_other_is_replaced() {
         for headers in insane {
             let answer = wire.call(LOGIN, headers, login()).await;
             assert!(uuid::Uuid::try_parse(answer.request_id()).is_ok(), "{headers:?}: {}", answer.request_id());
-            assert!(seen.insert(answer.request_id().to_owned()), "an id of its own");
+            assert!(seen.insert(answer.request_id().to_owned()), "every call gets its own id");
         }
     })
     .await;

@@ -72,8 +72,8 @@ async fn a_failing_mail_server_does_not_affect_callers_and_mail_arrives_when_it_
         app.mails.fail_with(Some(trouble));
         app.sign_up(&name).await;
         let tokens = app.log_in(&name).await;
-        app.request_reset(&address).await.expect("the answer of always");
-        app.request_email_change(&tokens.access_token, &new_address).await.expect("the answer of always");
+        app.request_reset(&address).await.expect("the same answer as always");
+        app.request_email_change(&tokens.access_token, &new_address).await.expect("the same answer as always");
         wait_for_failures(&app, database, 4).await;
         assert!(app.mails.sent().is_empty());
 
@@ -125,15 +125,15 @@ async fn a_mail_whose_token_expired_while_the_server_was_down_is_dropped(databas
     sign_up(&app, "ada").await;
     sign_up(&app, "grace").await;
     app.mails.fail_with(Some(SendErrorKind::Connection));
-    app.request_reset("ada@example.com").await.expect("the answer of always");
+    app.request_reset("ada@example.com").await.expect("the same answer as always");
     app.pass(1.microseconds());
-    app.request_reset("grace@example.com").await.expect("the answer of always");
+    app.request_reset("grace@example.com").await.expect("the same answer as always");
     wait_for_failures(&app, database, 2).await;
     app.pass(30.minutes() - 1.microseconds());
     app.mails.fail_with(None);
     let token = app.token_to("grace@example.com", MailKind::ResetPassword).await;
     app.assert_no_more_mail().await;
-    assert_eq!(database.sql.number("SELECT count(*) FROM mail_outbox").await, 0, "and it is not kept");
+    assert_eq!(database.sql.number("SELECT count(*) FROM mail_outbox").await, 0, "a dropped mail is deleted");
     app.reset_password(&token, NEW_PASSWORD).await.expect("a microsecond before its end");
     app.stop().await;
 }
@@ -143,7 +143,7 @@ async fn a_purge_deletes_only_what_is_expired(database: &Database) {
     let give_up = "UPDATE mail_outbox SET dead_time = create_time WHERE dead_time IS NULL";
     sign_up(&app, "ada").await;
     app.mails.fail_with(Some(SendErrorKind::Transient));
-    app.request_reset("ada@example.com").await.expect("the answer of always");
+    app.request_reset("ada@example.com").await.expect("the same answer as always");
     wait_for_failures(&app, database, 1).await;
     database.sql.execute(give_up).await;
     app.pass(31.days());
@@ -151,7 +151,7 @@ async fn a_purge_deletes_only_what_is_expired(database: &Database) {
     app.sign_up("grace").await;
     let token = app.token_to("grace@example.com", MailKind::VerifyEmail).await;
     app.mails.fail_with(Some(SendErrorKind::Transient));
-    app.request_reset("grace@example.com").await.expect("the answer of always");
+    app.request_reset("grace@example.com").await.expect("the same answer as always");
     wait_for_failures(&app, database, 1).await;
     database.sql.execute(give_up).await;
 
@@ -173,7 +173,7 @@ async fn an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes(databa
     sign_up(&app, "grace").await;
     for _ in 0..6 {
         for address in ["ada@example.com", "ADA@Example.com", "nobody@example.com"] {
-            app.request_reset(address).await.expect("the answer of always");
+            app.request_reset(address).await.expect("the same answer as always");
         }
     }
     for _ in 0..9 {
@@ -182,17 +182,17 @@ async fn an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes(databa
     app.assert_no_more_mail().await;
 
     // This holds for every kind of mail. An authenticated caller gets an error.
-    app.resend_verification("ada@example.com").await.expect("the answer of always");
+    app.resend_verification("ada@example.com").await.expect("the same answer as always");
     let grace = app.log_in("grace").await.access_token;
     database.sql.execute("UPDATE users SET email = 'lovelace@example.com' WHERE username = 'ada'").await;
-    let told = app.request_email_change(&grace, "ada@example.com").await;
-    let told = assert_fails(told, ResourceExhausted, "THROTTLED");
-    assert_eq!(told.retry_delay, Some(std::time::Duration::from_mins(6)));
+    let outcome = app.request_email_change(&grace, "ada@example.com").await;
+    let refused = assert_fails(outcome, ResourceExhausted, "THROTTLED");
+    assert_eq!(refused.retry_delay, Some(std::time::Duration::from_mins(6)));
     app.assert_no_more_mail().await;
     database.sql.execute("UPDATE users SET email = 'ada@example.com' WHERE username = 'ada'").await;
     // Notices are not limited: nobody can suppress them.
     let ada = app.log_in("ada").await.access_token;
-    app.request_email_change(&ada, "lovelace@example.com").await.expect("another address has had none");
+    app.request_email_change(&ada, "lovelace@example.com").await.expect("a limit of its own for another address");
     app.mail_to("ada@example.com", MailKind::EmailChangeRequested).await;
     app.mail_to("lovelace@example.com", MailKind::ConfirmEmailChange).await;
     app.change_password(&ada, PASSWORD, NEW_PASSWORD).await.expect("another password");
@@ -200,17 +200,17 @@ async fn an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes(databa
     app.assert_no_more_mail().await;
 
     app.pass(6.minutes() - 1.microseconds());
-    app.request_reset("ada@example.com").await.expect("the answer of always");
+    app.request_reset("ada@example.com").await.expect("the same answer as always");
     app.assert_no_more_mail().await;
     app.pass(1.microseconds());
     for _ in 0..2 {
-        app.request_reset("ada@example.com").await.expect("the answer of always");
+        app.request_reset("ada@example.com").await.expect("the same answer as always");
     }
     app.mail_to("ada@example.com", MailKind::ResetPassword).await;
     app.assert_no_more_mail().await;
     app.pass(1.hours());
     for _ in 0..11 {
-        app.resend_verification("ada@example.com").await.expect("the answer of always");
+        app.resend_verification("ada@example.com").await.expect("the same answer as always");
     }
     for _ in 0..10 {
         app.mail_to("ada@example.com", MailKind::VerifyEmail).await;
@@ -227,14 +227,14 @@ async fn mails_that_one_client_causes_are_limited_per_minute(database: &Database
     }
     let tokens = app.log_in("mary").await;
     for name in names {
-        app.request_reset(&format!("{name}@example.com")).await.expect("the answer of always");
+        app.request_reset(&format!("{name}@example.com")).await.expect("the same answer as always");
     }
-    app.resend_verification("mary@example.com").await.expect("the answer of always");
+    app.resend_verification("mary@example.com").await.expect("the same answer as always");
     // An authenticated caller gets an error, after the request was validated.
     let own = app.request_email_change(&tokens.access_token, "mary@example.com").await;
     assert_fails(own, InvalidArgument, "INVALID_FIELD");
-    let told = app.request_email_change(&tokens.access_token, "somerville@example.com").await;
-    let delay = assert_fails(told, ResourceExhausted, "THROTTLED").retry_delay.expect("a time to come back");
+    let outcome = app.request_email_change(&tokens.access_token, "somerville@example.com").await;
+    let delay = assert_fails(outcome, ResourceExhausted, "THROTTLED").retry_delay.expect("a retry delay");
     assert!(delay <= std::time::Duration::from_secs(20) && !delay.is_zero(), "{delay:?}");
     for name in &names[..3] {
         app.mail_to(&format!("{name}@example.com"), MailKind::ResetPassword).await;
@@ -257,9 +257,9 @@ async fn a_mail_goes_to_the_stored_address_with_the_configured_link(database: &D
     };
     app.try_sign_up(request).await.expect("an account");
     let mail = app.mail_to("ada@example.com", MailKind::VerifyEmail).await;
-    let link = mail.letter.link.expect("a link");
+    let link = mail.content.link.expect("a link");
     assert!(link.starts_with("https://auth.example.com/base/verify-email?token="), "{link}");
-    assert!(mail.letter.text.contains(&link) && mail.letter.html.contains(&link));
+    assert!(mail.content.text.contains(&link) && mail.content.html.contains(&link));
 
     // For every name of the service, and for every Host header.
     let origin = "http://evil.example".parse().expect("a URI");
@@ -276,12 +276,12 @@ async fn a_mail_goes_to_the_stored_address_with_the_configured_link(database: &D
     ] {
         request.metadata_mut().insert(name, value.parse().expect("metadata"));
     }
-    account.request_password_reset(request).await.expect("the answer of always");
+    account.request_password_reset(request).await.expect("the same answer as always");
     let mail = app.mail_to("ada@example.com", MailKind::ResetPassword).await;
     assert!(!mail.message.contains("evil.example") && !mail.message.contains("auth.example.com"), "{}", mail.message);
-    let link = mail.letter.link.expect("a link");
+    let link = mail.content.link.expect("a link");
     let token = link.strip_prefix("https://app.example.com/?a=1&b=2#/reset/").unwrap_or_else(|| panic!("{link}"));
-    assert!(mail.letter.text.contains(&link) && mail.letter.html.contains(token));
+    assert!(mail.content.text.contains(&link) && mail.content.html.contains(token));
     app.reset_password(token, NEW_PASSWORD).await.expect("the token as it stands in the link");
     app.stop().await;
 }
@@ -295,7 +295,7 @@ async fn a_sign_up_with_a_taken_address_mails_only_its_owner_where_accounts_are_
         email: email.to_owned(),
         password: NEW_PASSWORD.to_owned(),
     };
-    let taken = app.try_sign_up(request("eve", "ADA@example.com")).await.expect("the answer of always");
+    let taken = app.try_sign_up(request("eve", "ADA@example.com")).await.expect("the same answer as always");
     let taken = taken.user.expect("a user");
     let free = app.try_sign_up(request("eve2", "eve@example.com")).await.expect("an account").user.expect("a user");
     assert_ne!(taken.id, owner.id);
@@ -308,7 +308,7 @@ async fn a_sign_up_with_a_taken_address_mails_only_its_owner_where_accounts_are_
     };
     assert_eq!((as_free, taken.username.as_str(), taken.email.as_str()), (free, "eve", "ada@example.com"));
     let mail = app.mail_to("ada@example.com", MailKind::AccountExists).await;
-    assert_eq!(mail.letter.link, None);
+    assert_eq!(mail.content.link, None);
     app.mail_to("eve@example.com", MailKind::VerifyEmail).await;
 
     // A taken username may be reported; that reveals nothing about the address.
@@ -332,10 +332,10 @@ async fn a_change_to_a_taken_address_mails_only_its_owner_where_accounts_are_con
     for (address, kind) in
         [("ada@example.com", MailKind::AccountExists), ("free@example.com", MailKind::ConfirmEmailChange)]
     {
-        app.request_email_change(&eve, address).await.expect("the answer of always");
+        app.request_email_change(&eve, address).await.expect("the same answer as always");
         app.mail_to(address, kind).await;
         let notice = app.mail_to("eve@example.com", MailKind::EmailChangeRequested).await;
-        assert!(notice.letter.text.contains(address), "{}", notice.letter.text);
+        assert!(notice.content.text.contains(address), "{}", notice.content.text);
     }
     // The limit is the same too: a taken address gets as many mails as a free one.
     for address in ["ada@example.com", "free@example.com"] {

@@ -92,7 +92,7 @@ async fn assert_good(app: &TestApp<'_>, purpose: Purpose, token: &str) {
 /// Asserts that a token is refused with the one error for all tokens.
 async fn assert_dead(app: &TestApp<'_>, purpose: Purpose, token: &str, what: &str) {
     let Err(status) = present(app, purpose, token).await else {
-        panic!("{what}, at {purpose:?}: it was taken");
+        panic!("{what}, at {purpose:?}: the token was accepted");
     };
     let never_existed = present(app, purpose, &"A".repeat(64)).await.expect_err("nobody ever made it");
     for refused in [&status, &never_existed] {
@@ -188,7 +188,7 @@ async fn every_invalid_one_time_token_gets_the_same_answer(database: &Database) 
             };
             let in_the_way = database.sql.execute(&turn(to, "set_aside")).await;
             assert_eq!(database.sql.execute(&turn(from, to)).await, 1);
-            assert_dead(&app, other, &good, "one whose row was turned").await;
+            assert_dead(&app, other, &good, "one whose row was changed to another purpose").await;
             database.sql.execute(&turn(to, from)).await;
             assert_eq!(database.sql.execute(&turn("set_aside", to)).await, in_the_way);
         }
@@ -221,7 +221,7 @@ async fn a_verification_token_verifies_only_its_own_registration(database: &Data
     let after = app.token_to("ada@example.com", MailKind::VerifyEmail).await;
     app.token_to("grace@example.com", MailKind::VerifyEmail).await;
     app.assert_no_more_mail().await;
-    assert_dead(&app, Purpose::VerifyEmail, &before, "one of the registration before").await;
+    assert_dead(&app, Purpose::VerifyEmail, &before, "one of an earlier registration").await;
     assert_eq!(database.sql.number("SELECT count(*) FROM users WHERE email_verified").await, 0);
     assert_good(&app, Purpose::VerifyEmail, &after).await;
     assert_eq!(database.sql.number("SELECT count(*) FROM users WHERE email_verified").await, 1);
@@ -236,10 +236,10 @@ async fn a_one_time_token_ends_when_the_address_changes(database: &Database) {
     let changed = app.account().confirm_email_change(ConfirmEmailChangeRequest { token: change }).await;
     let user = changed.expect("a change").into_inner().user.expect("a user");
     assert_eq!((user.email.as_str(), user.email_verified), ("new-ada@example.com", true));
-    let told = app.mail_to("ada@example.com", MailKind::EmailChanged).await;
-    assert!(told.letter.text.contains("new-ada@example.com"), "{}", told.letter.text);
+    let notice = app.mail_to("ada@example.com", MailKind::EmailChanged).await;
+    assert!(notice.content.text.contains("new-ada@example.com"), "{}", notice.content.text);
     for (purpose, token) in [(Purpose::VerifyEmail, &verification), (Purpose::ResetPassword, &reset)] {
-        assert_dead(&app, purpose, token, "one for the address before").await;
+        assert_dead(&app, purpose, token, "one for the previous address").await;
     }
     // They do not become valid again with the address.
     database.sql.execute("UPDATE users SET email = 'ada@example.com'").await;
@@ -272,7 +272,7 @@ async fn the_next_access_token_contains_the_verified_address(database: &Database
     let user = verified.into_inner().user.expect("a user");
     assert!(user.email_verified);
     assert_eq!(user.update_time.expect("a time").seconds, (START + 1.minutes()).unix_timestamp());
-    assert_eq!(app.me(&before.access_token).await, Ok(user), "the old token is as good as before");
+    assert_eq!(app.me(&before.access_token).await, Ok(user), "the old access token stays valid");
     let refreshed = app.refresh(&before.refresh_token).await.expect("the next tokens");
     for tokens in [refreshed, app.log_in("ada").await] {
         assert_eq!(claim(&tokens, "email_verified"), serde_json::json!(true));
@@ -294,7 +294,7 @@ async fn with_required_verification_the_mailed_token_enables_login(database: &Da
     let reset = token(&app, Purpose::ResetPassword, "grace").await;
     assert_good(&app, Purpose::ResetPassword, &reset).await;
     app.try_log_in("grace@example.com", NEW_PASSWORD).await.expect("a session");
-    assert_dead(&app, Purpose::VerifyEmail, &verification, "one that proves nothing more").await;
+    assert_dead(&app, Purpose::VerifyEmail, &verification, "one for an address that is verified already").await;
     app.stop().await;
 }
 
@@ -346,14 +346,14 @@ async fn a_change_of_password_leaves_only_the_session_that_it_opens(database: &D
     assert_fails(wrong, Unauthenticated, "INVALID_CREDENTIALS");
     let weak = app.change_password(&own.access_token, PASSWORD, "ada@example.com").await;
     assert_eq!(assert_fails(weak, InvalidArgument, "INVALID_FIELD").fields, ["new_password"]);
-    app.me(&other.access_token).await.expect("nothing has changed");
+    app.me(&other.access_token).await.expect("the session is still open");
 
     let fresh = app.change_password(&own.access_token, PASSWORD, NEW_PASSWORD).await.expect("a fresh session");
     for tokens in [&own, &other] {
         app.assert_session_over(tokens).await;
     }
     app.me(&fresh.access_token).await.expect("a live session");
-    app.refresh(&fresh.refresh_token).await.expect("and it goes on");
+    app.refresh(&fresh.refresh_token).await.expect("the new session can be refreshed");
     assert_eq!(database.sql.number("SELECT count(*) FROM sessions WHERE revoke_time IS NULL").await, 1);
     assert_dead(&app, Purpose::ChangeEmail, &change, "a pending change").await;
     assert_dead(&app, Purpose::ResetPassword, &reset, "a reset").await;
@@ -387,7 +387,7 @@ async fn a_one_time_token_of_another_master_key_is_refused(database: &Database) 
     // Keys that were encrypted with one master key would prevent a start with another.
     database.sql.execute("DELETE FROM signing_keys").await;
     let app = app.restart(&[&another]).await;
-    assert_dead(&app, Purpose::VerifyEmail, &before, "one that another key made").await;
+    assert_dead(&app, Purpose::VerifyEmail, &before, "one of another master key").await;
     let after = token(&app, Purpose::VerifyEmail, "ada").await;
     assert_good(&app, Purpose::VerifyEmail, &after).await;
     app.stop().await;

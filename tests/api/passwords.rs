@@ -34,11 +34,11 @@ async fn a_login_with_an_old_hash_renews_it_and_a_wrong_password_does_not(databa
     let tokens = app.log_in("ada").await;
     let renewed = database.sql.text(HASH).await;
     assert!(renewed.starts_with("$argon2id$v=19$m=64,t=1,p=1$"), "{renewed}");
-    assert_eq!(database.sql.number("SELECT password_version FROM users").await, 0, "it is the same password");
+    assert_eq!(database.sql.number("SELECT password_version FROM users").await, 0, "a new hash is not a new password");
     app.refresh(&tokens.refresh_token).await.expect("a session like any other");
 
     app.log_in("ada").await;
-    assert_eq!(database.sql.text(HASH).await, renewed, "it is not due again");
+    assert_eq!(database.sql.text(HASH).await, renewed, "it is not renewed again");
     let wrong = app.try_log_in("ada@example.com", "correct horse battery stapler").await;
     assert_fails(wrong, Unauthenticated, "INVALID_CREDENTIALS");
     app.stop().await;
@@ -64,14 +64,14 @@ async fn a_malformed_or_too_expensive_stored_hash_is_an_internal_error(database:
         PASSWORD.to_owned(),
         String::new(),
     ] {
-        assert_ne!(bad, good, "a replacement did not find its place");
+        assert_ne!(bad, good, "the replaced text was not found");
         database.sql.execute(&format!("UPDATE users SET password_hash = '{bad}'")).await;
         for password in [PASSWORD, "correct horse battery stapler"] {
             let outcome = app.try_log_in("ada@example.com", password).await;
             let failure = assert_fails(outcome, Internal, "");
             assert_eq!(failure.message, "internal error", "{bad}");
         }
-        assert_eq!(database.sql.text(HASH).await, bad, "it is left for somebody to look at");
+        assert_eq!(database.sql.text(HASH).await, bad, "the stored hash is not changed");
     }
     let grown = largest_size() - before;
     assert!(grown < 1024 * 1024, "the process grew by {grown} KiB; one of the hashes asked for 4 GiB");
@@ -158,7 +158,7 @@ async fn a_new_password_is_checked_against_the_accounts_words_and_the_configured
             assert!(failure.message.starts_with("password "), "{}", failure.message);
             assert!(!failure.message.contains(password), "{}", failure.message);
         }
-        sign_up("ada", "ada@example.com", "wolframite77").await.expect("nobody's own word");
+        sign_up("ada", "ada@example.com", "wolframite77").await.expect("the words of another account do not count");
         sign_up("grace", "grace@example.com", "x7$Kq!v9bz").await.expect("long enough");
         app.abandon();
     })
@@ -176,15 +176,15 @@ async fn a_full_hash_queue_refuses_with_a_retry_delay() {
             let app = &app;
             async move { app.try_log_in(&email, PASSWORD).await.expect_err("there is no such account") }
         });
-        let (turned_away, judged): (Vec<_>, Vec<_>) =
+        let (overloaded, checked): (Vec<_>, Vec<_>) =
             join_all(logins).await.into_iter().partition(|failure| failure.code == ResourceExhausted);
-        assert!(!turned_away.is_empty() && judged.len() >= 2, "{} turned away", turned_away.len());
-        for failure in turned_away {
+        assert!(!overloaded.is_empty() && checked.len() >= 2, "{} overloaded", overloaded.len());
+        for failure in overloaded {
             assert_eq!(failure.reason, "OVERLOADED");
             let delay = failure.retry_delay.expect("a time to come back");
             assert!((Duration::from_millis(100)..Duration::from_mins(1)).contains(&delay), "{delay:?}");
         }
-        for failure in judged {
+        for failure in checked {
             assert_eq!((failure.code, failure.reason.as_str()), (Unauthenticated, "INVALID_CREDENTIALS"));
         }
         // There is room again.

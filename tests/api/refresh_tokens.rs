@@ -76,7 +76,10 @@ async fn a_refresh_token_with_any_difference_is_refused() {
         let passes = |header: &Value, claims: &Value| {
             mint.tokens.verify_refresh(&signed_with(secret.as_slice(), header, claims)).is_some()
         };
-        assert!(passes(&header, &claims), "everything below changes this one in one respect, so this has to be good");
+        assert!(
+            passes(&header, &claims),
+            "every case below changes this token in one respect, so this one must be valid"
+        );
 
         for (member, value) in [
             ("typ", json!("at+jwt")),

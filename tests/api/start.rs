@@ -88,7 +88,7 @@ async fn a_missing_master_key_is_named_and_not_replaced() {
     assert!(matches!(refusal, ConfigError::MasterKeyLost { .. }), "{refusal:?}");
     let text = refusal.to_string();
     assert!(text.contains("postern.db.key") && text.contains("POSTERN_MASTER_KEY"), "{text}");
-    assert!(!key.exists(), "a new key would only hide the loss");
+    assert!(!key.exists(), "a new key would hide that the old one is lost");
 
     // The old key works when it is configured. Another one does not.
     build(&[&argument, &format!("--master-key-file={}", aside.display())]).await.expect("the old key");
@@ -136,7 +136,7 @@ async fn an_impossible_configuration_stops_the_start() {
     assert!(matches!(refusal, ConfigError::Plaintext(..)), "{refusal:?}");
     let refusal = config_error(&[&argument, "--refresh-retry-window=61s"]).await;
     assert!(matches!(refusal, ConfigError::OutOfRange("POSTERN_REFRESH_RETRY_WINDOW", _)), "{refusal:?}");
-    assert!(!directory.exists(), "what is refused leaves nothing behind");
+    assert!(!directory.exists(), "a refused configuration creates no directory");
     let refusal = config_error(&["--data-dir=/proc/postern"]).await;
     assert!(matches!(refusal, ConfigError::Unwritable { .. }), "{refusal:?}");
 }

@@ -1,5 +1,5 @@
-//! The running service: the real one, through `build()`, on its own port, with a clock that stands still until it is
-//! moved. Responses are decoded: a reply or a [`Failure`].
+//! The running service: built by the production `build()`, on its own ports, with a clock that only the test moves.
+//! Responses are decoded into a reply or a [`Failure`].
 
 use std::{
     sync::{Arc, Mutex},
@@ -46,7 +46,7 @@ pub const NEW_PASSWORD: &str = "quite another staple for that battery";
 /// The master key, which PostgreSQL requires and SQLite generates.
 pub const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-/// The command line of `postern serve`, so that a test has the production defaults. Of a repeated flag the last one
+/// The command line of `postern serve`, so that a test has the production defaults. If a flag is repeated, the last one
 /// counts.
 #[derive(Debug, clap::Parser)]
 #[command(args_override_self = true)]
@@ -120,23 +120,23 @@ impl<'a> TestApp<'a> {
         Self { addresses, clock, mails, mailbox: Mutex::default(), database, channel, stop, running: Some(running) }
     }
 
-    /// Stops it and starts it again on the same database, at the same time.
+    /// Stops the service and starts it again on the same database, with the clock unchanged.
     pub async fn restart(self, arguments: &[&str]) -> Self {
         let (database, clock) = (self.database, Arc::clone(&self.clock));
         self.stop().await;
         Self::start_at(database, clock, arguments).await
     }
 
-    /// Stops it as SIGTERM does, and checks that no transaction is left open.
+    /// Stops the service as SIGTERM does, and checks that no transaction is left open.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if let Some(running) = self.running.take() {
-            running.await.expect("the service ends in order");
+            running.await.expect("the service stops without a panic");
         }
         self.database.assert_at_rest().await;
     }
 
-    /// Lets it end with the runtime of the test, where its end is not part of the test.
+    /// Leaves the service running until the runtime of the test ends, if stopping is not part of the test.
     pub fn abandon(mut self) {
         self.running = None;
     }
@@ -255,24 +255,24 @@ impl<'a> TestApp<'a> {
         wait_until(&format!("a {} mail comes to {address}", kind.as_str()), async || {
             let mut mailbox = self.mailbox.lock().expect("a mailbox");
             mailbox.extend(self.mails.take());
-            let is_it = |mail: &Sent| mail.to.as_str() == address && mail.letter.kind == kind;
-            let position = mailbox.iter().position(is_it)?;
+            let matches = |mail: &Sent| mail.to.as_str() == address && mail.content.kind == kind;
+            let position = mailbox.iter().position(matches)?;
             Some(mailbox.remove(position))
         })
         .await
     }
 
-    /// The same, for the token in it.
+    /// Waits for the next mail of this kind to this address, takes it, and returns the token in it.
     pub async fn token_to(&self, address: &str, kind: MailKind) -> String {
         let mail = self.mail_to(address, kind).await;
-        let link = mail.letter.link.expect("a link");
+        let link = mail.content.link.expect("a link");
         let (_, token) = link.split_once("token=").expect("a token in the link");
         token.to_owned()
     }
 
     /// Waits until the outbox is empty, and asserts that the test has taken every mail.
     pub async fn assert_no_more_mail(&self) {
-        wait_until("all is mailed", async || {
+        wait_until("the outbox is empty", async || {
             (self.database.sql.number("SELECT count(*) FROM mail_outbox WHERE dead_time IS NULL").await == 0)
                 .then_some(())
         })
@@ -307,7 +307,7 @@ pub fn claim(tokens: &TokenPair, name: &str) -> serde_json::Value {
     claims[name].clone()
 }
 
-/// What a client learns of a failed call.
+/// What a client learns about a failed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub code: Code,

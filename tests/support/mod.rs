@@ -1,7 +1,7 @@
-//! What both test binaries share: the two engines, and a separate database for each test.
+//! Shared by both test binaries: the two engines, and a separate database for each test.
 //!
-//! TEST_DATABASE_URL names the PostgreSQL server, with a superuser. Without it the PostgreSQL half is left out with a
-//! message; under CI=true that is an error. `app.rs` adds the running service.
+//! TEST_DATABASE_URL names the PostgreSQL server, with a superuser. Without it the tests on PostgreSQL are left out with
+//! a message; with CI=true that is an error. `app.rs` adds the running service.
 
 mod sql;
 
@@ -27,9 +27,9 @@ use tokio::sync::OnceCell;
 pub use sql::Sql;
 
 /// How long a test waits for a condition.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// How often it checks the condition.
-const GLANCE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The backends that every test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ macro_rules! on_each_engine {
 }
 pub(crate) use on_each_engine;
 
-/// Runs a test on its own database. Afterwards no transaction may be open in it, and it is removed.
+/// Runs a test on its own database and removes the database afterwards. Fails if a transaction is still open in it.
 pub async fn with_database(engine: Engine, test: impl AsyncFnOnce(&Database)) {
     let Some(database) = Database::create(engine).await else {
         return;
@@ -105,7 +105,7 @@ impl Database {
 
     async fn remove(self) {
         if self.engine == Engine::Postgres {
-            let server = postgres_server().expect("it was there when the database was made");
+            let server = postgres_server().expect("the server of the created database");
             Sql::postgres(&server).execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await;
         }
     }
@@ -143,17 +143,18 @@ impl Database {
     }
 }
 
-/// The name of a database with the schema, which each test copies: to copy one takes a fraction of the time of
-/// migrating it. It is created once for each state of the migrations, and later runs on the same server find it.
+/// The name of a database with the schema, which each test copies, because copying is faster than migrating. It is created
+/// once for each state of the migrations, and later runs on the same server use it again. Nobody stays connected to it:
+/// PostgreSQL copies no database that is in use.
 async fn migrated_template(server: &str) -> &'static str {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
-    let made = TEMPLATE.get_or_init(async || {
+    let template = TEMPLATE.get_or_init(async || {
         let name = format!("postern_template_{:016x}", hash_of_migrations());
         let sql = Sql::postgres(server);
         if sql.number(&format!("SELECT count(*) FROM pg_database WHERE datname = '{name}'")).await == 1 {
             return name;
         }
-        // Renamed when it is complete, so that a run that is stopped leaves no half-made template.
+        // It gets its name when it is complete, so that an interrupted run leaves no incomplete template.
         let draft = format!("postern_test_{}", Env::system().uuid().expect("randomness").simple());
         sql.execute(&format!("CREATE DATABASE {draft} TEMPLATE template0")).await;
         let url = SecretString::from(with_database_name(server, &draft));
@@ -161,12 +162,19 @@ async fn migrated_template(server: &str) -> &'static str {
         drop(store::connect(&database, Migrate::Apply).await.expect("a schema"));
         let connections = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{draft}'");
         wait_until("nobody is connected", async || (sql.number(&connections).await == 0).then_some(())).await;
-        sql.execute(&format!("ALTER DATABASE {draft} RENAME TO {name}")).await;
+        // Another process may have created the template in the meantime. Then the draft is not needed.
+        let rename = format!(
+            "DO $$ BEGIN ALTER DATABASE {draft} RENAME TO {name}; \
+             EXCEPTION WHEN duplicate_database OR unique_violation THEN NULL; END $$"
+        );
+        sql.execute(&rename).await;
+        sql.execute(&format!("DROP DATABASE IF EXISTS {draft}")).await;
         name
     });
-    made.await
+    template.await
 }
 
+/// A hash of all migrations for PostgreSQL, to detect a template of another schema.
 fn hash_of_migrations() -> u64 {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres");
     let files = std::fs::read_dir(directory).expect("the migrations").map(|entry| entry.expect("an entry").path());
@@ -189,13 +197,13 @@ fn with_database_name(url: &str, name: &str) -> String {
     format!("{scheme}://{authority}/{name}{query}")
 }
 
-/// The PostgreSQL server, or `None` with a message if that half is left out.
+/// The URL of the PostgreSQL server. `None`, with a message, if the tests on PostgreSQL are left out.
 fn postgres_server() -> Option<String> {
-    static SAID: Once = Once::new();
+    static MESSAGE: Once = Once::new();
     let url = environment("TEST_DATABASE_URL");
     if url.is_none() {
         assert_ne!(environment("CI").as_deref(), Some("true"), "CI=true, and TEST_DATABASE_URL is not set");
-        SAID.call_once(|| {
+        MESSAGE.call_once(|| {
             // Written directly, because the output of `eprintln!` in a passing test is hidden.
             let line = "LEFT OUT: everything on PostgreSQL, because TEST_DATABASE_URL is not set; scripts/test sets it";
             writeln!(std::io::stderr(), "\n{line}\n").expect("standard error");
@@ -204,10 +212,7 @@ fn postgres_server() -> Option<String> {
     url
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "these say where and how the tests run; Postern's own settings are not read"
-)]
+#[expect(clippy::disallowed_methods, reason = "these variables are settings of the tests and not of Postern")]
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -219,7 +224,7 @@ pub async fn wait_until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
         if let Some(found) = probe().await {
             return found;
         }
-        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
-        tokio::time::sleep(GLANCE).await;
+        assert!(started.elapsed() < TIMEOUT, "waited {TIMEOUT:?}, and it is still not true that {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
