@@ -180,7 +180,7 @@ fn read_password() -> io::Result<String> {
     let password = Zeroizing::new(rpassword::prompt_password("Password: ")?);
     let repeated = Zeroizing::new(rpassword::prompt_password("Again: ")?);
     if *password != *repeated {
-        return Err(io::Error::other("the two passwords differ"));
+        return Err(io::Error::other("the two passwords are not the same"));
     }
     Ok(password.to_string())
 }
