@@ -234,6 +234,14 @@ mod tests {
             Self { port, received }
         }
 
+        /// Waits until the last line of the connection with this number, counted from 1, is DATA.
+        async fn wait_for_data(&self, connection: usize) {
+            let has_data = || self.received().get(connection - 1)?.last().filter(|line| *line == "DATA").map(drop);
+            while has_data().is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+
         fn received(&self) -> Vec<Vec<String>> {
             self.received.lock().expect("a lock").clone()
         }
@@ -285,10 +293,11 @@ mod tests {
         let server = Server::start(|line| if line == "DATA" { "" } else { accept_all(line) });
         let smtp = Smtp::new(settings(server.port, SmtpSecurity::Plaintext)).expect("a transport");
         for connections in 1..=2 {
-            tokio::time::timeout(Duration::from_millis(300), send(&smtp)).await.expect_err("no answer");
-            let received = server.received();
-            assert_eq!(received.len(), connections, "{received:?}");
-            assert_eq!(received[connections - 1].last().map(String::as_str), Some("DATA"), "{received:?}");
+            tokio::select! {
+                outcome = send(&smtp) => panic!("DATA is not answered: {outcome:?}"),
+                () = server.wait_for_data(connections) => {}
+            }
+            assert_eq!(server.received().len(), connections);
         }
     }
 
