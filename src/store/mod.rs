@@ -2,7 +2,7 @@
 //! `domain::ports`, which say what each step means.
 //!
 //! * `steps` has the steps whose statements are the same on every backend. What ends a session, voids a token or is
-//!   audited is decided there, once. They use the verbs of a `WriteTransaction`.
+//!   audited is decided there, once. The steps use the verbs of a `WriteTransaction`.
 //! * Each backend implements those verbs and the queries, in static SQL. It also has the steps that run on every login
 //!   and refresh, whose locks and statements depend on the database.
 //!
