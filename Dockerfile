@@ -8,6 +8,7 @@ WORKDIR /build
 # Builds the dependencies in a layer of their own, which is reused until Cargo.toml or Cargo.lock changes. They take most of
 # the build's time. They are built for an empty crate with the same name and targets. The benchmark stays empty, because
 # Cargo.toml names it and the image does not need it.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && echo 'fn main() {}' > build.rs \

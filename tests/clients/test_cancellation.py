@@ -124,7 +124,7 @@ def no_connection_in_a_transaction(engine) -> bool:
 
 def test_thousands_of_cancelled_calls_leave_nothing_open_and_nothing_lost(engine, start_server, size):
     server = start_server(engine)
-    calls, sign_ups = size(600, 10_000), size(100, 500)
+    calls, sign_ups = size(400, 10_000), size(60, 500)
     storm = Storm(server.address, [server.client.newcomer() for _ in range(20)], calls)
 
     asyncio.run(storm.blow())

@@ -105,7 +105,7 @@ def explore(server, tmp_path, words, places, size, pytestconfig):
         (tmp_path / "schemathesis.toml").write_text(configuration(words, places))
         report = tmp_path / "report.json"
         command = [Path(sys.executable).with_name("schemathesis"), "run", f"http://{Rest(server).address}/openapi.json"]
-        command += ["--checks", ",".join(CHECKS), "--max-examples", str(size(10, 25)), "--seed", str(SEED)]
+        command += ["--checks", ",".join(CHECKS), "--max-examples", str(size(6, 25)), "--seed", str(SEED)]
         command += ["--mode", mode, *options]
         if not pytestconfig.getoption("nightly"):
             # The phase that covers every keyword of the description takes most of the time.

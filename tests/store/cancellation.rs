@@ -34,9 +34,9 @@ on_each_engine![
 ];
 
 /// How many writes are started. Each kind is cancelled at each of its first waits, several times.
-const CANCELLED: usize = 600;
+const CANCELLED: usize = 300;
 /// A write is cancelled after fewer waits than this.
-const WAITS: usize = 12;
+const WAITS: usize = 6;
 /// How many sign-ups are made afterwards and must be durable.
 const AFTERWARDS: usize = 100;
 

@@ -12,7 +12,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psycopg
 
+from support.ports import free_port
 from support.wait import wait_until
 
 USER = "postern"
@@ -58,7 +58,7 @@ class Cluster:
             account = pwd.getpwnam("postgres")
             os.chown(self._directory, account.pw_uid, account.pw_gid)
             self._as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        self._port = _free_port()
+        self._port = free_port()
         self._initialise()
 
     @property
@@ -163,9 +163,3 @@ def _cheap_verifier(password: str) -> str:
     server_key = hmac.digest(salted, b"Server Key", "sha256")
     salt, stored_key, server_key = (base64.b64encode(part).decode() for part in (salt, stored_key, server_key))
     return f"SCRAM-SHA-256${rounds}:{salt}${stored_key}:{server_key}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

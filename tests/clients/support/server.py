@@ -12,6 +12,7 @@ from pathlib import Path
 
 from support.client import Client
 from support.environment import own_environment
+from support.ports import free_port
 
 READY = "Postern is ready"
 START_DEADLINE = 60
@@ -33,7 +34,7 @@ class Server:
         self.log: list[str] = []
         self._binary = binary
         self._directory = directory
-        self._addresses = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
+        self._addresses = {name: f"127.0.0.1:{free_port()}" for name in ("grpc_addr", "http_addr", "ops_addr")}
         self._settings = {**DEFAULTS, **engine.settings(), **settings}
         self._process: subprocess.Popen | None = None
         self._client: Client | None = None
