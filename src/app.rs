@@ -116,7 +116,6 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     }
     let service = domain(config, env.clone()).await?;
     service.load_revocations().await?;
-    service.passwords.warm_up();
     let metrics = Metrics::of_process();
     let readiness = Arc::new(Readiness::default());
     let (grpc_router, health) = grpc::router(Arc::clone(&service), env.clone(), config.listen.reflection).await?;
@@ -166,9 +165,9 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
     Ok(Arc::new(Service {
         store,
         tokens: Tokens::new(config.tokens.token_config(), keyring, &master)?,
-        hasher: Hasher::start(&config.passwords.hasher_config(), env.clone())?,
+        hasher: Hasher::start(&config.passwords.hasher_config(config.limits.login_max_failures), env.clone())?,
         env,
-        passwords: config.passwords.policy(&config.mail.service_name),
+        passwords: Arc::new(config.passwords.policy(&config.mail.service_name)),
         sessions: config.tokens.session_policy(),
         one_time: Arc::new(OneTimeTokens::new(&master)?),
         mails: MailPolicy {

@@ -119,3 +119,9 @@ impl From<StoreError> for Error {
         }
     }
 }
+
+impl From<FieldViolation> for Error {
+    fn from(violation: FieldViolation) -> Self {
+        Self::InvalidFields(vec![violation])
+    }
+}

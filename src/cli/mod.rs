@@ -64,8 +64,10 @@ enum Keys {
     },
 }
 
-/// Runs the command line of this process. An error is printed to standard error.
-pub async fn run() -> ExitCode {
+/// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the code
+/// of the service is compiled with the library and not once more with the binary.
+#[tokio::main]
+pub async fn main() -> ExitCode {
     match execute(Cli::parse()).await {
         Ok(code) => code,
         Err(error) => {

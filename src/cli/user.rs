@@ -121,13 +121,11 @@ pub async fn run(command: User) -> Result<ExitCode, CliError> {
 }
 
 async fn create(username: &str, email: &str, roles: &[String], config: &Config) -> Result<(), CliError> {
-    let words = [username, email];
     let username = Username::parse(username).map_err(violation_message)?;
     let email = Email::parse(email).map_err(violation_message)?;
     let roles = role_set(roles).map_err(violation_message)?;
     let service = app::domain(config, Env::system()).await?;
     let password = Password::parse("password", read_password()?).map_err(violation_message)?;
-    let password = service.accept_password("password", password, &words).map_err(violation_message)?;
     let account = service.create_account(SignUp { username, email, password }, roles).await.map_err(operator_error)?;
     print(&account);
     Ok(())

@@ -34,13 +34,15 @@ pub struct PasswordSettings {
 }
 
 impl PasswordSettings {
-    pub fn hasher_config(&self) -> HasherConfig {
+    /// How many hashes run, how many wait, and how many of them may be for one account.
+    pub fn hasher_config(&self, attempts_per_account: u16) -> HasherConfig {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.hash_threads.map_or_else(cores, usize::from);
         HasherConfig {
             memory_kib: self.argon2_memory_kib,
             iterations: self.argon2_iterations,
             threads,
+            attempts_per_account: usize::from(attempts_per_account),
             queue: self.hash_queue.map_or(16 * threads, |queue| usize::try_from(queue).unwrap_or(usize::MAX)),
         }
     }

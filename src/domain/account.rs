@@ -8,7 +8,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::error::FieldViolation;
 
-use super::{ids::UserId, password::NewPassword, role::Role};
+use super::{ids::UserId, password::Password, role::Role};
 
 /// An account, without anything secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +141,7 @@ fn is_host_label(label: &str) -> bool {
 pub struct SignUp {
     pub username: Username,
     pub email: Email,
-    pub password: NewPassword,
+    pub password: Password,
 }
 
 #[cfg(test)]

@@ -20,8 +20,9 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 
 use super::{
+    admission::{Admission, Applicant, Place},
     env::{Deadline, Env},
-    password::{Password, PasswordHash},
+    password::{NewPassword, Password, PasswordHash},
 };
 
 /// Length of a salt in bytes (RFC 9106 §3.1 recommends 16).
@@ -37,6 +38,10 @@ const STORED_ITERATIONS_CEILING: u32 = 16;
 /// is 3.5 ms at nice 10 and 1.0 ms at nice 19, with as many logins (`cargo bench --bench cheap_calls`).
 const NICENESS: i32 = 19;
 
+/// The queue has room for more jobs than there are places, because the place of a caller who has gone is free before a thread
+/// has dropped its job.
+const JOBS_PER_PLACE: usize = 4;
+
 /// The Argon2id parameters, and how many hashes may run and wait.
 #[derive(Debug, Clone)]
 pub struct HasherConfig {
@@ -46,6 +51,8 @@ pub struct HasherConfig {
     pub threads: usize,
     /// The number of hashes that may wait, over all threads.
     pub queue: usize,
+    /// The most hashes that run or wait for one account.
+    pub attempts_per_account: usize,
 }
 
 /// The result of verifying a password.
@@ -63,6 +70,7 @@ pub enum Verification {
 pub struct Hasher {
     queue: flume::Sender<Job>,
     threads: usize,
+    admission: Arc<Admission>,
     /// A running mean of the time of one hash, in microseconds. `RetryInfo` is computed from it.
     hash_time: Arc<AtomicU64>,
     env: Env,
@@ -77,7 +85,6 @@ impl std::fmt::Debug for Hasher {
 }
 
 struct Job {
-    password: Password,
     task: Task,
     queued: Instant,
     deadline: Deadline,
@@ -85,8 +92,8 @@ struct Job {
 }
 
 enum Task {
-    Hash { salt: [u8; SALT_BYTES] },
-    Verify { stored: PasswordHash, rehash_salt: [u8; SALT_BYTES] },
+    Hash { new: NewPassword, salt: [u8; SALT_BYTES] },
+    Verify { password: Password, stored: PasswordHash, rehash_salt: [u8; SALT_BYTES] },
 }
 
 enum Outcome {
@@ -100,26 +107,37 @@ impl Hasher {
         let params = Params::new(config.memory_kib, config.iterations, 1, Some(HASH_BYTES)).map_err(Error::internal)?;
         // Random bytes of the right size; they are not the hash of any password.
         let dummy = encode_phc(&params, &env.random::<SALT_BYTES>()?, &env.random::<HASH_BYTES>()?)?;
-        let (queue, jobs) = flume::bounded(config.queue);
+        let places = config.queue.saturating_add(config.threads);
+        let (queue, jobs) = flume::bounded(places.saturating_mul(JOBS_PER_PLACE));
         let hash_time = Arc::new(AtomicU64::new(50_000));
         for number in 0..config.threads {
-            let worker = Worker {
-                params: params.clone(),
-                arena: vec![Block::default(); params.block_count()],
-                hash_time: Arc::clone(&hash_time),
-            };
+            let worker = Worker { params: params.clone(), arena: Vec::new(), hash_time: Arc::clone(&hash_time) };
             let jobs = jobs.clone();
             thread::Builder::new()
                 .name(format!("hasher-{number}"))
                 .spawn(move || worker.run(&jobs))
                 .map_err(Error::internal)?;
         }
-        Ok(Self { queue, threads: config.threads, hash_time, env, dummy })
+        let admission = Admission::new(places, config.attempts_per_account);
+        Ok(Self { queue, threads: config.threads, admission, hash_time, env, dummy })
     }
 
-    /// Hashes a new password.
-    pub async fn hash(&self, password: Password, deadline: Deadline) -> Result<PasswordHash, Error> {
-        match self.submit(password, Task::Hash { salt: self.env.random()? }, deadline).await? {
+    /// Takes a place, before anything is spent on a call that needs a hash.
+    pub async fn admit(&self, applicant: Applicant, deadline: Deadline) -> Result<Place, Error> {
+        let per_hash = self.hash_time() / u32::try_from(self.threads).unwrap_or(u32::MAX).max(1);
+        let place = self.admission.take(applicant, deadline, per_hash).await;
+        report_depth(self.admission.taken());
+        place
+    }
+
+    /// How long one hash takes on one thread, by a running mean.
+    pub fn hash_time(&self) -> Duration {
+        Duration::from_micros(self.hash_time.load(Ordering::Relaxed))
+    }
+
+    /// Judges a new password and hashes it.
+    pub async fn hash(&self, place: &Place, new: NewPassword, deadline: Deadline) -> Result<PasswordHash, Error> {
+        match self.submit(place, Task::Hash { new, salt: self.env.random()? }, deadline).await? {
             Outcome::Hashed(hash) => Ok(hash),
             Outcome::Verified(_) => Err(Error::internal("the hasher verified what it was to hash")),
         }
@@ -129,37 +147,29 @@ impl Hasher {
     /// take the same path and cost the same. Without an account the result is always a mismatch.
     pub async fn verify(
         &self,
+        place: &Place,
         password: Password,
         stored: Option<PasswordHash>,
         deadline: Deadline,
     ) -> Result<Verification, Error> {
         let account_exists = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.dummy.clone());
-        let task = Task::Verify { stored, rehash_salt: self.env.random()? };
-        match self.submit(password, task, deadline).await? {
+        let task = Task::Verify { password, stored, rehash_salt: self.env.random()? };
+        match self.submit(place, task, deadline).await? {
             Outcome::Verified(verification) if account_exists => Ok(verification),
             Outcome::Verified(_) => Ok(Verification::Mismatch),
             Outcome::Hashed(_) => Err(Error::internal("the hasher hashed what it was to verify")),
         }
     }
 
-    async fn submit(&self, password: Password, task: Task, deadline: Deadline) -> Result<Outcome, Error> {
+    /// Whoever has a place finds room in the queue, unless it is full of the work of callers who have gone.
+    async fn submit(&self, _place: &Place, task: Task, deadline: Deadline) -> Result<Outcome, Error> {
         let (reply, answer) = oneshot::channel();
-        let queued = Instant::now();
-        let submitted = self.queue.try_send(Job { password, task, queued, deadline, reply });
-        report_depth(self.queue.len());
-        match submitted {
+        match self.queue.try_send(Job { task, queued: Instant::now(), deadline, reply }) {
             Ok(()) => answer.await.map_err(|_| Error::internal("a hasher thread died"))?,
-            Err(flume::TrySendError::Full(_)) => Err(Error::Overloaded { retry_after: self.time_to_drain() }),
+            Err(flume::TrySendError::Full(_)) => Err(Error::Overloaded { retry_after: self.hash_time() }),
             Err(flume::TrySendError::Disconnected(_)) => Err(Error::internal("the hasher threads are gone")),
         }
-    }
-
-    /// How long the pool needs for the work that is queued now, after which a retry can succeed.
-    fn time_to_drain(&self) -> Duration {
-        let hashes_per_thread = self.queue.len() / self.threads.max(1) + 1;
-        let hash_time = Duration::from_micros(self.hash_time.load(Ordering::Relaxed));
-        hash_time.saturating_mul(u32::try_from(hashes_per_thread).unwrap_or(u32::MAX)).max(Duration::from_millis(100))
     }
 }
 
@@ -181,7 +191,6 @@ impl Worker {
             tracing::warn!(%error, "a hashing thread could not lower its priority: logins may slow other calls down");
         }
         while let Ok(job) = jobs.recv() {
-            report_depth(jobs.len());
             if job.reply.is_closed() {
                 continue;
             }
@@ -190,7 +199,7 @@ impl Worker {
             let outcome = if started >= job.deadline.0 {
                 Err(Error::DeadlineExceeded)
             } else {
-                let outcome = self.perform(&job.password, job.task);
+                let outcome = self.perform(job.task);
                 metrics::histogram!("postern_hash_duration_seconds").record(started.elapsed());
                 outcome
             };
@@ -199,18 +208,21 @@ impl Worker {
         }
     }
 
-    fn perform(&mut self, password: &Password, task: Task) -> Result<Outcome, Error> {
+    fn perform(&mut self, task: Task) -> Result<Outcome, Error> {
         match task {
-            Task::Hash { salt } => self.hash(password, &salt).map(Outcome::Hashed),
-            Task::Verify { stored, rehash_salt } => self.verify(password, &stored, &rehash_salt).map(Outcome::Verified),
+            Task::Hash { new, salt } => {
+                new.judge()?;
+                self.hash(&new.password, &salt).map(Outcome::Hashed)
+            }
+            Task::Verify { password, stored, rehash_salt } => {
+                self.verify(&password, &stored, &rehash_salt).map(Outcome::Verified)
+            }
         }
     }
 
     fn hash(&mut self, password: &Password, salt: &[u8]) -> Result<PasswordHash, Error> {
-        let started = Instant::now();
         let params = self.params.clone();
         let output = self.argon2id(&params, password, salt)?;
-        self.record(started.elapsed());
         encode_phc(&params, salt, &output)
     }
 
@@ -250,7 +262,11 @@ impl Worker {
     fn argon2id(&mut self, params: &Params, password: &Password, salt: &[u8]) -> Result<[u8; HASH_BYTES], Error> {
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.clone());
         let mut output = [0; HASH_BYTES];
-        let blocks = params.block_count();
+        let (blocks, started) = (params.block_count(), Instant::now());
+        // Allocated for the first hash and kept: a replica that has hashed nothing yet needs no memory for it.
+        if self.arena.is_empty() {
+            self.arena = vec![Block::default(); self.params.block_count()];
+        }
         // A hash from before the memory setting was lowered needs more than the arena, up to the ceiling.
         let mut larger;
         let arena = if let Some(arena) = self.arena.get_mut(..blocks) {
@@ -262,6 +278,9 @@ impl Worker {
         argon2
             .hash_password_into_with_memory(password.as_bytes(), salt, &mut output, arena)
             .map_err(Error::internal)?;
+        if params == &self.params {
+            self.record(started.elapsed());
+        }
         Ok(output)
     }
 

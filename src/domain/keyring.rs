@@ -5,12 +5,15 @@ use std::{collections::HashMap, fmt};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey,
+    Algorithm, DecodingKey, EncodingKey, Header,
     jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash},
 };
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
@@ -29,7 +32,30 @@ const NONCE_BYTES: usize = 12;
 pub struct SigningKey {
     pub kid: String,
     pub algorithm: Algorithm,
-    pub key: EncodingKey,
+    /// Parsed once, when the keys are read.
+    pair: EcdsaKeyPair,
+}
+
+impl SigningKey {
+    /// A compact JWS (RFC 7515 §7.1) of these claims, with a header that names the type, the algorithm and the key.
+    pub fn sign(&self, typ: &str, claims: &impl Serialize) -> Result<String, Error> {
+        let header = Header { typ: Some(typ.to_owned()), kid: Some(self.kid.clone()), ..Header::new(self.algorithm) };
+        let segment = |json: Vec<u8>| BASE64_URL_SAFE_NO_PAD.encode(json);
+        let mut token = segment(serde_json::to_vec(&header).map_err(Error::internal)?);
+        token.push('.');
+        token.push_str(&segment(serde_json::to_vec(claims).map_err(Error::internal)?));
+        let signature = self.signature(token.as_bytes())?;
+        token.push('.');
+        BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        Ok(token)
+    }
+
+    /// The signature of a message in the form that JWS has for the algorithm (RFC 7518 §3.4).
+    pub fn signature(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let signature = self.pair.sign(&SystemRandom::new(), message);
+        let signature = signature.map_err(|_| Error::internal("an access token could not be signed"))?;
+        Ok(signature.as_ref().to_vec())
+    }
 }
 
 /// A key that verifies access tokens, bound to its one algorithm.
@@ -157,7 +183,8 @@ fn read(pkcs8: &[u8], algorithm: Algorithm) -> Result<(SigningKey, VerificationK
     jwk.common.key_id = Some(kid.clone());
     jwk.common.public_key_use = Some(PublicKeyUse::Signature);
     let verification = VerificationKey { algorithm, key: DecodingKey::from_jwk(&jwk).map_err(Error::internal)?, jwk };
-    Ok((SigningKey { kid, algorithm, key }, verification))
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(Error::internal)?;
+    Ok((SigningKey { kid, algorithm, pair }, verification))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 pub mod account;
 pub mod admin;
+pub mod admission;
 pub mod audit;
 pub mod env;
 pub mod hasher;

@@ -1,7 +1,7 @@
 //! Passwords: how one is read, what a new one must satisfy, and the PHC string that is stored. `hasher.rs` computes the
 //! hashes.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 use unicode_normalization::UnicodeNormalization;
@@ -52,13 +52,22 @@ impl Password {
     }
 }
 
-/// A password that the policy accepts for a new account or a change.
+/// A new password, to be judged and hashed.
 #[derive(Debug)]
-pub struct NewPassword(Password);
+pub struct NewPassword {
+    /// The name of its field in the request.
+    pub field: &'static str,
+    pub password: Password,
+    /// What an attacker knows of the account: username and email address.
+    pub account_words: [String; 2],
+    pub policy: Arc<PasswordPolicy>,
+}
 
 impl NewPassword {
-    pub fn into_password(self) -> Password {
-        self.0
+    /// Checks the password against the whole policy. Takes some milliseconds of CPU, so the hashing threads do it.
+    pub fn judge(&self) -> Result<(), FieldViolation> {
+        self.policy.check_length(self.field, &self.password)?;
+        self.policy.check_strength(self.field, &self.password, &self.account_words)
     }
 }
 
@@ -74,28 +83,28 @@ pub struct PasswordPolicy {
 }
 
 impl PasswordPolicy {
-    /// Loads the dictionaries, so that the first sign-up does not wait for them.
-    pub fn warm_up(&self) {
-        drop(zxcvbn::zxcvbn("warm-up", &[]));
-    }
-
-    /// Checks a new password. `account_words` is what an attacker knows of the account: username and email address.
-    pub fn accept(
-        &self,
-        field: &'static str,
-        password: Password,
-        account_words: &[&str],
-    ) -> Result<NewPassword, FieldViolation> {
-        let text = password.0.expose_secret();
-        if text.chars().count() < self.min_length {
+    /// Checks the length of a new password.
+    pub fn check_length(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
+        if password.0.expose_secret().chars().count() < self.min_length {
             return Err(FieldViolation::new(field, format!("must be at least {} characters", self.min_length)));
         }
+        Ok(())
+    }
+
+    /// Checks how easy a new password is to guess.
+    fn check_strength(
+        &self,
+        field: &'static str,
+        password: &Password,
+        account_words: &[String],
+    ) -> Result<(), FieldViolation> {
+        let text = password.0.expose_secret();
         let bounds = EstimateBounds::of(text);
         // zxcvbn matches each word as a whole, so the parts of `ada@example.com` are added as words too. The words get the
         // same bounds as the password, or they would not be found in it.
         let words: Vec<String> = account_words
             .iter()
-            .flat_map(|word| std::iter::once(*word).chain(word.split(['@', '.', '_', '-', '+'])))
+            .flat_map(|word| std::iter::once(word.as_str()).chain(word.split(['@', '.', '_', '-', '+'])))
             .chain(self.common_words.iter().map(String::as_str))
             .filter(|word| word.len() > 2)
             .map(|word| bounds.apply(word).to_string())
@@ -103,7 +112,7 @@ impl PasswordPolicy {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let estimate = zxcvbn::zxcvbn(&bounds.apply(text), &words);
         if u8::from(estimate.score()) >= self.min_score {
-            return Ok(NewPassword(password));
+            return Ok(());
         }
         let warning = estimate.feedback().and_then(zxcvbn::feedback::Feedback::warning);
         let description = warning.map_or_else(
@@ -188,9 +197,15 @@ mod tests {
         PasswordPolicy { min_length: 8, min_score: 2, common_words: vec!["postern".to_owned()] }
     }
 
-    fn accepts(text: &str, words: &[&str]) -> bool {
+    fn judge(policy: PasswordPolicy, text: &str, words: &[&str]) -> Result<(), FieldViolation> {
         let password = Password::parse("password", text.to_owned()).expect("a password");
-        policy().accept("password", password, words).is_ok()
+        let mut words = words.iter().map(|word| (*word).to_owned());
+        let account_words = [words.next().unwrap_or_default(), words.next().unwrap_or_default()];
+        NewPassword { field: "password", password, account_words, policy: Arc::new(policy) }.judge()
+    }
+
+    fn accepts(text: &str, words: &[&str]) -> bool {
+        judge(policy(), text, words).is_ok()
     }
 
     fn bytes(text: &str) -> Vec<u8> {
@@ -269,12 +284,10 @@ mod tests {
 
     #[test]
     fn the_accounts_own_words_are_found_within_the_bounds_of_the_estimate() {
-        let policy = PasswordPolicy { min_length: 8, min_score: 2, common_words: Vec::new() };
         let long = format!("{}@example.com", "q7x".repeat(20));
         // The first has so many ambiguous digits that its @ is replaced; the second is longer than what is estimated.
         for email in ["1b86260e1ba749bc@example.com", &long] {
-            let password = Password::parse("password", email.to_owned()).expect("a password");
-            assert!(policy.accept("password", password, &[email]).is_err(), "{email}");
+            assert!(judge(policy(), email, &[email]).is_err(), "{email}");
         }
     }
 }

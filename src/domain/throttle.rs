@@ -13,11 +13,22 @@ use governor::{DefaultKeyedRateLimiter, Quota, clock::Clock};
 
 use crate::error::Error;
 
-use super::{account::Email, master_key::MasterKey};
+use super::{account::Email, ids::UserId, master_key::MasterKey};
 
 /// The account whose password is tried: a keyed hash of the address, so that what somebody typed is not stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AttemptSubject(pub [u8; 32]);
+
+impl AttemptSubject {
+    /// The account of a caller who is logged in.
+    pub fn of_user(user: UserId) -> Self {
+        let mut subject = [0; 32];
+        for (byte, of_id) in subject.iter_mut().zip(user.0.as_bytes()) {
+            *byte = *of_id;
+        }
+        Self(subject)
+    }
+}
 
 /// How many failed attempts in a row are allowed, and how long the pauses are after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +49,23 @@ impl AttemptPolicy {
             return Duration::ZERO;
         };
         self.longest_delay.min(self.first_delay.saturating_mul(2_u32.saturating_pow(doublings)))
+    }
+}
+
+/// The attempts at one account's password, as the store keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AttemptCount {
+    /// Failures in a row.
+    pub failures: i64,
+    /// Attempts that are reserved and not settled yet.
+    pub under_way: i64,
+}
+
+impl AttemptCount {
+    /// Whether one more attempt may be made, once no pause is left: if it and those under way all fail, the allowed number
+    /// is not exceeded. After that number, one is made at a time.
+    pub(crate) fn allows_another(self, policy: &AttemptPolicy) -> bool {
+        self.under_way == 0 || self.failures + self.under_way < policy.max_failures
     }
 }
 
@@ -117,7 +145,7 @@ impl RateLimiter {
 }
 
 /// The address that stands for a client.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),

@@ -7,8 +7,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, jwk::JwkSet};
+use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use time::OffsetDateTime;
 
@@ -39,6 +41,9 @@ const CLOCK_SKEW: Duration = Duration::from_mins(1);
 /// No token that Postern mints is longer. A longer one is refused before it is decoded.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
+/// How many verified access tokens are remembered. Each takes about 400 bytes.
+const REMEMBERED_TOKENS: usize = 10_000;
+
 /// The settings of tokens.
 #[derive(Debug, Clone)]
 pub struct TokenConfig {
@@ -55,12 +60,23 @@ pub struct Tokens {
     keyring: Arc<Keyring>,
     refresh_signing: EncodingKey,
     refresh_verification: DecodingKey,
+    /// Access tokens that verified, by their SHA-256. The ones that were not used for the longest time go first.
+    verified: Cache<[u8; 32], Arc<VerifiedToken>>,
 }
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokens").field("config", &self.config).finish_non_exhaustive()
     }
+}
+
+/// What an access token says whose signature was verified.
+#[derive(Debug)]
+struct VerifiedToken {
+    caller: Caller,
+    /// `exp`, a NumericDate.
+    expire_time: i64,
+    kid: String,
 }
 
 /// A minted token and when it expires; whole seconds.
@@ -147,6 +163,7 @@ impl Tokens {
             keyring,
             refresh_signing: EncodingKey::from_secret(refresh_key.as_slice()),
             refresh_verification: DecodingKey::from_secret(refresh_key.as_slice()),
+            verified: Cache::new(REMEMBERED_TOKENS),
         })
     }
 
@@ -173,18 +190,33 @@ impl Tokens {
             email_verified: user.email_verified,
             roles: user.roles.iter().map(|role| role.as_str().to_owned()).collect(),
         };
-        let signing = self.keyring.signing();
-        let header = Header {
-            typ: Some(ACCESS_TYPE.to_owned()),
-            kid: Some(signing.kid.clone()),
-            ..Header::new(signing.algorithm)
-        };
-        let token = jsonwebtoken::encode(&header, &claims, &signing.key).map_err(Error::internal)?;
+        let token = self.keyring.signing().sign(ACCESS_TYPE, &claims)?;
         Ok(Minted { token, expire_time })
     }
 
     /// The caller of an access token, if Postern minted it and it has not expired. Costs no I/O.
+    ///
+    /// The same token comes again with every call of its holder, so those that verified are remembered. What is remembered
+    /// is what the token says: its expiry is compared with the clock each time, and whether it was revoked is decided
+    /// elsewhere each time.
     pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Caller, AccessTokenError> {
+        let digest = digest(token);
+        let verified = match self.verified.get(&digest) {
+            Some(verified) if self.keyring.verification(&verified.kid).is_some() => verified,
+            Some(_) | None => {
+                let verified = Arc::new(self.verify(token)?);
+                self.verified.insert(digest, Arc::clone(&verified));
+                verified
+            }
+        };
+        if now.unix_timestamp() >= verified.expire_time.saturating_add(LEEWAY.as_secs().cast_signed()) {
+            return Err(AccessTokenError::Expired);
+        }
+        Ok(verified.caller.clone())
+    }
+
+    /// Reads an access token that Postern minted. Its expiry is not checked here.
+    fn verify(&self, token: &str) -> Result<VerifiedToken, AccessTokenError> {
         let invalid = AccessTokenError::Invalid;
         let header = read_header(token).ok_or(invalid)?;
         let key = header.kid.as_deref().and_then(|kid| self.keyring.verification(kid)).ok_or(invalid)?;
@@ -200,10 +232,7 @@ impl Tokens {
             session_id: claims.sid.parse().map_err(|_| invalid)?,
             roles: claims.roles.iter().map(|name| Role::parse(name)).collect::<Option<_>>().ok_or(invalid)?,
         };
-        if now.unix_timestamp() >= claims.exp.saturating_add(LEEWAY.as_secs().cast_signed()) {
-            return Err(AccessTokenError::Expired);
-        }
-        Ok(caller)
+        Ok(VerifiedToken { caller, expire_time: claims.exp, kid: header.kid.unwrap_or_default() })
     }
 
     /// Mints the refresh token for a grant. Equal grants give equal bytes.
@@ -259,6 +288,12 @@ impl Tokens {
 /// Drops the fraction of a second: NumericDates in our tokens are whole seconds (RFC 7519 §2).
 pub fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(0).unwrap_or(time)
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    bytes
 }
 
 /// The header of a compact JWS of three strict base64url segments; `None` for anything else.

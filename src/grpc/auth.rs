@@ -33,12 +33,11 @@ impl AuthService for AuthRpcs {
         let (deadline, client) = (deadline(&request), client(&request));
         let proto::SignUpRequest { username, email, password } = request.into_inner();
         let mut violations = Violations::default();
-        let account_words = [username.as_str(), email.as_str()];
         let parsed_username = violations.collect(Username::parse(&username));
         let parsed_email = violations.collect(Email::parse(&email));
         let password = violations.collect(
             Password::parse("password", password)
-                .and_then(|password| self.service.accept_password("password", password, &account_words)),
+                .and_then(|password| self.service.check_new_password("password", &password).map(|()| password)),
         );
         let (Some(username), Some(email), Some(password)) = (parsed_username, parsed_email, password) else {
             return Err(violations.into_status());

@@ -25,7 +25,7 @@ use super::{Mailer, messages::MailTemplates};
 /// How many mails a replica sends at the same time. A mail server that hangs delays only these.
 const SENDERS: usize = 8;
 /// How often the worker asks the store while no mail is due. This finds retries and mail of other processes.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long one attempt may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a claim holds. It must be longer than an attempt and all tries to mark the mail as sent, because another

@@ -3,19 +3,22 @@
 //!
 //! * `steps` has the steps whose statements are the same on every backend. What ends a session, voids a token or is
 //!   audited is decided there, once. The steps use the verbs of a `WriteTransaction`.
-//! * Each backend implements those verbs and the queries, in static SQL. It also has the steps that run on every login
-//!   and refresh, whose locks and statements depend on the database.
+//! * `queries` has the queries, likewise.
+//! * Each backend implements the verbs whose static SQL depends on the database. It also has the steps that run on every
+//!   login and refresh, whose locks and statements depend on the database.
 //!
 //! # How to add a backend
-//! Make a directory beside `postgres` and `sqlite`. Implement `Backend`, `WriteTransaction`, `Queries`, `SessionStore`,
-//! `MailStore` and `Store` in it. Give it migrations with the same numbers and names. Add its URL scheme to [`connect`]
+//! Make a directory beside `postgres` and `sqlite`. Implement `Backend`, `WriteTransaction`, `SessionStore`, `MailStore`
+//! and `Store` in it. Give it migrations with the same numbers and names. Add its URL scheme to [`connect`]
 //! and to the engines of `tests/store`: the conformance suite runs every method on every backend, races included.
 
 mod opening;
 pub mod postgres;
+mod queries;
 mod rows;
 mod shared;
 pub mod sqlite;
+mod statement;
 mod steps;
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Rows as the database returns them, and the domain values that they become. A row that cannot be read names its
 //! column.
 
-use sqlx::FromRow;
+use sqlx::{FromRow, postgres::PgRow, sqlite::SqliteRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -32,7 +32,13 @@ macro_rules! user_columns {
 }
 pub(super) use user_columns;
 
-/// The user of a live session: session `$1` of user `$2`. The same in both dialects.
+/// The account with id `$1`. The same in both dialects, as are the next ones.
+pub(super) const USER_BY_ID: &str = concat!("SELECT ", user_columns!(), " FROM users u WHERE u.id = $1");
+
+/// The account with address `$1`.
+pub(super) const USER_BY_EMAIL: &str = concat!("SELECT ", user_columns!(), " FROM users u WHERE u.email = $1");
+
+/// The user of a live session: session `$1` of user `$2`.
 pub(super) const USER_OF_SESSION: &str = concat!(
     "SELECT ",
     user_columns!(),
@@ -52,6 +58,10 @@ pub(super) const CREDENTIALS_OF_SESSION: &str = concat!(
 pub(super) fn end_of_prefix(prefix: &str) -> String {
     format!("{prefix}\u{10ffff}")
 }
+
+/// A row that can be read from every database.
+pub(super) trait StoredRow: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
+impl<R> StoredRow for R where R: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
 
 fn bad_column(column: &str) -> StoreError {
     StoreError::broken(format!("column {column} has a value that this version cannot read"))

@@ -82,8 +82,8 @@ impl Mint {
     /// A token with this header and payload, signed with the real key.
     fn signed(&self, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", encoded(header), encoded(claims));
-        let signature = crypto::sign(message.as_bytes(), &self.keyring.signing().key, Algorithm::ES256);
-        format!("{message}.{}", signature.expect("a signature"))
+        let signature = self.keyring.signing().signature(message.as_bytes()).expect("a signature");
+        format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
     }
 
     fn verify(&self, token: &str) -> Result<(), AccessTokenError> {

@@ -195,7 +195,7 @@ fn the_defaults_are_those_of_the_contract() {
         [tokens.access_token_ttl, tokens.refresh_token_ttl, tokens.session_max_lifetime, tokens.refresh_retry_window];
     assert_eq!(lifetimes.map(|lifetime| lifetime.as_secs()), [15 * 60, 7 * 86_400, 90 * 86_400, 10]);
     assert!(!tokens.require_verified_email);
-    let hasher = config.passwords.hasher_config();
+    let hasher = config.passwords.hasher_config(10);
     assert_eq!((hasher.memory_kib, hasher.iterations), (19_456, 2));
     assert_eq!(hasher.queue, 16 * hasher.threads);
     assert_eq!((config.passwords.password_min_length, config.passwords.password_min_score), (8, 2));

@@ -3,13 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use postern::domain::{
-    ports::{LoginAttempt, NewSession, PasswordReset, PasswordResetOutcome, Reservation, SessionOpening, Store},
+    ports::{
+        ATTEMPT_LIFETIME, LoginAttempt, NewSession, PasswordReset, PasswordResetOutcome, Reservation, SessionOpening,
+        Store,
+    },
     throttle::{AttemptPolicy, AttemptSubject},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{NOW, new_session, reset_by, sign_up_without_mail, subject, token},
+    fixtures::{NOW, audit_context, new_session, reset_by, sign_up_without_mail, subject, token},
     parallel::all_at_once,
     support::{Database, Engine, on_each_engine, with_database},
 };
@@ -20,6 +23,9 @@ on_each_engine![
     a_policy_of_one_attempt_locks_out_after_the_first,
     blocked_attempts_do_not_count,
     an_abandoned_attempt_frees_its_place_for_another,
+    attempts_under_way_and_failures_together_stay_within_the_limit,
+    after_a_lockout_one_attempt_is_made_at_a_time,
+    attempts_that_nobody_settles_are_forgotten,
     a_successful_attempt_resets_the_earlier_ones,
     a_login_resets_the_attempts_and_a_refused_login_does_not,
     a_password_reset_resets_the_attempts_and_a_dead_token_does_not,
@@ -49,14 +55,35 @@ async fn is_reserved(store: &dyn Store, attempt: LoginAttempt) -> bool {
     reserve(store, attempt).await == Reservation::Reserved
 }
 
-/// Reserves attempts until one is blocked. Returns how many were reserved.
+/// Makes an attempt that fails, if one is reserved.
+async fn fails(store: &dyn Store, attempt: LoginAttempt) -> bool {
+    let reserved = is_reserved(store, attempt).await;
+    if reserved {
+        store.attempt_failed(attempt, None, audit_context()).await.expect("the store");
+    }
+    reserved
+}
+
+/// Makes attempts that fail until one is blocked. Returns how many were made.
 async fn attempts_until_blocked(store: &dyn Store, attempt: LoginAttempt) -> i64 {
     for count in 0..1_000 {
-        if !is_reserved(store, attempt).await {
+        if !fails(store, attempt).await {
             return count;
         }
     }
     panic!("no attempt is blocked");
+}
+
+/// Reserves attempts, and settles none of them, until no more are reserved. Returns how many were.
+async fn attempts_until_busy(store: &dyn Store, attempt: LoginAttempt) -> i64 {
+    for count in 0..1_000 {
+        match reserve(store, attempt).await {
+            Reservation::Reserved => {}
+            Reservation::Busy => return count,
+            blocked @ Reservation::Blocked { .. } => panic!("{blocked:?}"),
+        }
+    }
+    panic!("any number of attempts may be under way");
 }
 
 /// Asserts the remaining lockout. On PostgreSQL a part of it has already passed.
@@ -85,12 +112,16 @@ async fn five_hundred_concurrent_attempts_reserve_only_the_allowed_number(databa
         for reservation in all_at_once(reservations).await {
             match reservation {
                 Reservation::Reserved => reserved += 1,
-                Reservation::Blocked { retry_after } => {
-                    assert!(retry_after > Duration::ZERO && retry_after <= POLICY.first_delay, "{retry_after:?}");
-                }
+                Reservation::Busy => {}
+                blocked @ Reservation::Blocked { .. } => panic!("nothing has failed yet: {blocked:?}"),
             }
         }
         assert_eq!(reserved, max_failures);
+        let attempt = LoginAttempt { policy, ..attempt(subject) };
+        for _ in 0..max_failures {
+            stores[0].attempt_failed(attempt, None, audit_context()).await.expect("the store");
+        }
+        assert_lockout(stores[0].as_ref(), attempt, POLICY.first_delay).await;
     }
 }
 
@@ -104,7 +135,7 @@ async fn each_lockout_is_twice_as_long_up_to_the_longest(database: &Database) {
         database.age_attempts(lockout.saturating_sub(TOLERANCE)).await;
         assert!(!is_reserved(store.as_ref(), attempt).await, "the lockout of {lockout:?} is not over");
         database.age_attempts(TOLERANCE).await;
-        assert!(is_reserved(store.as_ref(), attempt).await, "the lockout of {lockout:?} is over");
+        assert!(fails(store.as_ref(), attempt).await, "the lockout of {lockout:?} is over");
     }
 }
 
@@ -113,10 +144,10 @@ async fn a_policy_of_one_attempt_locks_out_after_the_first(database: &Database) 
     let policy = AttemptPolicy { max_failures: 1, ..POLICY };
     let attempt = LoginAttempt { policy, ..attempt(subject("ada@example.com")) };
     for round in ["the first", "the first after a window"] {
-        assert!(is_reserved(store.as_ref(), attempt).await, "{round}");
+        assert!(fails(store.as_ref(), attempt).await, "{round}");
         assert_lockout(store.as_ref(), attempt, POLICY.first_delay).await;
         database.age_attempts(POLICY.first_delay).await;
-        assert!(is_reserved(store.as_ref(), attempt).await, "{round}");
+        assert!(fails(store.as_ref(), attempt).await, "{round}");
         assert_lockout(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
         database.age_attempts(POLICY.window).await;
     }
@@ -130,30 +161,66 @@ async fn blocked_attempts_do_not_count(database: &Database) {
         assert!(!is_reserved(store.as_ref(), attempt).await);
     }
     database.age_attempts(POLICY.first_delay).await;
-    assert!(is_reserved(store.as_ref(), attempt).await);
+    assert!(fails(store.as_ref(), attempt).await);
     assert_lockout(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
 }
 
 async fn an_abandoned_attempt_frees_its_place_for_another(database: &Database) {
     let store = database.store().await;
     let (attempt, other) = (attempt(subject("ada@example.com")), attempt(subject("grace@example.com")));
-    assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, 10);
+    assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 10);
     for _ in 0..3 {
         store.attempt_abandoned(attempt.subject).await.expect("the store");
-        assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, 1, "its lockout is lifted too");
+        assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 1);
     }
-    assert_lockout(store.as_ref(), attempt, POLICY.first_delay).await;
 
     store.attempt_abandoned(other.subject).await.expect("the store");
-    assert_eq!(attempts_until_blocked(store.as_ref(), other).await, 10, "the count does not go below zero");
+    assert_eq!(attempts_until_busy(store.as_ref(), other).await, 10, "the count does not go below zero");
+}
+
+async fn attempts_under_way_and_failures_together_stay_within_the_limit(database: &Database) {
+    let store = database.store().await;
+    let attempt = attempt(subject("ada@example.com"));
+    for _ in 0..6 {
+        assert!(fails(store.as_ref(), attempt).await);
+    }
+    assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 4);
+    // One of them fails: three are still under way, and that is as many as may fail without a pause.
+    store.attempt_failed(attempt, None, audit_context()).await.expect("the store");
+    assert_eq!(reserve(store.as_ref(), attempt).await, Reservation::Busy);
+    // One is right: it forgives the failures, and two are still under way.
+    store.attempt_succeeded(attempt.subject).await.expect("the store");
+    assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 8);
+}
+
+async fn after_a_lockout_one_attempt_is_made_at_a_time(database: &Database) {
+    let store = database.store().await;
+    let attempt = attempt(subject("ada@example.com"));
+    attempts_until_blocked(store.as_ref(), attempt).await;
+    database.age_attempts(POLICY.first_delay).await;
+    assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 1);
+    store.attempt_failed(attempt, None, audit_context()).await.expect("the store");
+    assert_lockout(store.as_ref(), attempt, 2 * POLICY.first_delay).await;
+}
+
+async fn attempts_that_nobody_settles_are_forgotten(database: &Database) {
+    let store = database.store().await;
+    let attempt = attempt(subject("ada@example.com"));
+    for _ in 0..3 {
+        assert!(fails(store.as_ref(), attempt).await);
+    }
+    assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 7);
+    database.age_attempts(ATTEMPT_LIFETIME).await;
+    assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 7, "the failures still count");
 }
 
 async fn a_successful_attempt_resets_the_earlier_ones(database: &Database) {
     let store = database.store().await;
     let attempt = attempt(subject("ada@example.com"));
     for _ in 0..9 {
-        assert!(is_reserved(store.as_ref(), attempt).await);
+        assert!(fails(store.as_ref(), attempt).await);
     }
+    assert!(is_reserved(store.as_ref(), attempt).await);
     store.attempt_succeeded(attempt.subject).await.expect("the store");
     assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
     store.attempt_succeeded(attempt.subject).await.expect("the store");
@@ -195,7 +262,7 @@ async fn each_subject_is_counted_separately(database: &Database) {
     let [one, another] = [attempt(subject("ada@example.com")), attempt(subject("grace@example.com"))];
     attempts_until_blocked(store.as_ref(), one).await;
     for _ in 0..5 {
-        assert!(is_reserved(store.as_ref(), another).await);
+        assert!(fails(store.as_ref(), another).await);
     }
     store.attempt_succeeded(another.subject).await.expect("the store");
     assert!(!is_reserved(store.as_ref(), one).await);
@@ -206,7 +273,7 @@ async fn attempts_no_longer_count_after_a_window_without_any(database: &Database
     let store = database.store().await;
     let attempt = attempt(subject("ada@example.com"));
     for _ in 0..5 {
-        assert!(is_reserved(store.as_ref(), attempt).await);
+        assert!(fails(store.as_ref(), attempt).await);
         // Each attempt restarts the window.
         database.age_attempts(POLICY.window.saturating_sub(TOLERANCE)).await;
     }
@@ -223,7 +290,7 @@ async fn attempts_no_longer_count_after_a_window_without_any(database: &Database
 async fn attempts_are_purged_once_they_no_longer_count(database: &Database) {
     let store = database.store().await;
     for name in ["ada@example.com", "grace@example.com"] {
-        assert!(is_reserved(store.as_ref(), attempt(subject(name))).await);
+        assert!(fails(store.as_ref(), attempt(subject(name))).await);
         database.age_attempts(POLICY.window / 2).await;
     }
     let counted = async || database.sql.number("SELECT count(*) FROM login_attempts").await;

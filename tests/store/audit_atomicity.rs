@@ -15,6 +15,7 @@ use postern::{
 };
 
 use crate::{
+    attempts::attempt,
     fixtures::{
         NEW_HASH, OLD_HASH, audit_context, confirmation_by, deletion, email_change, log_in, new_account, new_session,
         password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token,
@@ -31,7 +32,7 @@ on_each_engine![
 /// An audit context whose row exists already.
 async fn recorded_context(store: &dyn Store) -> AuditContext {
     let context = audit_context();
-    store.login_failed(None, context).await.expect("the store");
+    store.attempt_failed(attempt(subject("ada@example.com")), None, context).await.expect("the store");
     context
 }
 
@@ -96,10 +97,12 @@ async fn a_session_step_without_its_audit_row_changes_nothing(database: &Databas
 
     let hash = |phc: &str| postern::domain::password::PasswordHash::from_phc(phc.to_owned());
     let rehash = Some(Rehash { from: hash(OLD_HASH), to: hash(NEW_HASH) });
-    let attempt = Some(subject(user.email.as_str()));
+    let failing = attempt(subject(user.email.as_str()));
+    let attempt = Some(failing.subject);
     let session = NewSession { context, rehash, attempt, ..new_session(user.id) };
     assert_fails_unchanged(database, "a login", store.open_session(session)).await;
-    assert_fails_unchanged(database, "a login that failed", store.login_failed(Some(user.id), context)).await;
+    assert_fails_unchanged(database, "a login that failed", store.attempt_failed(failing, Some(user.id), context))
+        .await;
     let reuse = Rotation { context, ..consumed.rotation() };
     assert_fails_unchanged(database, "a reuse", store.rotate_refresh(reuse)).await;
     assert_fails_unchanged(database, "a logout", store.logout(Logout { context, ..current.logout() })).await;

@@ -9,7 +9,8 @@ use time::ext::NumericalDuration as _;
 use uuid::Uuid;
 
 use crate::{
-    fixtures::{NOW, audit, audit_context_at, new_id, sign_up_without_mail},
+    attempts::attempt,
+    fixtures::{NOW, audit, audit_context_at, new_id, sign_up_without_mail, subject},
     support::{Database, on_each_engine},
 };
 
@@ -30,7 +31,7 @@ async fn write(store: &dyn Store, id: AuditEventId, user: UserId, action: Action
     match action {
         Action::UserDisabled => drop(store.disable_user(user, None, context).await.expect("the store")),
         Action::UserEnabled => drop(store.enable_user(user, context).await.expect("the store")),
-        _ => store.login_failed(Some(user), context).await.expect("the store"),
+        _ => store.attempt_failed(attempt(subject("ada@example.com")), Some(user), context).await.expect("the store"),
     }
 }
 
@@ -85,7 +86,7 @@ async fn audit_pages_contain_every_row_once_newest_first(database: &Database) {
 
 async fn an_unknown_action_reads_back_as_it_was_written(database: &Database) {
     let store = database.store().await;
-    store.login_failed(None, audit_context_at(NOW)).await.expect("the store");
+    store.attempt_failed(attempt(subject("ada@example.com")), None, audit_context_at(NOW)).await.expect("the store");
     database.sql.execute("UPDATE audit_events SET action = 'key_rotated'").await;
     assert_eq!(audit(store.as_ref()).await[0].action, "key_rotated");
 }
@@ -95,7 +96,10 @@ async fn audit_rows_before_a_moment_are_purged_up_to_the_limit(database: &Databa
     let store = store.as_ref();
     // A newer id can have an earlier time, since the clocks of replicas differ.
     for second in [5, 1, 4, 2, 3] {
-        store.login_failed(None, audit_context_at(NOW + second.seconds())).await.expect("the store");
+        store
+            .attempt_failed(attempt(subject("ada@example.com")), None, audit_context_at(NOW + second.seconds()))
+            .await
+            .expect("the store");
     }
     let left = async || {
         let mut times: Vec<_> =

@@ -13,10 +13,11 @@ use postern::domain::{
 };
 
 use crate::{
+    attempts::attempt,
     fixtures::{
         LIMIT, Token, audit, audit_context, audit_context_by, confirmation_by, deletion, email_change, log_in, log_out,
         mail, new_account, new_id, new_session, password_change, queue_mail, refresh, reset_by, roles, sign_up_admin,
-        sign_up_without_mail, token,
+        sign_up_without_mail, subject, token,
     },
     support::{Database, on_each_engine},
 };
@@ -124,7 +125,10 @@ async fn each_session_step_writes_one_audit_row(database: &Database) {
     for user_id in [Some(user.id), None] {
         let context = audit_context_by(None);
         let expected = AuditEvent { user: user_id, ..event(&context, Action::LoginFailed, None, user.id) };
-        assert_eq!(audit_event_of(store, store.login_failed(user_id, context)).await, expected);
+        assert_eq!(
+            audit_event_of(store, store.attempt_failed(attempt(subject("ada@example.com")), user_id, context)).await,
+            expected
+        );
     }
 
     let (token, context) = (log_in(store, &user).await, audit_context_by(None));

@@ -222,7 +222,7 @@ async fn cancel_an_administrative_write(store: &dyn Store, token: &Token, write:
     match write {
         0 => cancel_after(0, store.reserve_attempt(attempt)).await,
         1 => cancel_after(0, store.attempt_succeeded(attempt.subject)).await,
-        2 => cancel_after(0, store.login_failed(None, audit_context())).await,
+        2 => cancel_after(0, store.attempt_failed(attempt, None, audit_context())).await,
         3 => cancel_after(0, store.set_roles(user, roles(&["support", "user"]), audit_context())).await,
         4 => cancel_after(0, store.revoke_session(token.grant.session_id, user, audit_context())).await,
         5 => cancel_after(0, store.revoke_user_sessions(user, audit_context())).await,

@@ -145,7 +145,7 @@ impl Database {
             Engine::Sqlite => format!("{column} = {column} - {}", by.as_micros()),
             Engine::Postgres => format!("{column} = {column} - interval '{} microseconds'", by.as_micros()),
         };
-        let (blocked, purge) = (earlier("blocked_until"), earlier("forget_time"));
-        self.sql.execute(&format!("UPDATE login_attempts SET {blocked}, {purge}")).await;
+        let columns = ["blocked_until", "forget_time", "under_way_until"].map(earlier).join(", ");
+        self.sql.execute(&format!("UPDATE login_attempts SET {columns}")).await;
     }
 }

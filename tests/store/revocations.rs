@@ -12,9 +12,10 @@ use postern::domain::{
 use time::ext::NumericalDuration as _;
 
 use crate::{
+    attempts::attempt,
     fixtures::{
         NOW, Token, audit_context, audit_context_at, audit_context_by, deletion, log_in, log_out, new_id,
-        password_change, refresh, reset_by, sign_up_without_mail, token,
+        password_change, refresh, reset_by, sign_up_without_mail, subject, token,
     },
     parallel::{all_at_once, begin, replicas},
     support::{Database, Engine, on_each_engine, with_database},
@@ -180,7 +181,7 @@ async fn a_step_that_ends_no_session_logs_no_revocation(database: &Database) {
     }
     store.revoke_session(SessionId(new_id()), user.id, audit_context()).await.expect("the store");
     store.enable_user(user.id, audit_context()).await.expect("the store");
-    store.login_failed(Some(user.id), audit_context()).await.expect("the store");
+    store.attempt_failed(attempt(subject("ada@example.com")), Some(user.id), audit_context()).await.expect("the store");
     assert_eq!(store.revocations(0, &[]).await.expect("the store"), []);
 }
 

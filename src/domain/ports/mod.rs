@@ -27,6 +27,10 @@ pub use sessions::*;
 /// The longest that a write may take. A store gives a slower one up, so what was not committed by then never will be.
 pub const LONGEST_WRITE: Duration = Duration::from_secs(20);
 
+/// How long an attempt that nobody settles is held against its account: longer than a call and its last write may take.
+pub const ATTEMPT_LIFETIME: Duration = Duration::from_secs(40);
+const _: () = assert!(ATTEMPT_LIFETIME.as_secs() > LONGEST_WRITE.as_secs() + 10, "a call takes up to 10 s before it");
+
 /// A store: all its steps, and what belongs to the store as a whole.
 #[async_trait]
 pub trait Store: AccountStore + AdminStore + SessionStore + MailStore + Queries + Send + Sync + 'static {

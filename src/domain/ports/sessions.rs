@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::{
     domain::{
-        account::User,
+        account::{Email, User},
         audit::AuditContext,
         ids::{SessionId, UserId},
         password::PasswordHash,
@@ -17,6 +17,8 @@ use crate::{
     },
     error::StoreError,
 };
+
+use super::queries::Credentials;
 
 /// The steps of a session's life.
 #[async_trait]
@@ -32,18 +34,27 @@ pub trait SessionStore {
     /// Ends a session, or all sessions of its user.
     async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError>;
 
-    /// Reserves one attempt at a password, before anything is hashed for it. Of attempts at the same time, on any
-    /// number of replicas, no more than the policy allows are reserved.
+    /// Reserves one attempt at the password of an address, before anything is hashed for it, and looks the account up.
+    async fn start_login(&self, attempt: LoginAttempt, email: &Email) -> Result<LoginStart, StoreError>;
+
+    /// Reserves one attempt at a password. Of attempts at the same time, on any number of replicas, no more are under way
+    /// than could all fail within the policy. Whoever reserves one settles it with one of the next three steps; one that
+    /// nobody settles is forgotten after [`ATTEMPT_LIFETIME`](super::ATTEMPT_LIFETIME).
     async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError>;
 
-    /// The password of a reserved attempt was right: that attempt and those before it no longer count.
+    /// The password of a reserved attempt was right: earlier failures no longer count.
     async fn attempt_succeeded(&self, subject: AttemptSubject) -> Result<(), StoreError>;
 
     /// A reserved attempt was never made, because the hasher had no time or no room: it does not count.
     async fn attempt_abandoned(&self, subject: AttemptSubject) -> Result<(), StoreError>;
 
-    /// Writes a failed attempt to the audit log. It was counted when it was reserved.
-    async fn login_failed(&self, user: Option<UserId>, context: AuditContext) -> Result<(), StoreError>;
+    /// The password of a reserved attempt was wrong: it counts as a failure, and is written to the audit log.
+    async fn attempt_failed(
+        &self,
+        attempt: LoginAttempt,
+        user: Option<UserId>,
+        context: AuditContext,
+    ) -> Result<(), StoreError>;
 
     /// The log of revocations: every entry after number `after`, and the entries with the numbers in `missed`.
     async fn revocations(&self, after: i64, missed: &[i64]) -> Result<Vec<Revocation>, StoreError>;
@@ -69,7 +80,7 @@ pub struct NewSession {
     /// The hash that the password was verified against and its replacement, where one is due.
     pub rehash: Option<Rehash>,
     pub user_agent: Option<String>,
-    /// The attempt that succeeded: it and those before it no longer count.
+    /// The attempt that succeeded: earlier failures no longer count.
     pub attempt: Option<AttemptSubject>,
     /// Its client address becomes the session's.
     pub context: AuditContext,
@@ -163,7 +174,23 @@ pub struct LoginAttempt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reservation {
     Reserved,
+    /// Too many attempts have failed: there is a pause.
+    Blocked {
+        retry_after: Duration,
+    },
+    /// So many attempts are under way that one more could be one too many. They end soon.
+    Busy,
+}
+
+/// The result of starting a login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoginStart {
+    /// An attempt is reserved; the account with the address, if there is one.
+    Reserved(Option<Credentials>),
+    /// As [`Reservation::Blocked`].
     Blocked { retry_after: Duration },
+    /// As [`Reservation::Busy`].
+    Busy,
 }
 
 /// An entry of the log of revocations.

@@ -12,6 +12,7 @@ use crate::{
         ports::{AuditPage, UserChange, UserDeletion, UserDeletionOutcome, UserOrder, UserPage},
         role::{Caller, Role},
         session::{Client, SessionSummary},
+        throttle::AttemptSubject,
     },
     error::Error,
 };
@@ -97,8 +98,10 @@ impl Service {
         client: &Client,
         deadline: Deadline,
     ) -> Result<(), Error> {
+        let place = self.admit(client.ip, Some(AttemptSubject::of_user(caller.user_id)), deadline).await?;
         let account = self.credentials_of(caller).await?;
-        self.verify_password(&account, password, client, deadline).await?;
+        self.verify_password(&place, &account, password, client, deadline).await?;
+        drop(place);
         let deletion = UserDeletion {
             user: caller.user_id,
             password_version: Some(account.password_version),

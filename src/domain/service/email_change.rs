@@ -12,6 +12,7 @@ use crate::{
         ports::{EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome, OneTimeToken},
         role::Caller,
         session::Client,
+        throttle::AttemptSubject,
     },
     error::Error,
 };
@@ -42,12 +43,14 @@ impl Service {
         client: &Client,
         deadline: Deadline,
     ) -> Result<(), Error> {
+        let place = self.admit(client.ip, Some(AttemptSubject::of_user(caller.user_id)), deadline).await?;
         let account = self.credentials_of(caller).await?;
         if account.user.email == new_email {
             return Err(Error::field("new_email", "is already the address of this account"));
         }
         self.mails.limiter.check(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
-        self.verify_password(&account, password, client, deadline).await?;
+        self.verify_password(&place, &account, password, client, deadline).await?;
+        drop(place);
         let with_new_email = |mail: NewMail| NewMail { new_email: Some(new_email.clone()), ..mail };
         let confirmation = self.new_mail(MailKind::ConfirmEmailChange, new_email.clone(), Some(caller.user_id))?;
         let notice = self.new_mail(MailKind::EmailChangeRequested, account.user.email, Some(caller.user_id))?;

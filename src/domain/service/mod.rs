@@ -40,7 +40,7 @@ pub struct Service {
     pub(crate) env: Env,
     pub(crate) tokens: Tokens,
     pub(crate) hasher: Hasher,
-    pub(crate) passwords: PasswordPolicy,
+    pub(crate) passwords: Arc<PasswordPolicy>,
     pub(crate) sessions: SessionPolicy,
     pub(crate) one_time: Arc<OneTimeTokens>,
     pub(crate) mails: MailPolicy,

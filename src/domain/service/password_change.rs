@@ -1,17 +1,20 @@
 //! Changing a password: with the current one, or with a token from a mail. Both end every session that was open.
 
+use std::sync::Arc;
+
 use crate::{
     domain::{
         account::{Email, User},
+        admission::Place,
         env::Deadline,
-        hasher::Verification,
         ids::MailId,
         mail::MailKind,
         one_time::{OneTimeGrant, Purpose},
-        password::{NewPassword, Password},
+        password::{NewPassword, Password, PasswordHash},
         ports::{Credentials, PasswordChange, PasswordReset, PasswordResetOutcome, SessionOpening},
         role::Caller,
         session::Client,
+        throttle::AttemptSubject,
         token::TokenPair,
     },
     error::Error,
@@ -51,10 +54,12 @@ impl Service {
         client: &Client,
         deadline: Deadline,
     ) -> Result<(), Error> {
+        self.passwords.check_length("new_password", &new)?;
+        let place = self.admit(client.ip, None, deadline).await?;
         let token = self.live_token(token, Purpose::ResetPassword).await?;
         // A refused password leaves the token unused.
-        let new = self.accept_new(new, &token.user)?;
-        let password_hash = self.hasher.hash(new.into_password(), deadline).await?;
+        let password_hash = self.hash_new(&place, "new_password", new, &token.user, deadline).await?;
+        drop(place);
         let reset = PasswordReset {
             password_hash,
             attempts: self.login_attempts.subject(&token.user.email),
@@ -80,10 +85,12 @@ impl Service {
         client: Client,
         deadline: Deadline,
     ) -> Result<TokenPair, Error> {
+        self.passwords.check_length("new_password", &new)?;
+        let place = self.admit(client.ip, Some(AttemptSubject::of_user(caller.user_id)), deadline).await?;
         let account = self.credentials_of(caller).await?;
-        let new = self.accept_new(new, &account.user)?;
-        self.verify_password(&account, current, &client, deadline).await?;
-        let password_hash = self.hasher.hash(new.into_password(), deadline).await?;
+        self.verify_password(&place, &account, current, &client, deadline).await?;
+        let password_hash = self.hash_new(&place, "new_password", new, &account.user, deadline).await?;
+        drop(place);
         let (session, refresh) = self.new_session(caller.user_id, account.password_version, client)?;
         let session_id = session.grant.session_id;
         let notice = self.new_mail(MailKind::PasswordChanged, account.user.email, Some(caller.user_id))?;
@@ -104,28 +111,17 @@ impl Service {
         self.store.credentials_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
     }
 
-    /// Verifies the password of an account that has been looked up. A wrong one counts as a failed login.
-    pub(super) async fn verify_password(
+    /// Judges a new password and hashes it. `user` says what an attacker knows of the account.
+    async fn hash_new(
         &self,
-        account: &Credentials,
+        place: &Place,
+        field: &'static str,
         password: Password,
-        client: &Client,
+        user: &User,
         deadline: Deadline,
-    ) -> Result<(), Error> {
-        let user = &account.user;
-        let subject = self.reserve_attempt(&user.email, client).await?;
-        match self.verify_attempt(subject, password, Some(account.password_hash.clone()), deadline).await? {
-            Verification::Match { rehash: _ } => Ok(self.store.attempt_succeeded(subject).await?),
-            Verification::Mismatch => {
-                self.store.login_failed(Some(user.id), self.audit_context(Some(user.id), client.ip)?).await?;
-                Err(Error::InvalidCredentials)
-            }
-        }
-    }
-
-    fn accept_new(&self, password: Password, user: &User) -> Result<NewPassword, Error> {
-        let words = [user.username.as_str(), user.email.as_str()];
-        self.accept_password("new_password", password, &words)
-            .map_err(|violation| Error::InvalidFields(vec![violation]))
+    ) -> Result<PasswordHash, Error> {
+        let account_words = [user.username.as_str(), user.email.as_str()].map(str::to_owned);
+        let new = NewPassword { field, password, account_words, policy: Arc::clone(&self.passwords) };
+        self.hasher.hash(place, new, deadline).await
     }
 }

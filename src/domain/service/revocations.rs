@@ -7,7 +7,7 @@ use crate::error::{Error, StoreError};
 use super::Service;
 
 /// How often the log is read if nothing wakes the reader earlier.
-const POLL_INTERVAL: Duration = Duration::from_millis(400);
+const POLL_INTERVAL: Duration = Duration::from_millis(700);
 
 impl Service {
     /// Reads the log for ever: at once when the store reports a new entry, otherwise at an interval.

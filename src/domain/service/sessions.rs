@@ -40,8 +40,8 @@ impl Service {
 impl Service {
     /// Opens a session.
     ///
-    /// A wrong password, an unknown address and a disabled account take the same path: one reserved attempt, one
-    /// look-up, one hash, one audit row, one answer.
+    /// A wrong password, an unknown address and a disabled account take the same path: one place, one reserved attempt with
+    /// one look-up, one hash, one failure with its audit row, one answer.
     pub async fn login(
         &self,
         email: &Email,
@@ -49,26 +49,27 @@ impl Service {
         client: Client,
         deadline: Deadline,
     ) -> Result<(TokenPair, User), Error> {
-        let attempt = self.reserve_attempt(email, &client).await?;
-        let account = self.store.credentials(email).await?;
+        let place = self.admit(client.ip, Some(self.login_attempts.subject(email)), deadline).await?;
+        let (attempt, account) = self.start_login(email, deadline).await?;
         let stored = account.as_ref().map(|account| account.password_hash.clone());
-        let verification = self.verify_attempt(attempt, password, stored, deadline).await?;
+        let verification = self.hasher.verify(&place, password, stored, deadline).await?;
+        drop(place);
         let user_id = account.as_ref().map(|account| account.user.id);
         let (account, rehash) = match (account, verification) {
             (Some(account), Verification::Match { rehash }) if !account.user.disabled => (account, rehash),
             (Some(_) | None, Verification::Match { rehash: _ } | Verification::Mismatch) => {
-                self.store.login_failed(user_id, self.audit_context(None, client.ip)?).await?;
+                self.attempt_failed(attempt, user_id, None, &client).await?;
                 return Err(Error::InvalidCredentials);
             }
         };
         if self.sessions.require_verified_email && !account.user.email_verified {
             // The password was right, so the attempt does not count as a failure.
-            self.store.attempt_succeeded(attempt).await?;
+            self.attempt_succeeded(attempt).await?;
             return Err(Error::EmailNotVerified);
         }
         let (mut session, refresh) = self.new_session(account.user.id, account.password_version, client)?;
         session.rehash = rehash.map(|to| Rehash { from: account.password_hash, to });
-        session.attempt = Some(attempt);
+        session.attempt = Some(attempt.into_subject());
         let session_id = session.grant.session_id;
         match self.store.open_session(session).await? {
             SessionOpening::Opened(user) => {
@@ -76,7 +77,8 @@ impl Service {
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;
                 Ok((TokenPair { access, refresh }, user))
             }
-            // The password was changed, or the account disabled or deleted, while the hash was computed.
+            // The password was changed, or the account disabled or deleted, while the hash was computed. The attempt is
+            // not settled; it is forgotten after a while.
             SessionOpening::Refused => Err(Error::InvalidCredentials),
         }
     }

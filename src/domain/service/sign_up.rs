@@ -1,6 +1,9 @@
 //! Accounts: signing up, and looking them up.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     domain::{
@@ -23,14 +26,9 @@ use super::Service;
 const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
 impl Service {
-    /// Checks a new password against the deployment's policy. `account_words` is what an attacker knows of the account.
-    pub fn accept_password(
-        &self,
-        field: &'static str,
-        password: Password,
-        account_words: &[&str],
-    ) -> Result<NewPassword, FieldViolation> {
-        self.passwords.accept(field, password, account_words)
+    /// What does not need much time of the deployment's policy for a new password. The rest is checked when it is hashed.
+    pub fn check_new_password(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
+        self.passwords.check_length(field, password)
     }
 
     /// Creates an account with the role `user` and mails a verification token to its address.
@@ -51,10 +49,17 @@ impl Service {
         client: Option<&Client>,
         deadline: Deadline,
     ) -> Result<User, Error> {
-        // No hash is computed while the database is down.
-        self.store.ensure_reachable()?;
         let SignUp { username, email, password } = request;
-        let password_hash = self.hasher.hash(password.into_password(), deadline).await?;
+        self.passwords.check_length("password", &password)?;
+        let place = self.admit(client.and_then(|client| client.ip), None, deadline).await?;
+        let new = NewPassword {
+            field: "password",
+            password,
+            account_words: [username.as_str(), email.as_str()].map(str::to_owned),
+            policy: Arc::clone(&self.passwords),
+        };
+        let password_hash = self.hasher.hash(&place, new, deadline).await?;
+        drop(place);
         let id = UserId(self.env.uuid()?);
         let verification = self.new_mail(MailKind::VerifyEmail, email.clone(), Some(id))?;
         let context = self.audit_context(client.map(|_| id), client.and_then(|client| client.ip))?;

@@ -18,7 +18,8 @@ use crate::{
     error::StoreError,
     store::{
         rows::OutboxRow,
-        shared::{Stamp, run_to_completion},
+        shared::run_to_completion,
+        statement::Statement,
         steps::{self, Backend as _, WriteTransaction as _},
     },
 };
@@ -32,24 +33,21 @@ impl MailStore for PostgresStore {
     }
 
     async fn claim_mail(&self, now: OffsetDateTime, lease: Duration) -> Result<MailClaim, StoreError> {
-        let pool = self.pool()?.clone();
-        let backend = self.clone();
+        let store = self.clone();
         run_to_completion(async move {
-            let leased = sqlx::query_as::<_, OutboxRow>(
+            let statement = Statement::new(
                 "UPDATE mail_outbox SET attempts = attempts + 1, \
                  next_attempt_time = clock_timestamp() + make_interval(secs => $1) \
                  WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL AND next_attempt_time <= clock_timestamp() \
                  ORDER BY next_attempt_time LIMIT 1 FOR UPDATE SKIP LOCKED) \
                  RETURNING id, kind, recipient, user_id, new_email, create_time, attempts",
             )
-            .bind(lease.as_secs_f64())
-            .fetch_optional(&pool)
-            .await?;
-            let Some(leased) = leased else {
+            .bind(lease.as_secs_f64());
+            let Some(leased) = store.rows::<OutboxRow>(statement).await?.pop() else {
                 return Ok(MailClaim::NoneDue);
             };
             let leased = leased.into_leased()?;
-            let mut tx = backend.begin().await?;
+            let mut tx = store.begin().await?;
             let claim = steps::prepare(&mut tx, leased, now).await?;
             tx.commit().await?;
             Ok(claim)
@@ -58,16 +56,8 @@ impl MailStore for PostgresStore {
     }
 
     async fn mail_sent(&self, mail: MailId, attempt: i64) -> Result<bool, StoreError> {
-        let pool = self.pool()?.clone();
-        run_to_completion(async move {
-            let sent = sqlx::query("DELETE FROM mail_outbox WHERE id = $1 AND attempts = $2")
-                .bind(mail.0)
-                .bind(attempt)
-                .execute(&pool)
-                .await?;
-            Ok(sent.rows_affected() == 1)
-        })
-        .await
+        let statement = Statement::new("DELETE FROM mail_outbox WHERE id = $1 AND attempts = $2");
+        Ok(self.execute(statement.bind(mail.0).bind(attempt)).await? == 1)
     }
 
     async fn mail_failed(
@@ -77,26 +67,22 @@ impl MailStore for PostgresStore {
         retry: MailRetry,
         now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
-        let pool = self.pool()?.clone();
-        run_to_completion(async move {
-            let settled = match retry {
-                MailRetry::After(delay) => sqlx::query(
-                    "UPDATE mail_outbox SET next_attempt_time = clock_timestamp() + make_interval(secs => $3) \
-                     WHERE id = $1 AND attempts = $2 AND dead_time IS NULL",
-                )
-                .bind(mail.0)
-                .bind(attempt)
-                .bind(delay.as_secs_f64()),
-                MailRetry::Never => sqlx::query(
-                    "UPDATE mail_outbox SET dead_time = $3 WHERE id = $1 AND attempts = $2 AND dead_time IS NULL",
-                )
-                .bind(mail.0)
-                .bind(attempt)
-                .bind(Stamp(now)),
-            };
-            Ok(settled.execute(&pool).await?.rows_affected() == 1)
-        })
-        .await
+        let statement = match retry {
+            MailRetry::After(delay) => Statement::new(
+                "UPDATE mail_outbox SET next_attempt_time = clock_timestamp() + make_interval(secs => $3) \
+                 WHERE id = $1 AND attempts = $2 AND dead_time IS NULL",
+            )
+            .bind(mail.0)
+            .bind(attempt)
+            .bind(delay.as_secs_f64()),
+            MailRetry::Never => Statement::new(
+                "UPDATE mail_outbox SET dead_time = $3 WHERE id = $1 AND attempts = $2 AND dead_time IS NULL",
+            )
+            .bind(mail.0)
+            .bind(attempt)
+            .bind(now),
+        };
+        Ok(self.execute(statement).await? == 1)
     }
 
     async fn mail_queued(&self) {
@@ -108,28 +94,28 @@ impl MailStore for PostgresStore {
     }
 
     async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
-        let pool = self.pool()?.clone();
+        let store = self.clone();
         run_to_completion(async move {
             // Rows that another step has locked are left for the next purge. Waiting for them while holding other locks
             // could cause a deadlock.
             for (statement, time) in [
                 (
                     "DELETE FROM one_time_tokens WHERE id IN \
-                     (SELECT id FROM one_time_tokens WHERE expire_time < $1 FOR UPDATE SKIP LOCKED)",
+                         (SELECT id FROM one_time_tokens WHERE expire_time < $1 FOR UPDATE SKIP LOCKED)",
                     now,
                 ),
                 (
                     "DELETE FROM mail_limits WHERE email IN \
-                     (SELECT email FROM mail_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
+                         (SELECT email FROM mail_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
                     now,
                 ),
                 (
                     "DELETE FROM mail_outbox WHERE id IN \
-                     (SELECT id FROM mail_outbox WHERE dead_time < $1 FOR UPDATE SKIP LOCKED)",
+                         (SELECT id FROM mail_outbox WHERE dead_time < $1 FOR UPDATE SKIP LOCKED)",
                     dead_before,
                 ),
             ] {
-                sqlx::query(statement).bind(Stamp(time)).execute(&pool).await?;
+                store.execute(Statement::new(statement).bind(time)).await?;
             }
             Ok(())
         })

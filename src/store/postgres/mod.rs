@@ -1,8 +1,9 @@
 //! PostgreSQL 15 or newer, which several replicas can share. Nothing outlives a transaction: there are no session
 //! settings and no advisory locks.
 
+mod accounts;
 mod mail;
-mod queries;
+mod pool;
 mod sessions;
 mod transaction;
 
@@ -17,9 +18,9 @@ use std::{
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions, Connection, Executor, PgConnection, PgPool,
+    ConnectOptions, Connection, PgConnection, Row as _,
     migrate::Migrator,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow},
 };
 use tokio::{
     sync::{Mutex, Notify},
@@ -27,37 +28,35 @@ use tokio::{
 };
 
 use crate::{
-    domain::ports::{Connections, SealedSigningKey, Store},
+    domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
     error::StoreError,
 };
 
-use self::transaction::{REVOCATIONS, Tx};
+use self::{
+    pool::{Lease, Pool},
+    transaction::{REVOCATIONS, Tx},
+};
 use super::{
     opening::{Migrate, OpenError},
-    rows::SigningKeyRow,
-    shared::{Stamp, first_pending, run_to_completion},
-    steps::Backend,
+    rows::{SigningKeyRow, StoredRow, user_columns},
+    shared::{first_pending, run_to_completion},
+    statement::Statement,
+    steps::{self, Backend, Dialect, WriteTransaction as _},
 };
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// How long a call waits for a connection, free or new.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connecting may take for the first ping, or for the first one after a failed ping.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a ping may take before the database counts as unavailable.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long resetting a released connection may take.
-const RESET_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that was idle for longer than this is tested before it is used.
-const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// How long after it was lost the connection for notifications is opened again.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
 
 /// A handle to the database.
 #[derive(Debug, Clone)]
 pub struct PostgresStore {
-    pool: PgPool,
+    pool: Pool,
     /// The options of new connections.
     options: PgConnectOptions,
     /// A connection for pings only, so that a busy pool does not look like a database that is down.
@@ -83,26 +82,7 @@ impl PostgresStore {
         let options: PgConnectOptions =
             url.expose_secret().parse().map_err(|error: sqlx::Error| OpenError::Url(error.to_string()))?;
         let options = options.application_name("postern").log_statements(tracing::log::LevelFilter::Trace);
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, metadata| {
-                Box::pin(async move {
-                    // A stale connection is replaced, so that its next caller does not fail.
-                    Ok(metadata.idle_for < TEST_AFTER_IDLE || connection.ping().await.is_ok())
-                })
-            })
-            .after_release(|connection, _| {
-                Box::pin(async move {
-                    // Ends a transaction that a dropped future left open (see `run_to_completion`). The BEGIN is needed
-                    // because a ROLLBACK outside a transaction writes a warning to the server's log. A connection that
-                    // does not answer is cut off by returning an error; `false` would first say goodbye to the server.
-                    let reset = tokio::time::timeout(RESET_TIMEOUT, connection.execute("BEGIN; ROLLBACK")).await;
-                    reset.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|_| true)
-                })
-            })
-            .connect_lazy_with(options.clone());
+        let pool = Pool::new(options.clone(), max_connections)?;
         let revocation_written = Arc::new(Notify::new());
         let listening = listen(options.clone(), Arc::clone(&revocation_written));
         let listener = notifications.then(|| Arc::new(AbortOnDrop(tokio::spawn(listening))));
@@ -119,7 +99,9 @@ impl PostgresStore {
             Migrate::Apply => {
                 // A replica of a newer release may have applied more migrations.
                 let migrator = Migrator { ignore_missing: true, ..borrowed(&MIGRATOR) };
-                migrator.run(&store.pool).await?;
+                let mut connection = store.pool.take().await?;
+                migrator.run(connection.get()?).await?;
+                connection.give_back();
             }
             Migrate::Check => store.check_schema().await?,
         }
@@ -127,24 +109,48 @@ impl PostgresStore {
     }
 
     async fn check_schema(&self) -> Result<(), OpenError> {
-        let known: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.pool)
-            .await
-            .map_err(StoreError::from)?;
-        let applied: Vec<i64> = if known {
-            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
-                .fetch_all(&self.pool)
-                .await
-                .map_err(StoreError::from)?
+        let known = Statement::new("SELECT to_regclass('_sqlx_migrations') IS NOT NULL");
+        let applied = if self.one_row(known).await?.try_get(0).map_err(StoreError::from)? {
+            let versions = Statement::new("SELECT version FROM _sqlx_migrations WHERE success");
+            self.rows::<(i64,)>(versions).await?.into_iter().map(|(version,)| version).collect()
         } else {
             Vec::new()
         };
         first_pending(&MIGRATOR, &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
     }
 
-    /// The pool, unless the database is known to be down.
-    fn pool(&self) -> Result<&PgPool, StoreError> {
-        self.ensure_reachable().map(|()| &self.pool)
+    /// A connection of the pool, unless the database is known to be down.
+    async fn connection(&self) -> Result<Lease, StoreError> {
+        self.ensure_reachable()?;
+        self.pool.take().await
+    }
+
+    /// Runs one statement outside a transaction, to its end, even if its caller goes away. Returns its rows.
+    async fn all_rows(&self, statement: Statement) -> Result<Vec<PgRow>, StoreError> {
+        let store = self.clone();
+        run_to_completion(async move {
+            let mut connection = store.connection().await?;
+            let rows = statement.into_query().fetch_all(connection.get()?).await;
+            connection.give_back_after(rows)
+        })
+        .await
+    }
+
+    /// Runs a statement that returns one row.
+    async fn one_row(&self, statement: Statement) -> Result<PgRow, StoreError> {
+        let row = self.all_rows(statement).await?.pop();
+        row.ok_or_else(|| StoreError::broken("a statement returned no row"))
+    }
+
+    /// Runs one statement outside a transaction, to its end. Returns how many rows it changed.
+    async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
+        let store = self.clone();
+        run_to_completion(async move {
+            let mut connection = store.connection().await?;
+            let done = statement.into_query().execute(connection.get()?).await;
+            Ok(connection.give_back_after(done)?.rows_affected())
+        })
+        .await
     }
 
     /// Pings on its own connection, which it opens first if necessary. Opening gets more time than the ping itself:
@@ -199,9 +205,37 @@ fn borrowed(migrator: &'static Migrator) -> Migrator {
 
 impl Backend for PostgresStore {
     type Transaction = Tx;
+    // `COLLATE "C"` makes the order and the index ranges independent of the database's locale.
+    const DIALECT: Dialect = Dialect {
+        users_by_email: concat!(
+            "SELECT ",
+            user_columns!(),
+            " FROM users u WHERE u.email COLLATE \"C\" > $2 AND u.email COLLATE \"C\" >= $3 ",
+            "AND u.email COLLATE \"C\" < $4 ORDER BY u.email COLLATE \"C\" LIMIT $1"
+        ),
+        users_by_username: concat!(
+            "SELECT ",
+            user_columns!(),
+            " FROM users u WHERE lower(u.username) COLLATE \"C\" > $2 AND lower(u.username) COLLATE \"C\" >= $3 ",
+            "AND lower(u.username) COLLATE \"C\" < $4 ",
+            "AND NOT (u.email COLLATE \"C\" >= $3 AND u.email COLLATE \"C\" < $4) ",
+            "ORDER BY lower(u.username) COLLATE \"C\" LIMIT $1"
+        ),
+        audit_events_of_user_with_action: "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events \
+             WHERE id < $2 AND user_id = $3 AND action = $4 ORDER BY id DESC LIMIT $1",
+    };
 
     async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(Tx::new(self.pool()?.begin().await?, Arc::clone(&self.mail_queued)))
+        Tx::begin(self.connection().await?, Arc::clone(&self.mail_queued)).await
+    }
+
+    async fn rows<R: StoredRow>(&self, query: Statement) -> Result<Vec<R>, StoreError> {
+        let rows = self.all_rows(query).await?;
+        Ok(rows.iter().map(R::from_row).collect::<Result<_, _>>()?)
+    }
+
+    async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
+        self.sign_up(account).await
     }
 }
 
@@ -222,34 +256,28 @@ impl Store for PostgresStore {
     }
 
     fn connections(&self) -> Connections {
-        Connections { open: self.pool.size(), idle: self.pool.num_idle() }
+        self.pool.connections()
     }
 
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        let query = sqlx::query_as::<_, SigningKeyRow>(
-            "SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys",
-        );
-        Ok(query.fetch_all(self.pool()?).await?.into_iter().map(SigningKeyRow::into_key).collect())
+        let query = Statement::new("SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys");
+        Ok(self.rows::<SigningKeyRow>(query).await?.into_iter().map(SigningKeyRow::into_key).collect())
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {
-        let pool = self.pool()?.clone();
-        run_to_completion(async move {
-            let mut tx = pool.begin().await?;
+        steps::write(self, move |mut tx| async move {
             // Replicas that start together take turns. Readers do not wait.
-            sqlx::query("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE").execute(&mut *tx).await?;
-            sqlx::query(
+            tx.run(Statement::new("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE")).await?;
+            let statement = Statement::new(
                 "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
                  SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM signing_keys)",
             )
-            .bind(key.kid)
-            .bind(key.algorithm)
+            .bind(key.kid.as_str())
+            .bind(key.algorithm.as_str())
             .bind(key.sealed_private_key)
-            .bind(Stamp(key.create_time))
-            .execute(&mut *tx)
-            .await?;
-            tx.commit().await?;
-            Ok(())
+            .bind(key.create_time);
+            tx.run(statement).await?;
+            tx.commit().await
         })
         .await
     }

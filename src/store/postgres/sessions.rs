@@ -1,180 +1,263 @@
 //! The steps of sessions and password attempts, in PostgreSQL's dialect, and the log of revocations.
+//!
+//! A step that runs on every login, refresh or logout is one statement outside a transaction. A statement that the client
+//! abandons is complete or never happened, and it costs one round trip. Where one statement cannot see what it has waited
+//! for, a transaction follows.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{Executor, Postgres};
+use sqlx::{FromRow as _, Row as _, postgres::PgRow};
 use time::OffsetDateTime;
 
 use crate::{
     domain::{
-        account::User,
-        audit::AuditContext,
+        account::Email,
+        audit::{Action, AuditContext},
         ids::UserId,
         ports::{
-            LoginAttempt, Logout, LogoutOutcome, NewSession, Reservation, Revocation, Rotation, RotationOutcome,
-            SessionOpening, SessionStore,
+            ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, Reservation, Revocation,
+            Rotation, RotationOutcome, SessionOpening, SessionStore,
         },
         refresh::TokenState,
+        session::RevokeReason,
         throttle::AttemptSubject,
     },
     error::StoreError,
     store::{
-        rows::{LogoutTargetRow, RevocationRow, StoredSessionRow, UserRow, user_columns},
-        shared::{Stamp, run_to_completion},
-        steps::{self, Backend as _, WriteTransaction as _},
+        rows::{CredentialsRow, LogoutTargetRow, RevocationRow, StoredSessionRow, UserRow, user_columns},
+        shared::run_to_completion,
+        statement::Statement,
+        steps::{self, Backend as _, WriteTransaction as _, bind_session},
     },
 };
 
-use super::{PostgresStore, transaction::Tx};
+use super::{
+    PostgresStore,
+    transaction::{REVOCATIONS, Tx},
+};
+
+/// Reserves an attempt, as `attempt`: no row if it is refused. `$1` subject, `$2` failures allowed without a pause, `$3`
+/// seconds that failures count, `$4` seconds after which an attempt that nobody settled is forgotten.
+///
+/// Time is the database's, since the clock of a replica may be wrong. Of several attempts at the same time each counts
+/// those before it, because they wait for the row.
+macro_rules! reserve_attempt {
+    () => {
+        "WITH attempt AS (\
+         INSERT INTO login_attempts AS a (subject, failures, blocked_until, forget_time, under_way, under_way_until) \
+         VALUES ($1, 0, 'epoch', clock_timestamp() + make_interval(secs => $3), \
+         1, clock_timestamp() + make_interval(secs => $4)) \
+         ON CONFLICT (subject) DO UPDATE SET \
+         failures = CASE WHEN a.forget_time <= clock_timestamp() THEN 0 ELSE a.failures END, \
+         under_way = CASE WHEN a.under_way_until <= clock_timestamp() THEN 1 ELSE a.under_way + 1 END, \
+         under_way_until = clock_timestamp() + make_interval(secs => $4), \
+         forget_time = greatest(a.forget_time, clock_timestamp() + make_interval(secs => $4)) \
+         WHERE a.blocked_until <= clock_timestamp() AND (a.forget_time <= clock_timestamp() \
+         OR a.under_way_until <= clock_timestamp() OR a.under_way = 0 OR a.failures + a.under_way < $2) \
+         RETURNING 1) "
+    };
+}
+
+/// The columns of a reservation.
+macro_rules! reservation_columns {
+    () => {
+        "EXISTS (SELECT FROM attempt) AS reserved, (SELECT extract(epoch FROM blocked_until - clock_timestamp())::float8 \
+         FROM login_attempts WHERE subject = $1) AS blocked_for"
+    };
+}
+
+/// Opens a session of `account`, a query with [`user_columns!`] that locks the account. `$1` to `$10` are the values of
+/// [`bind_session`], `$11` the version of the password, `$12` the subject of the attempt, `$13` the id of the audit row,
+/// `$14` its action.
+macro_rules! open_session {
+    ($account:expr) => {
+        concat!(
+            "WITH account AS (",
+            $account,
+            "), session AS (INSERT INTO sessions (id, user_id, create_time, end_time, generation, refresh_hash, \
+             refresh_issue_time, refresh_expire_time, last_refresh_time, client_ip, user_agent) \
+             SELECT $1, id, $3, $4, $5, $6, $7, $8, clock_timestamp(), $9, $10 FROM account), \
+             forgiven AS (UPDATE login_attempts SET failures = 0, blocked_until = 'epoch', \
+             under_way = greatest(under_way - 1, 0), forget_time = under_way_until \
+             WHERE subject = $12 AND EXISTS (SELECT FROM account)), \
+             audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip) \
+             SELECT $13, $3, $14, id, id, $1, $9 FROM account) \
+             SELECT * FROM account"
+        )
+    };
+}
+
+/// Opens a session. Of this step and one that ends all sessions of the user, one comes first: that one locks the row of
+/// the user FOR NO KEY UPDATE before it looks for sessions. Logins share the lock.
+const OPEN_SESSION: &str = open_session!(concat!(
+    "SELECT ",
+    user_columns!(),
+    " FROM users u WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled FOR SHARE OF u"
+));
+
+/// The same, with the rehash of the password from `$15` to `$16`.
+const OPEN_SESSION_WITH_REHASH: &str = open_session!(concat!(
+    "UPDATE users u SET password_hash = CASE u.password_hash WHEN $15 THEN $16 ELSE u.password_hash END \
+     WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled RETURNING ",
+    user_columns!()
+));
+
+/// Replaces the presented token by the next one, if it is the live token of an open session.
+const ROTATE: &str = concat!(
+    "UPDATE sessions s SET generation = $4, refresh_hash = $5, refresh_issue_time = $6, ",
+    "refresh_expire_time = $7, last_refresh_time = clock_timestamp() FROM users u ",
+    "WHERE s.id = $1 AND s.user_id = $9 AND s.generation = $2 AND s.refresh_hash = $3 AND s.revoke_time IS NULL ",
+    "AND s.refresh_expire_time > $8 AND u.id = s.user_id AND NOT u.disabled RETURNING ",
+    user_columns!()
+);
+
+/// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. Returns whether the
+/// session exists.
+const LOGOUT: &str = "WITH ended AS (UPDATE sessions SET revoke_time = $3, revoke_reason = $4 \
+     WHERE id = $1 AND user_id = $2 AND revoke_time IS NULL RETURNING id), \
+     logged AS (INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $3, $5 FROM ended), \
+     audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip) \
+     SELECT $6, $3, $7, $2, $2, id, $8 FROM ended) \
+     SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND user_id = $2) AS found, \
+     (SELECT count(pg_notify($9, '')) FROM ended) AS told";
+
+/// Counts a failure and writes its audit row. `$1` subject, `$2` failures allowed without a pause, `$3` and `$4` the first
+/// and the longest pause in seconds, `$5` seconds that failures count; `$6` to `$10` the audit row.
+const ATTEMPT_FAILED: &str = "WITH counted AS (\
+     INSERT INTO login_attempts AS a (subject, failures, blocked_until, forget_time) \
+     VALUES ($1, 1, clock_timestamp() + make_interval(secs => CASE WHEN $2 <= 1 THEN $3 ELSE 0 END), \
+     clock_timestamp() + make_interval(secs => $5)) \
+     ON CONFLICT (subject) DO UPDATE SET failures = a.failures + 1, under_way = greatest(a.under_way - 1, 0), \
+     blocked_until = clock_timestamp() + make_interval(secs => CASE WHEN a.failures + 1 < $2 THEN 0 \
+     ELSE least($4, $3 * power(2, least(a.failures + 1 - $2, 30))) END), \
+     forget_time = clock_timestamp() + make_interval(secs => $5)) \
+     INSERT INTO audit_events (id, create_time, action, actor_id, user_id, client_ip) VALUES ($6, $7, $8, $9, $10, $11)";
 
 #[async_trait]
 impl SessionStore for PostgresStore {
-    async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError> {
-        steps::write(self, |mut tx| async move {
-            // The row of the user decides between this step and one that ends all sessions of the user. That step locks
-            // the row FOR NO KEY UPDATE first, so either it sees this session, or this step sees what it has changed.
-            // Logins share the lock, unless they write the row.
-            let lock = if session.rehash.is_some() {
-                "SELECT id FROM users WHERE id = $1 AND password_version = $2 AND NOT disabled FOR NO KEY UPDATE"
-            } else {
-                "SELECT id FROM users WHERE id = $1 AND password_version = $2 AND NOT disabled FOR SHARE"
-            };
-            let locked = sqlx::query(lock)
-                .bind(session.grant.user_id.0)
-                .bind(session.password_version)
-                .fetch_optional(&mut *tx.sql)
-                .await?;
-            if locked.is_none() {
-                return Ok(SessionOpening::Refused);
-            }
-            steps::insert_opened_session(tx, session).await
+    async fn start_login(&self, attempt: LoginAttempt, email: &Email) -> Result<LoginStart, StoreError> {
+        let statement = bind_attempt(
+            Statement::new(concat!(
+                reserve_attempt!(),
+                "SELECT ",
+                reservation_columns!(),
+                ", ",
+                user_columns!(),
+                ", u.password_hash, u.password_version FROM (VALUES (1)) AS always LEFT JOIN users u ON u.email = $5"
+            )),
+            attempt,
+        )
+        .bind(email.as_str());
+        let row = self.one_row(statement).await?;
+        let reservation = reservation(&row)?;
+        let found = row.try_get::<Option<uuid::Uuid>, _>("id")?.is_some();
+        let account = if found { Some(CredentialsRow::from_row(&row)?.into_credentials()?) } else { None };
+        Ok(match reservation {
+            Reservation::Reserved => LoginStart::Reserved(account),
+            Reservation::Busy => LoginStart::Busy,
+            Reservation::Blocked { retry_after } => LoginStart::Blocked { retry_after },
         })
-        .await
-    }
-
-    async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {
-        let pool = self.pool()?.clone();
-        let backend = self.clone();
-        run_to_completion(async move {
-            // Nearly every refresh ends here, in one round trip. Of several that present the same generation, the first
-            // takes the row; the others wait for it and then find another generation.
-            if let Some(user) = rotate(&pool, &rotation).await? {
-                return Ok(RotationOutcome::Rotated(user));
-            }
-            classify(backend.begin().await?, rotation).await
-        })
-        .await
-    }
-
-    async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError> {
-        steps::write(self, |mut tx| async move {
-            if logout.everywhere {
-                // The user is locked before the sessions: a login that holds the user's row commits first, and its
-                // session is among those that end.
-                sqlx::query("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE")
-                    .bind(logout.user_id.0)
-                    .execute(&mut *tx.sql)
-                    .await?;
-            }
-            let target = sqlx::query_as::<_, LogoutTargetRow>(
-                "SELECT generation, refresh_expire_time, revoke_reason FROM sessions \
-                 WHERE id = $1 AND user_id = $2 FOR UPDATE",
-            )
-            .bind(logout.session_id.0)
-            .bind(logout.user_id.0)
-            .fetch_optional(&mut *tx.sql)
-            .await?;
-            match target {
-                Some(target) => steps::apply_logout(tx, &target.into_target(), &logout).await,
-                None => Ok(LogoutOutcome::Refused),
-            }
-        })
-        .await
     }
 
     async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError> {
-        let pool = self.pool()?.clone();
-        run_to_completion(async move {
-            // Measured by the database's clock, since the clock of a replica may be wrong. Of several attempts at the
-            // same time each counts those before it, because they wait for the row.
-            let reserved = sqlx::query(
-                "INSERT INTO login_attempts AS a (subject, failures, blocked_until, forget_time) \
-                 VALUES ($1, 1, clock_timestamp() + make_interval(secs => $6), \
-                 clock_timestamp() + make_interval(secs => $5)) \
-                 ON CONFLICT (subject) DO UPDATE SET \
-                 failures = CASE WHEN a.forget_time <= clock_timestamp() THEN 1 ELSE a.failures + 1 END, \
-                 blocked_until = clock_timestamp() + make_interval(secs => CASE \
-                 WHEN a.forget_time <= clock_timestamp() THEN $6 WHEN a.failures + 1 < $2 THEN 0 \
-                 ELSE least($4, $3 * power(2, least(a.failures + 1 - $2, 30))) END), \
-                 forget_time = clock_timestamp() + make_interval(secs => $5) \
-                 WHERE a.blocked_until <= clock_timestamp()",
-            )
-            .bind(attempt.subject.0.as_slice())
+        let statement = Statement::new(concat!(reserve_attempt!(), "SELECT ", reservation_columns!()));
+        reservation(&self.one_row(bind_attempt(statement, attempt)).await?)
+    }
+
+    async fn attempt_succeeded(&self, subject: AttemptSubject) -> Result<(), StoreError> {
+        self.execute(steps::forgive_attempts(subject)).await.map(drop)
+    }
+
+    async fn attempt_abandoned(&self, subject: AttemptSubject) -> Result<(), StoreError> {
+        self.execute(steps::abandon_attempt(subject)).await.map(drop)
+    }
+
+    async fn attempt_failed(
+        &self,
+        attempt: LoginAttempt,
+        user: Option<UserId>,
+        context: AuditContext,
+    ) -> Result<(), StoreError> {
+        let statement = Statement::new(ATTEMPT_FAILED)
+            .bind(attempt.subject.0)
             .bind(attempt.policy.max_failures)
             .bind(attempt.policy.first_delay.as_secs_f64())
             .bind(attempt.policy.longest_delay.as_secs_f64())
             .bind(attempt.policy.window.as_secs_f64())
-            .bind(attempt.policy.delay_after(1).as_secs_f64())
-            .execute(&pool)
-            .await?
-            .rows_affected();
-            if reserved == 1 {
-                return Ok(Reservation::Reserved);
-            }
-            let seconds: Option<f64> = sqlx::query_scalar(
-                "SELECT extract(epoch FROM blocked_until - clock_timestamp())::float8 FROM login_attempts \
-                 WHERE subject = $1",
-            )
-            .bind(attempt.subject.0.as_slice())
-            .fetch_optional(&pool)
-            .await?;
-            let retry_after = Duration::try_from_secs_f64(seconds.unwrap_or_default()).unwrap_or_default();
-            Ok(Reservation::Blocked { retry_after })
-        })
-        .await
+            .bind(context.event.0)
+            .bind(context.now)
+            .bind(Action::LoginFailed.as_str())
+            .bind(context.actor.map(|actor| actor.0))
+            .bind(user.map(|user| user.0))
+            .bind(context.client_ip.map(|ip| ip.to_string()));
+        self.execute(statement).await.map(drop)
     }
 
-    async fn attempt_succeeded(&self, subject: AttemptSubject) -> Result<(), StoreError> {
-        steps::write(self, move |mut tx| async move {
-            tx.reset_attempts(subject).await?;
-            tx.commit().await
-        })
-        .await
+    async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError> {
+        let (context, rehash) = (session.context, session.rehash.clone());
+        let (version, attempt) = (session.password_version, session.attempt);
+        let sql = if rehash.is_some() { OPEN_SESSION_WITH_REHASH } else { OPEN_SESSION };
+        let mut statement = bind_session(Statement::new(sql), session)
+            .bind(version)
+            .bind(attempt.map(|subject| subject.0))
+            .bind(context.event.0)
+            .bind(Action::Login.as_str());
+        if let Some(rehash) = rehash {
+            statement = statement.bind(rehash.from.as_str()).bind(rehash.to.as_str());
+        }
+        match self.rows::<UserRow>(statement).await?.pop() {
+            Some(user) => Ok(SessionOpening::Opened(user.into_user()?)),
+            None => Ok(SessionOpening::Refused),
+        }
     }
 
-    async fn attempt_abandoned(&self, subject: AttemptSubject) -> Result<(), StoreError> {
-        let pool = self.pool()?.clone();
-        run_to_completion(async move {
-            // If this attempt started a pause, lift it: no other attempt was reserved in between.
-            sqlx::query(
-                "UPDATE login_attempts SET failures = failures - 1, blocked_until = 'epoch' \
-                 WHERE subject = $1 AND failures > 0",
-            )
-            .bind(subject.0.as_slice())
-            .execute(&pool)
-            .await?;
-            Ok(())
-        })
-        .await
+    async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {
+        // Nearly every refresh ends here. Of several that present the same generation, the first takes the row; the others
+        // wait for it and then find another generation.
+        match self.rows::<UserRow>(rotate(&rotation)).await?.pop() {
+            Some(user) => Ok(RotationOutcome::Rotated(user.into_user()?)),
+            None => steps::write(self, |tx| classify(tx, rotation)).await,
+        }
     }
 
-    async fn login_failed(&self, user: Option<UserId>, context: AuditContext) -> Result<(), StoreError> {
-        steps::write(self, move |tx| steps::login_failed(tx, user, context)).await
+    async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError> {
+        if logout.everywhere {
+            // One statement would not see the session of a login that it has waited for.
+            return steps::write(self, |tx| logout_everywhere(tx, logout)).await;
+        }
+        let context = logout.context;
+        let statement = Statement::new(LOGOUT)
+            .bind(logout.session_id.0)
+            .bind(logout.user_id.0)
+            .bind(context.now)
+            .bind(RevokeReason::Logout.as_str())
+            .bind(context.retain_until)
+            .bind(context.event.0)
+            .bind(RevokeReason::Logout.action().as_str())
+            .bind(context.client_ip.map(|ip| ip.to_string()))
+            .bind(REVOCATIONS);
+        let found: bool = self.one_row(statement).await?.try_get("found")?;
+        Ok(if found { LogoutOutcome::LoggedOut } else { LogoutOutcome::Refused })
     }
 
     async fn revocations(&self, after: i64, missed: &[i64]) -> Result<Vec<Revocation>, StoreError> {
-        sqlx::query_as::<_, RevocationRow>(
-            "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
-             WHERE number > $1 OR number = ANY($2) ORDER BY number",
-        )
-        .bind(after)
-        .bind(missed)
-        .fetch_all(self.pool()?)
-        .await?
-        .into_iter()
-        .map(RevocationRow::into_revocation)
-        .collect()
+        let store = self.clone();
+        let missed = missed.to_vec();
+        let rows = run_to_completion(async move {
+            let mut connection = store.connection().await?;
+            let rows = sqlx::query_as::<_, RevocationRow>(
+                "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
+                 WHERE number > $1 OR number = ANY($2) ORDER BY number",
+            )
+            .bind(after)
+            .bind(missed)
+            .fetch_all(connection.get()?)
+            .await;
+            connection.give_back_after(rows)
+        })
+        .await?;
+        rows.into_iter().map(RevocationRow::into_revocation).collect()
     }
 
     async fn revocation_written(&self) {
@@ -182,36 +265,64 @@ impl SessionStore for PostgresStore {
     }
 
     async fn purge_revocations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
-        let pool = self.pool()?.clone();
+        let store = self.clone();
         run_to_completion(async move {
-            sqlx::query("DELETE FROM revocations WHERE forget_time < $1").bind(Stamp(now)).execute(&pool).await?;
-            // By the same clock as in `reserve_attempt`.
-            sqlx::query("DELETE FROM login_attempts WHERE forget_time < clock_timestamp()").execute(&pool).await?;
+            store.execute(Statement::new("DELETE FROM revocations WHERE forget_time < $1").bind(now)).await?;
+            // By the same clock as in `reserve_attempt!`.
+            store.execute(Statement::new("DELETE FROM login_attempts WHERE forget_time < clock_timestamp()")).await?;
             Ok(())
         })
         .await
     }
 
     async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
-        let pool = self.pool()?.clone();
-        run_to_completion(async move {
-            let deleted = sqlx::query(
-                "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE end_time < $1 \
-                 ORDER BY end_time LIMIT $2 FOR UPDATE SKIP LOCKED)",
-            )
-            .bind(Stamp(now))
-            .bind(i64::from(limit))
-            .execute(&pool)
-            .await?;
-            Ok(deleted.rows_affected())
-        })
-        .await
+        let statement = Statement::new(
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE end_time < $1 \
+             ORDER BY end_time LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        );
+        self.execute(statement.bind(now).bind(i64::from(limit))).await
+    }
+}
+
+/// The values of [`reserve_attempt!`].
+fn bind_attempt(statement: Statement, attempt: LoginAttempt) -> Statement {
+    statement
+        .bind(attempt.subject.0)
+        .bind(attempt.policy.max_failures)
+        .bind(attempt.policy.window.as_secs_f64())
+        .bind(ATTEMPT_LIFETIME.as_secs_f64())
+}
+
+/// Reads [`reservation_columns!`].
+fn reservation(row: &PgRow) -> Result<Reservation, StoreError> {
+    if row.try_get("reserved")? {
+        return Ok(Reservation::Reserved);
+    }
+    let blocked_for: Option<f64> = row.try_get("blocked_for")?;
+    let retry_after = Duration::try_from_secs_f64(blocked_for.unwrap_or_default()).unwrap_or_default();
+    // The pause was read as it was before the statement: another attempt may have started or ended it meanwhile.
+    Ok(if retry_after.is_zero() { Reservation::Busy } else { Reservation::Blocked { retry_after } })
+}
+
+/// Ends every session of the user of a token that was presented to log out, if the rules say so.
+async fn logout_everywhere(mut tx: Tx, logout: Logout) -> Result<LogoutOutcome, StoreError> {
+    // The user is locked before the sessions: a login that holds the user's row commits first, and its session is among
+    // those that end.
+    tx.run(Statement::new("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE").bind(logout.user_id.0)).await?;
+    let target = Statement::new(
+        "SELECT generation, refresh_expire_time, revoke_reason FROM sessions WHERE id = $1 AND user_id = $2 FOR UPDATE",
+    )
+    .bind(logout.session_id.0)
+    .bind(logout.user_id.0);
+    match tx.find::<LogoutTargetRow>(target).await? {
+        Some(target) => steps::apply_logout(tx, &target.into_target(), &logout).await,
+        None => Ok(LogoutOutcome::Refused),
     }
 }
 
 /// Classifies a refresh token that was not the live one a moment ago, with its session locked.
 async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, StoreError> {
-    let session = sqlx::query_as::<_, StoredSessionRow>(concat!(
+    let presented = Statement::new(concat!(
         "SELECT ",
         user_columns!(),
         ", s.generation, s.refresh_hash, s.refresh_issue_time, s.refresh_expire_time, s.revoke_time, ",
@@ -220,17 +331,15 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
     ))
     .bind(rotation.next.session_id.0)
     .bind(rotation.next.user_id.0)
-    .bind(rotation.retry_window.as_secs_f64())
-    .fetch_optional(&mut *tx.sql)
-    .await?;
-    let Some(session) = session else {
+    .bind(rotation.retry_window.as_secs_f64());
+    let Some(session) = tx.find::<StoredSessionRow>(presented).await? else {
         return Ok(RotationOutcome::Invalid);
     };
     let session = session.into_session()?;
     match session.state.classify(&rotation) {
         // The user was disabled a moment ago and has been enabled since.
         TokenState::Current => {
-            let rotated = rotate(&mut *tx.sql, &rotation).await?;
+            let rotated = tx.find_user(rotate(&rotation)).await?;
             tx.commit().await?;
             Ok(rotated.map_or(RotationOutcome::Invalid, RotationOutcome::Rotated))
         }
@@ -241,28 +350,15 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
 }
 
 /// Replaces the presented token by the next one, if it is the live token of an open session.
-async fn rotate(
-    executor: impl Executor<'_, Database = Postgres>,
-    rotation: &Rotation,
-) -> Result<Option<User>, StoreError> {
-    sqlx::query_as::<_, UserRow>(concat!(
-        "UPDATE sessions s SET generation = $4, refresh_hash = $5, refresh_issue_time = $6, ",
-        "refresh_expire_time = $7, last_refresh_time = clock_timestamp() FROM users u ",
-        "WHERE s.id = $1 AND s.user_id = $9 AND s.generation = $2 AND s.refresh_hash = $3 AND s.revoke_time IS NULL ",
-        "AND s.refresh_expire_time > $8 AND u.id = s.user_id AND NOT u.disabled RETURNING ",
-        user_columns!()
-    ))
-    .bind(rotation.next.session_id.0)
-    .bind(rotation.presented_generation)
-    .bind(rotation.presented_hash.0.as_slice())
-    .bind(rotation.next.generation)
-    .bind(rotation.next_hash.0.as_slice())
-    .bind(Stamp(rotation.next.issue_time))
-    .bind(Stamp(rotation.next.expire_time))
-    .bind(Stamp(rotation.context.now))
-    .bind(rotation.next.user_id.0)
-    .fetch_optional(executor)
-    .await?
-    .map(UserRow::into_user)
-    .transpose()
+fn rotate(rotation: &Rotation) -> Statement {
+    Statement::new(ROTATE)
+        .bind(rotation.next.session_id.0)
+        .bind(rotation.presented_generation)
+        .bind(rotation.presented_hash.0)
+        .bind(rotation.next.generation)
+        .bind(rotation.next_hash.0)
+        .bind(rotation.next.issue_time)
+        .bind(rotation.next.expire_time)
+        .bind(rotation.context.now)
+        .bind(rotation.next.user_id.0)
 }

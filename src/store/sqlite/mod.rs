@@ -3,7 +3,6 @@
 //! `synchronous = FULL`: what was acknowledged survives a kill and a power cut.
 
 mod mail;
-mod queries;
 mod sessions;
 mod transaction;
 
@@ -19,16 +18,17 @@ use sqlx::{
 use tokio::sync::Notify;
 
 use crate::{
-    domain::ports::{Connections, SealedSigningKey, Store},
+    domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
     error::StoreError,
 };
 
 use self::transaction::Tx;
 use super::{
     opening::{Migrate, OpenError},
-    rows::SigningKeyRow,
+    rows::{SigningKeyRow, StoredRow, user_columns},
     shared::{Stamp, first_pending, run_to_completion},
-    steps::Backend,
+    statement::Statement,
+    steps::{self, Backend, Dialect},
 };
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -134,10 +134,36 @@ async fn check_schema(writer: &SqlitePool) -> Result<(), OpenError> {
 
 impl Backend for SqliteStore {
     type Transaction = Tx;
+    const DIALECT: Dialect = Dialect {
+        users_by_email: concat!(
+            "SELECT ",
+            user_columns!(),
+            " FROM users u WHERE u.email > $2 AND u.email >= $3 AND u.email < $4 ORDER BY u.email LIMIT $1"
+        ),
+        users_by_username: concat!(
+            "SELECT ",
+            user_columns!(),
+            " FROM users u WHERE lower(u.username) > $2 AND lower(u.username) >= $3 AND lower(u.username) < $4 ",
+            "AND NOT (u.email >= $3 AND u.email < $4) ORDER BY lower(u.username) LIMIT $1"
+        ),
+        // The plus makes SQLite use the index on the user. Without it SQLite may choose the index on the action and read
+        // every event of that kind.
+        audit_events_of_user_with_action: "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events \
+             WHERE id < $2 AND user_id = $3 AND +action = $4 ORDER BY id DESC LIMIT $1",
+    };
 
     /// No other step writes until this transaction ends.
     async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(Tx::new(self.writer.begin_with("BEGIN IMMEDIATE").await?, Arc::clone(&self.mail_queued)))
+    }
+
+    async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
+        steps::write(self, |tx| steps::create_account(tx, account)).await
+    }
+
+    async fn rows<R: StoredRow>(&self, query: Statement) -> Result<Vec<R>, StoreError> {
+        let rows = query.into_query().fetch_all(&self.readers).await?;
+        Ok(rows.iter().map(R::from_row).collect::<Result<_, _>>()?)
     }
 }
 

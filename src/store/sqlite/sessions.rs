@@ -7,19 +7,21 @@ use time::OffsetDateTime;
 
 use crate::{
     domain::{
-        audit::AuditContext,
+        account::Email,
+        audit::{Action, AuditContext, AuditTarget},
         ids::UserId,
         ports::{
-            LoginAttempt, Logout, LogoutOutcome, NewSession, Reservation, Revocation, Rotation, RotationOutcome,
-            SessionOpening, SessionStore,
+            ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, Queries as _, Reservation,
+            Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore,
         },
         refresh::TokenState,
-        throttle::AttemptSubject,
+        throttle::{AttemptCount, AttemptSubject},
     },
     error::StoreError,
     store::{
         rows::{LogoutTargetRow, RevocationRow, StoredSessionRow, user_columns},
         shared::{Stamp, microseconds, run_to_completion, span},
+        statement::Statement,
         steps::{self, WriteTransaction as _},
     },
 };
@@ -59,32 +61,37 @@ impl SessionStore for SqliteStore {
         .await
     }
 
+    async fn start_login(&self, attempt: LoginAttempt, email: &Email) -> Result<LoginStart, StoreError> {
+        Ok(match self.reserve_attempt(attempt).await? {
+            Reservation::Reserved => LoginStart::Reserved(self.credentials(email).await?),
+            Reservation::Blocked { retry_after } => LoginStart::Blocked { retry_after },
+            Reservation::Busy => LoginStart::Busy,
+        })
+    }
+
     async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError> {
         steps::write(self, move |mut tx| async move {
-            let (now, policy) = (microseconds(attempt.now), attempt.policy);
-            let before: Option<(i64, i64, i64)> =
-                sqlx::query_as("SELECT failures, blocked_until, forget_time FROM login_attempts WHERE subject = $1")
-                    .bind(attempt.subject.0.as_slice())
-                    .fetch_optional(&mut *tx.sql)
-                    .await?;
-            let failures = match before {
-                Some((_, blocked_until, _)) if blocked_until > now => {
-                    let retry_after = Duration::from_micros(blocked_until.abs_diff(now));
-                    return Ok(Reservation::Blocked { retry_after });
-                }
-                Some((failures, _, forget_time)) if forget_time > now => failures + 1,
-                Some(_) | None => 1,
-            };
-            sqlx::query(
-                "INSERT INTO login_attempts (subject, failures, blocked_until, forget_time) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (subject) DO UPDATE SET failures = $2, blocked_until = $3, forget_time = $4",
+            let now = microseconds(attempt.now);
+            let before = attempts(&mut tx, attempt).await?;
+            if before.blocked_until > now {
+                let retry_after = Duration::from_micros(before.blocked_until.abs_diff(now));
+                return Ok(Reservation::Blocked { retry_after });
+            }
+            if !before.count.allows_another(&attempt.policy) {
+                return Ok(Reservation::Busy);
+            }
+            let settled_by = now + span(ATTEMPT_LIFETIME);
+            let statement = Statement::new(
+                "INSERT INTO login_attempts (subject, failures, blocked_until, forget_time, under_way, under_way_until) \
+                 VALUES ($1, $2, 0, $3, $4, $5) ON CONFLICT (subject) DO UPDATE SET failures = $2, blocked_until = 0, \
+                 forget_time = $3, under_way = $4, under_way_until = $5",
             )
-            .bind(attempt.subject.0.as_slice())
-            .bind(failures)
-            .bind(now + span(policy.delay_after(failures)))
-            .bind(now + span(policy.window))
-            .execute(&mut *tx.sql)
-            .await?;
+            .bind(attempt.subject.0)
+            .bind(before.count.failures)
+            .bind(settled_by.max(before.forget_time))
+            .bind(before.count.under_way + 1)
+            .bind(settled_by);
+            tx.run(statement).await?;
             tx.commit().await?;
             Ok(Reservation::Reserved)
         })
@@ -93,30 +100,44 @@ impl SessionStore for SqliteStore {
 
     async fn attempt_succeeded(&self, subject: AttemptSubject) -> Result<(), StoreError> {
         steps::write(self, move |mut tx| async move {
-            tx.reset_attempts(subject).await?;
+            tx.forgive_attempts(subject).await?;
             tx.commit().await
         })
         .await
     }
 
     async fn attempt_abandoned(&self, subject: AttemptSubject) -> Result<(), StoreError> {
-        let writer = self.writer.clone();
-        run_to_completion(async move {
-            // If this attempt started a pause, lift it: no other attempt was reserved in between.
-            sqlx::query(
-                "UPDATE login_attempts SET failures = failures - 1, blocked_until = 0 \
-                 WHERE subject = $1 AND failures > 0",
-            )
-            .bind(subject.0.as_slice())
-            .execute(&writer)
-            .await?;
-            Ok(())
+        steps::write(self, move |mut tx| async move {
+            tx.run(steps::abandon_attempt(subject)).await?;
+            tx.commit().await
         })
         .await
     }
 
-    async fn login_failed(&self, user: Option<UserId>, context: AuditContext) -> Result<(), StoreError> {
-        steps::write(self, move |tx| steps::login_failed(tx, user, context)).await
+    async fn attempt_failed(
+        &self,
+        attempt: LoginAttempt,
+        user: Option<UserId>,
+        context: AuditContext,
+    ) -> Result<(), StoreError> {
+        steps::write(self, move |mut tx| async move {
+            let now = microseconds(attempt.now);
+            let before = attempts(&mut tx, attempt).await?;
+            let failures = before.count.failures + 1;
+            let statement = Statement::new(
+                "INSERT INTO login_attempts (subject, failures, blocked_until, forget_time) VALUES ($1, $2, $3, $4) \
+                 ON CONFLICT (subject) DO UPDATE SET failures = $2, blocked_until = $3, forget_time = $4, \
+                 under_way = max(under_way - 1, 0)",
+            )
+            .bind(attempt.subject.0)
+            .bind(failures)
+            .bind(now + span(attempt.policy.delay_after(failures)))
+            .bind(now + span(attempt.policy.window));
+            tx.run(statement).await?;
+            tx.record(Action::LoginFailed, &context, AuditTarget { user, ..AuditTarget::default() }).await?;
+            tx.commit().await
+        })
+        .await
     }
 
     async fn revocations(&self, after: i64, _missed: &[i64]) -> Result<Vec<Revocation>, StoreError> {
@@ -167,6 +188,34 @@ impl SessionStore for SqliteStore {
         })
         .await
     }
+}
+
+/// The attempts at an account's password that still count.
+struct Attempts {
+    count: AttemptCount,
+    blocked_until: i64,
+    forget_time: i64,
+}
+
+async fn attempts(tx: &mut Tx, attempt: LoginAttempt) -> Result<Attempts, StoreError> {
+    let now = microseconds(attempt.now);
+    let row: Option<(i64, i64, i64, i64, i64)> = sqlx::query_as(
+        "SELECT failures, blocked_until, forget_time, under_way, under_way_until FROM login_attempts WHERE subject = $1",
+    )
+    .bind(attempt.subject.0.as_slice())
+    .fetch_optional(&mut *tx.sql)
+    .await?;
+    Ok(match row {
+        Some((failures, blocked_until, forget_time, under_way, under_way_until)) if forget_time > now => Attempts {
+            count: AttemptCount { failures, under_way: if under_way_until > now { under_way } else { 0 } },
+            blocked_until,
+            forget_time,
+        },
+        Some(_) | None => {
+            let forget_time = now + span(attempt.policy.window);
+            Attempts { count: AttemptCount { failures: 0, under_way: 0 }, blocked_until: 0, forget_time }
+        }
+    })
 }
 
 async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, StoreError> {

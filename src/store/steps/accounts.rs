@@ -24,7 +24,7 @@ use super::transaction::{Backend, WriteTransaction, consume_token, queue_within,
 #[async_trait]
 impl<B: Backend> AccountStore for B {
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
-        write(self, |tx| create_account(tx, account)).await
+        Backend::create_account(self, account).await
     }
 
     async fn verify_email(&self, token: OneTimeGrant, context: AuditContext) -> Result<Option<User>, StoreError> {
@@ -51,7 +51,10 @@ impl<B: Backend> AccountStore for B {
     }
 }
 
-async fn create_account(mut tx: impl WriteTransaction, account: NewAccount) -> Result<AccountCreation, StoreError> {
+pub(in crate::store) async fn create_account(
+    mut tx: impl WriteTransaction,
+    account: NewAccount,
+) -> Result<AccountCreation, StoreError> {
     // Waits for a sign-up with the same address or username that has not committed yet.
     if !tx.insert_user(&account).await? {
         let outcome = why_not_created(&mut tx, &account).await?;

@@ -3,8 +3,7 @@
 
 use crate::{
     domain::{
-        audit::{Action, AuditContext, AuditTarget},
-        ids::UserId,
+        audit::{Action, AuditTarget},
         ports::{Logout, LogoutOutcome, NewSession, Rotation, RotationOutcome, SessionOpening},
         refresh::LogoutTarget,
         session::{RefreshGrant, RevokeReason},
@@ -27,7 +26,7 @@ pub(in crate::store) async fn insert_opened_session(
     }
     tx.insert_session(session).await?;
     if let Some(subject) = attempt {
-        tx.reset_attempts(subject).await?;
+        tx.forgive_attempts(subject).await?;
     }
     tx.record(Action::Login, &context, AuditTarget::session(user_id, session_id)).await?;
     let user = tx.user(user_id).await?;
@@ -78,14 +77,4 @@ pub(in crate::store) async fn apply_logout(
     }
     tx.commit().await?;
     Ok(decision.outcome)
-}
-
-/// Writes a failed login to the audit log.
-pub(in crate::store) async fn login_failed(
-    mut tx: impl WriteTransaction,
-    user: Option<UserId>,
-    context: AuditContext,
-) -> Result<(), StoreError> {
-    tx.record(Action::LoginFailed, &context, AuditTarget { user, ..AuditTarget::default() }).await?;
-    tx.commit().await
 }

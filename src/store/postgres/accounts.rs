@@ -1,0 +1,62 @@
+//! Signing up, in PostgreSQL's dialect.
+
+use crate::{
+    domain::{
+        audit::Action,
+        ports::{AccountCreation, NewAccount},
+        role::Role,
+    },
+    error::StoreError,
+    store::{
+        rows::UserRow,
+        statement::Statement,
+        steps::{self, Backend as _, bind_mail},
+    },
+};
+
+use super::PostgresStore;
+
+/// Creates an account with a role, its mail and its audit row; no row if its address or its username is taken.
+///
+/// `$1` to `$6` are the values of [`bind_mail`]: the mail. `$7` username, `$8` password hash,
+/// `$9` role; `$10` and `$11` the interval and the tolerance of the limit of the address, in seconds; `$12` the time of the
+/// step, `$13` to `$16` the rest of the audit row, `$17` id and `$18` address of the account. It waits for a sign-up with the same address or username that has not been committed yet.
+const SIGN_UP: &str = "WITH account AS (\
+     INSERT INTO users (id, username, email, password_hash, create_time, update_time) \
+     VALUES ($17, $7, $18, $8, $12, $12) ON CONFLICT DO NOTHING RETURNING *), \
+     role AS (INSERT INTO user_roles (user_id, role) SELECT id, $9 FROM account), \
+     counted AS (INSERT INTO mail_limits AS m (email, spent_until) \
+     SELECT $3, $6 + make_interval(secs => $10) FROM account \
+     ON CONFLICT (email) DO UPDATE SET spent_until = greatest(m.spent_until, $6) + make_interval(secs => $10) \
+     WHERE m.spent_until <= $6 + make_interval(secs => $11) RETURNING 1), \
+     queued AS (INSERT INTO mail_outbox (id, kind, recipient, user_id, new_email, create_time, next_attempt_time) \
+     SELECT $1, $2, $3, $4, $5, $6, clock_timestamp() FROM counted), \
+     audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, client_ip) \
+     SELECT $13, $12, $14, $15, id, $16 FROM account) \
+     SELECT id, username, email, email_verified, disabled, create_time, update_time, $9 AS roles FROM account";
+
+impl PostgresStore {
+    /// Creates an account in one statement. Where something is in its way, a transaction finds out what.
+    pub(super) async fn sign_up(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
+        let statement = bind_mail(Statement::new(SIGN_UP), &account.verification)
+            .bind(account.username.as_str())
+            .bind(account.password_hash.as_str())
+            .bind(Role::user().as_str())
+            .bind(account.limit.interval.as_secs_f64())
+            .bind(account.limit.tolerance().as_secs_f64())
+            .bind(account.context.now)
+            .bind(account.context.event.0)
+            .bind(Action::SignUp.as_str())
+            .bind(account.context.actor.map(|actor| actor.0))
+            .bind(account.context.client_ip.map(|ip| ip.to_string()))
+            .bind(account.id.0)
+            .bind(account.email.as_str());
+        match self.rows::<UserRow>(statement).await?.pop() {
+            Some(user) => {
+                self.mail_queued.notify_one();
+                Ok(AccountCreation::Created(user.into_user()?))
+            }
+            None => steps::write(self, |tx| steps::create_account(tx, account)).await,
+        }
+    }
+}

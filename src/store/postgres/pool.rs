@@ -1,0 +1,110 @@
+//! The pool of connections. A connection goes back only when its step has ended cleanly, so nothing has to be sent to the
+//! server when it is released. Any other connection is closed.
+
+use std::time::Duration;
+
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
+
+use crate::{domain::ports::Connections, error::StoreError};
+
+/// How long a step waits for a connection, free or new.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that was not used for longer than this is tested before it is used.
+const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
+/// How long the test may take.
+const TEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A handle to the pool.
+#[derive(Debug, Clone)]
+pub(super) struct Pool(managed::Pool<Connector>);
+
+impl Pool {
+    /// A pool that connects when the first connection is needed.
+    pub(super) fn new(options: PgConnectOptions, max_connections: u32) -> Result<Self, StoreError> {
+        let max_size = usize::try_from(max_connections).unwrap_or(usize::MAX);
+        let pool = managed::Pool::builder(Connector { options }).max_size(max_size).build();
+        Ok(Self(pool.map_err(StoreError::broken)?))
+    }
+
+    /// Takes a connection, a free one if there is one.
+    pub(super) async fn take(&self) -> Result<Lease, StoreError> {
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, self.0.get()).await {
+            Ok(Ok(connection)) => Ok(Lease { connection, is_clean: false }),
+            Ok(Err(PoolError::Backend(error))) => Err(error.into()),
+            Ok(Err(other)) => Err(StoreError::Unavailable(Box::new(other))),
+            Err(elapsed) => Err(StoreError::Unavailable(Box::new(elapsed))),
+        }
+    }
+
+    pub(super) fn connections(&self) -> Connections {
+        let status = self.0.status();
+        Connections { open: u32::try_from(status.size).unwrap_or(u32::MAX), idle: status.available }
+    }
+}
+
+/// A connection that a step has taken. It is closed when this is dropped, unless it was given back.
+#[derive(Debug)]
+pub(super) struct Lease {
+    connection: Object<Connector>,
+    is_clean: bool,
+}
+
+impl Lease {
+    pub(super) fn get(&mut self) -> Result<&mut PgConnection, StoreError> {
+        Option::as_mut(&mut *self.connection).ok_or_else(|| StoreError::broken("the connection is closed"))
+    }
+
+    /// Gives the connection back to the pool: nothing is under way on it, and it is in no transaction.
+    pub(super) fn give_back(mut self) {
+        self.is_clean = true;
+    }
+
+    /// Gives the connection back after a statement outside a transaction, unless the connection may be broken.
+    pub(super) fn give_back_after<T>(self, outcome: Result<T, sqlx::Error>) -> Result<T, StoreError> {
+        let outcome = outcome.map_err(StoreError::from);
+        if !matches!(outcome, Err(StoreError::Unavailable(_))) {
+            self.give_back();
+        }
+        outcome
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.is_clean {
+            // Dropping the connection closes its socket, and the server then ends what was under way on it.
+            *self.connection = None;
+        }
+    }
+}
+
+/// Opens the connections of the pool.
+#[derive(Debug)]
+struct Connector {
+    options: PgConnectOptions,
+}
+
+impl managed::Manager for Connector {
+    /// `None` once it was closed.
+    type Type = Option<PgConnection>;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> Result<Option<PgConnection>, sqlx::Error> {
+        self.options.connect().await.map(Some)
+    }
+
+    async fn recycle(&self, connection: &mut Option<PgConnection>, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        let Some(connection) = connection else {
+            return Err(RecycleError::message("the connection was closed"));
+        };
+        if metrics.last_used() < TEST_AFTER_IDLE {
+            return Ok(());
+        }
+        // A stale connection is replaced, so that its next caller does not fail.
+        match tokio::time::timeout(TEST_TIMEOUT, connection.ping()).await {
+            Ok(outcome) => Ok(outcome?),
+            Err(_) => Err(RecycleError::message("the connection did not answer")),
+        }
+    }
+}
