@@ -164,9 +164,9 @@ impl Admission {
         }
     }
 
-    /// How many places are taken.
-    pub fn taken(&self) -> usize {
-        self.lock().taken
+    /// How many callers wait for a place.
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting
     }
 
     fn free(self: &Arc<Self>, applicant: Applicant) {

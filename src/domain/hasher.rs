@@ -108,17 +108,22 @@ impl Hasher {
         // Random bytes of the right size; they are not the hash of any password.
         let dummy = encode_phc(&params, &env.random::<SALT_BYTES>()?, &env.random::<HASH_BYTES>()?)?;
         let places = config.queue.saturating_add(config.threads);
+        let admission = Admission::new(places, config.attempts_per_account);
         let (queue, jobs) = flume::bounded(places.saturating_mul(JOBS_PER_PLACE));
         let hash_time = Arc::new(AtomicU64::new(50_000));
         for number in 0..config.threads {
-            let worker = Worker { params: params.clone(), arena: Vec::new(), hash_time: Arc::clone(&hash_time) };
+            let worker = Worker {
+                params: params.clone(),
+                arena: Vec::new(),
+                admission: Arc::clone(&admission),
+                hash_time: Arc::clone(&hash_time),
+            };
             let jobs = jobs.clone();
             thread::Builder::new()
                 .name(format!("hasher-{number}"))
                 .spawn(move || worker.run(&jobs))
                 .map_err(Error::internal)?;
         }
-        let admission = Admission::new(places, config.attempts_per_account);
         Ok(Self { queue, threads: config.threads, admission, hash_time, env, dummy })
     }
 
@@ -126,7 +131,7 @@ impl Hasher {
     pub async fn admit(&self, applicant: Applicant, deadline: Deadline) -> Result<Place, Error> {
         let per_hash = self.hash_time() / u32::try_from(self.threads).unwrap_or(u32::MAX).max(1);
         let place = self.admission.take(applicant, deadline, per_hash).await;
-        report_depth(self.admission.taken());
+        report_depth(self.queue.len(), &self.admission);
         place
     }
 
@@ -165,7 +170,9 @@ impl Hasher {
     /// Whoever has a place finds room in the queue, unless it is full of the work of callers who have gone.
     async fn submit(&self, _place: &Place, task: Task, deadline: Deadline) -> Result<Outcome, Error> {
         let (reply, answer) = oneshot::channel();
-        match self.queue.try_send(Job { task, queued: Instant::now(), deadline, reply }) {
+        let submitted = self.queue.try_send(Job { task, queued: Instant::now(), deadline, reply });
+        report_depth(self.queue.len(), &self.admission);
+        match submitted {
             Ok(()) => answer.await.map_err(|_| Error::internal("a hasher thread died"))?,
             Err(flume::TrySendError::Full(_)) => Err(Error::Overloaded { retry_after: self.hash_time() }),
             Err(flume::TrySendError::Disconnected(_)) => Err(Error::internal("the hasher threads are gone")),
@@ -174,14 +181,15 @@ impl Hasher {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a queue is far shorter than 2^52")]
-fn report_depth(waiting: usize) {
-    metrics::gauge!("postern_hash_queue_depth").set(waiting as f64);
+fn report_depth(queued: usize, admission: &Admission) {
+    metrics::gauge!("postern_hash_queue_depth").set((queued + admission.waiting()) as f64);
 }
 
 /// One thread of the pool, with its arena.
 struct Worker {
     params: Params,
     arena: Vec<Block>,
+    admission: Arc<Admission>,
     hash_time: Arc<AtomicU64>,
 }
 
@@ -191,6 +199,7 @@ impl Worker {
             tracing::warn!(%error, "a hashing thread could not lower its priority: logins may slow other calls down");
         }
         while let Ok(job) = jobs.recv() {
+            report_depth(jobs.len(), &self.admission);
             if job.reply.is_closed() {
                 continue;
             }

@@ -33,15 +33,17 @@ impl AuthService for AuthRpcs {
         let (deadline, client) = (deadline(&request), client(&request));
         let proto::SignUpRequest { username, email, password } = request.into_inner();
         let mut violations = Violations::default();
-        let parsed_username = violations.collect(Username::parse(&username));
-        let parsed_email = violations.collect(Email::parse(&email));
-        let password = violations.collect(
-            Password::parse("password", password)
-                .and_then(|password| self.service.check_new_password("password", &password).map(|()| password)),
-        );
-        let (Some(username), Some(email), Some(password)) = (parsed_username, parsed_email, password) else {
-            return Err(violations.into_status());
-        };
+        let username = violations.collect(Username::parse(&username));
+        let email = violations.collect(Email::parse(&email));
+        let (username, email, password) =
+            match (username, email, violations.collect(Password::parse("password", password))) {
+                (Some(username), Some(email), Some(password)) => (username, email, password),
+                (_, _, Some(password)) => {
+                    violations.collect(self.service.check_password_cheaply("password", &password));
+                    return Err(violations.into_status());
+                }
+                (_, _, None) => return Err(violations.into_status()),
+            };
         let user = self.service.sign_up(SignUp { username, email, password }, &client, deadline).await?;
         Ok(Response::new(proto::SignUpResponse { user: Some(user.into()) }))
     }

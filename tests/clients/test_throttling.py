@@ -8,6 +8,7 @@ pause is the same for every address, grows, ends, and never locks an account; an
 import asyncio
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -76,8 +77,8 @@ def let_the_pause_pass(engine) -> None:
 
 
 def counted(engine) -> int:
-    """How many addresses there are guesses at."""
-    return engine.query("SELECT count(*) FROM login_attempts")[0][0]
+    """How many addresses there are guesses at that count."""
+    return engine.query("SELECT count(*) FROM login_attempts WHERE failures > 0")[0][0]
 
 
 # -- over three replicas -------------------------------------------------------------------------------------------
@@ -427,3 +428,16 @@ def test_a_new_client_of_the_same_address_is_the_same_client(embedded, start_ser
         judge(guess(other, Person()), EXHAUSTED, "THROTTLED")
     finally:
         other.close()
+
+
+def test_sixteen_right_logins_of_one_account_at_once_all_succeed(engine, start_server):
+    """Attempts under way are no failures: a burst of right ones waits for its turn instead of for a pause."""
+    server = start_server(engine, argon2_memory_kib=19_456, argon2_iterations=2)
+    person, _ = server.client.newcomer()
+    # Some guesses before it leave less room for attempts under way.
+    for _ in range(5):
+        wrong = replace(person, password=Person().password)
+        judge(guess(server.client, wrong), grpc.StatusCode.UNAUTHENTICATED, "INVALID_CREDENTIALS")
+    with ThreadPoolExecutor(16) as pool:
+        tokens = list(pool.map(lambda _: server.client.login(person), range(16)))
+    assert len({token.refresh_token for token in tokens}) == 16

@@ -26,9 +26,9 @@ use super::Service;
 const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
 impl Service {
-    /// What does not need much time of the deployment's policy for a new password. The rest is checked when it is hashed.
-    pub fn check_new_password(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
-        self.passwords.check_length(field, password)
+    /// What is wrong with the new password of a request that is refused for another field.
+    pub fn check_password_cheaply(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
+        self.passwords.check_cheaply(field, password)
     }
 
     /// Creates an account with the role `user` and mails a verification token to its address.

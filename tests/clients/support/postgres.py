@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -99,6 +100,8 @@ class Cluster:
             "max_connections": 200,
             # The machine does not lose power in these tests; only processes die.
             "fsync": "off",
+            # For whoever reads the statements of one database (`statements_since`).
+            "log_line_prefix": "%d %a ",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with (self._directory / "log").open("ab") as log:
@@ -113,6 +116,18 @@ class Cluster:
             )
         wait_until("PostgreSQL answers", self._answers)
         return self
+
+    def log_position(self) -> int:
+        """Where the log ends now."""
+        return (self._directory / "log").stat().st_size
+
+    def statements_since(self, position: int, database: str) -> list[str]:
+        """The statements that Postern has sent to a database since then, which must have `log_statement = 'all'`."""
+        with (self._directory / "log").open("rb") as log:
+            log.seek(position)
+            text = log.read().decode()
+        logged = re.compile(rf"^{database} postern LOG:  (?:statement|execute [^:]*): (.*(?:\n\t.*)*)", re.M)
+        return [" ".join(statement.split()) for statement in logged.findall(text)]
 
     def stop(self, with_signal: signal.Signals = signal.SIGQUIT) -> None:
         """Stops it: SIGQUIT is PostgreSQL's immediate shutdown, SIGINT its fast one."""

@@ -1,0 +1,127 @@
+"""How many statements each call costs PostgreSQL, counted in its own log."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from support.client import Person
+from support.engine import Postgres
+
+CALLS = 5
+# What a replica does by itself: it reads the log of revocations, and looks for mails and sends them.
+BY_ITSELF = (
+    "SELECT number, session_id",
+    "SELECT count(*) FILTER",
+    "UPDATE mail_outbox SET attempts",
+    "DELETE FROM",
+)
+# The transaction in which a mail is prepared that is about to be sent.
+PREPARING = ("BEGIN", "SELECT id FROM users", "SELECT u.id", "SELECT id FROM mail_outbox", "INSERT INTO one_time", "COMMIT")
+
+
+@pytest.fixture
+def logged(cluster):
+    """An empty database that logs every statement."""
+    engine = Postgres(cluster)
+    engine.execute(f"ALTER DATABASE \"{engine.database}\" SET log_statement = 'all'")
+    cluster.disconnect(engine.database)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def statements(cluster, logged):
+    """What calls send to the database, without what the replica does by itself."""
+
+    def of(call, *, ignored=BY_ITSELF) -> list[str]:
+        position = cluster.log_position()
+        call()
+        sent = cluster.statements_since(position, logged.database)
+        return [statement for statement in sent if not statement.startswith(ignored)]
+
+    return of
+
+
+@pytest.fixture
+def client(logged, start_server):
+    return start_server(logged).client
+
+
+def times(call, people) -> None:
+    for person in people:
+        call(person)
+
+
+@pytest.fixture
+def people(client):
+    """Some people who have signed up, and the tokens of their sessions. Their mails are sent."""
+    found = [client.newcomer() for _ in range(CALLS)]
+    time.sleep(1)
+    return found
+
+
+def test_a_login_is_two_statements_whether_its_password_is_right_or_wrong(client, people, statements):
+    right = statements(lambda: times(client.login, [person for person, _ in people]))
+    assert len(right) == 2 * CALLS, right
+
+    def wrong(person):
+        with pytest.raises(grpc.RpcError):
+            client.login(person)
+
+    guesses = [replace(person, password=Person().password) for person, _ in people]
+    sent = statements(lambda: times(wrong, guesses))
+    assert len(sent) == 2 * CALLS, sent
+    unknown = [Person() for _ in range(CALLS)]
+    sent = statements(lambda: times(wrong, unknown))
+    assert len(sent) == 2 * CALLS, sent
+
+
+def test_a_refresh_a_look_at_oneself_and_a_logout_are_one_statement_each(client, people, statements):
+    sent = statements(lambda: times(lambda found: client.me(found[1].access_token), people))
+    assert len(sent) == CALLS, sent
+    refreshed = []
+    sent = statements(lambda: times(lambda found: refreshed.append(client.refresh(found[1].refresh_token)), people))
+    assert len(sent) == CALLS, sent
+    sent = statements(lambda: times(lambda tokens: client.logout(tokens.refresh_token), refreshed))
+    assert len(sent) == CALLS, sent
+
+
+def test_a_sign_up_is_one_statement(client, people, statements):
+    new = [Person() for _ in range(CALLS)]
+    sent = statements(lambda: times(client.sign_up, new), ignored=BY_ITSELF + PREPARING)
+    assert len(sent) == CALLS, sent
+
+
+def test_a_replica_at_rest_sends_at_most_three_statements_a_second(client, people, statements):
+    assert people
+    seconds = 6
+    sent = statements(lambda: time.sleep(seconds), ignored=())
+    assert len(sent) <= 3 * seconds, sent
+
+
+def test_a_login_that_is_refused_for_overload_is_no_statement(logged, start_server, statements):
+    # One hash takes seconds, so that nobody gets a place while the test lasts.
+    server = start_server(logged, hash_threads=1, hash_queue=1, argon2_memory_kib=262_144, argon2_iterations=24)
+    client, asked = server.client, threading.Semaphore(0)
+
+    def busy():
+        with pytest.raises(grpc.RpcError):
+            asked.release()
+            client.login(Person())
+
+    def refused(_):
+        with pytest.raises(grpc.RpcError) as refusal:
+            client.login(Person())
+        assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, refusal.value
+
+    with ThreadPoolExecutor(30) as pool:
+        hashing = [pool.submit(busy) for _ in range(2)]
+        for _ in hashing:
+            asked.acquire()
+        time.sleep(0.5)
+        sent = statements(lambda: list(pool.map(refused, range(20))))
+    assert not sent, sent
