@@ -13,7 +13,7 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && echo 'fn main() {}' > build.rs \
     && cp build.rs src/main.rs \
-    && cp build.rs benches/cheap_calls.rs \
+    && cp build.rs benches/load.rs \
     && touch src/lib.rs \
     && cargo build --release --locked \
     && rm -r build.rs src

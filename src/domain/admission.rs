@@ -24,8 +24,9 @@ use super::{
 /// How long a caller waits for a place before it is refused. A wait costs nothing; a refusal costs an answer, and a client
 /// that comes back at once.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The most callers that wait for a place: half of the calls that a process serves at the same time.
-const MOST_WAITING: usize = 1_024;
+/// The most callers that wait for a place: three quarters of the calls that a process serves at the same time
+/// (`grpc::limits`), so that the other calls find room beside them.
+const MOST_WAITING: usize = 1_536;
 
 /// The shortest time after which a refused caller is asked to come back.
 const SHORTEST_RETRY: Duration = Duration::from_millis(100);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
+use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 
 use crate::{domain::ports::Connections, error::StoreError};
@@ -22,8 +22,9 @@ pub(super) struct Pool(managed::Pool<Connector>);
 impl Pool {
     /// A pool that connects when the first connection is needed.
     pub(super) fn new(options: PgConnectOptions, max_connections: u32) -> Result<Self, StoreError> {
+        // The connection that was used last is taken first: its statements are prepared, and it needs no test.
         let max_size = usize::try_from(max_connections).unwrap_or(usize::MAX);
-        let pool = managed::Pool::builder(Connector { options }).max_size(max_size).build();
+        let pool = managed::Pool::builder(Connector { options }).max_size(max_size).queue_mode(QueueMode::Lifo).build();
         Ok(Self(pool.map_err(StoreError::broken)?))
     }
 
