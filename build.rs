@@ -14,9 +14,8 @@ const FILES: [&str; 4] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // Neither tonic-prost-build, which gets descriptors, nor the macro that embeds the migrations tells cargo about files.
+    // tonic-prost-build gets descriptors, and so does not tell cargo about files.
     println!("cargo::rerun-if-changed=proto");
-    println!("cargo::rerun-if-changed=migrations");
 
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;

@@ -1,7 +1,7 @@
 //! Rows as the database returns them, and the domain values that they become. A row that cannot be read names its
 //! column.
 
-use sqlx::{FromRow, postgres::PgRow, sqlite::SqliteRow};
+use sqlx::{FromRow, Row as _, postgres::PgRow, sqlite::SqliteRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -67,16 +67,47 @@ fn bad_column(column: &str) -> StoreError {
     StoreError::broken(format!("column {column} has a value that this version cannot read"))
 }
 
-#[derive(FromRow)]
-pub(super) struct UserRow {
-    id: Uuid,
-    username: String,
-    email: String,
-    email_verified: bool,
-    disabled: bool,
-    create_time: Stamp,
-    update_time: Stamp,
-    roles: String,
+/// Defines a row: each field has the name of its column. One that starts with `user` contains the columns of a [`UserRow`]
+/// too.
+macro_rules! row {
+    ($(#[$attribute:meta])* $name:ident { user, $($field:ident: $type:ty),+ $(,)? }) => {
+        row!(@ $(#[$attribute])* $name { $($field: $type),+ } user);
+    };
+    ($(#[$attribute:meta])* $name:ident { $($field:ident: $type:ty),+ $(,)? }) => {
+        row!(@ $(#[$attribute])* $name { $($field: $type),+ });
+    };
+    (@ $(#[$attribute:meta])* $name:ident { $($field:ident: $type:ty),+ } $($user:ident)?) => {
+        $(#[$attribute])*
+        pub(super) struct $name {
+            $($user: UserRow,)?
+            $($field: $type,)+
+        }
+        row!(@from PgRow, $name { $($field),+ } $($user)?);
+        row!(@from SqliteRow, $name { $($field),+ } $($user)?);
+    };
+    (@from $row:ty, $name:ident { $($field:ident),+ } $($user:ident)?) => {
+        impl FromRow<'_, $row> for $name {
+            fn from_row(row: &$row) -> Result<Self, sqlx::Error> {
+                Ok(Self {
+                    $($user: UserRow::from_row(row)?,)?
+                    $($field: row.try_get(stringify!($field))?,)+
+                })
+            }
+        }
+    };
+}
+
+row! {
+    UserRow {
+        id: Uuid,
+        username: String,
+        email: String,
+        email_verified: bool,
+        disabled: bool,
+        create_time: Stamp,
+        update_time: Stamp,
+        roles: String,
+    }
 }
 
 impl UserRow {
@@ -107,12 +138,12 @@ fn read_roles(text: &str) -> Result<Vec<Role>, StoreError> {
     Ok(roles)
 }
 
-#[derive(FromRow)]
-pub(super) struct CredentialsRow {
-    #[sqlx(flatten)]
-    user: UserRow,
-    password_hash: String,
-    password_version: i64,
+row! {
+    CredentialsRow {
+        user,
+        password_hash: String,
+        password_version: i64,
+    }
 }
 
 impl CredentialsRow {
@@ -125,17 +156,17 @@ impl CredentialsRow {
     }
 }
 
-/// The session and the user of a presented refresh token.
-#[derive(FromRow)]
-pub(super) struct StoredSessionRow {
-    #[sqlx(flatten)]
-    user: UserRow,
-    generation: i64,
-    refresh_hash: Vec<u8>,
-    refresh_issue_time: Stamp,
-    refresh_expire_time: Stamp,
-    revoke_time: Option<Stamp>,
-    within_retry_window: bool,
+row! {
+    /// The session and the user of a presented refresh token.
+    StoredSessionRow {
+        user,
+        generation: i64,
+        refresh_hash: Vec<u8>,
+        refresh_issue_time: Stamp,
+        refresh_expire_time: Stamp,
+        revoke_time: Option<Stamp>,
+        within_retry_window: bool,
+    }
 }
 
 /// The session of a presented refresh token, its user, and when its live token was minted.
@@ -164,12 +195,13 @@ fn refresh_hash(bytes: &[u8]) -> Result<RefreshHash, StoreError> {
     bytes.try_into().map(RefreshHash).map_err(|_| bad_column("sessions.refresh_hash"))
 }
 
-/// The session of a token that is presented to log out.
-#[derive(FromRow)]
-pub(super) struct LogoutTargetRow {
-    generation: i64,
-    refresh_expire_time: Stamp,
-    revoke_reason: Option<String>,
+row! {
+    /// The session of a token that is presented to log out.
+    LogoutTargetRow {
+        generation: i64,
+        refresh_expire_time: Stamp,
+        revoke_reason: Option<String>,
+    }
 }
 
 impl LogoutTargetRow {
@@ -184,12 +216,13 @@ impl LogoutTargetRow {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct SigningKeyRow {
-    kid: String,
-    algorithm: String,
-    sealed_private_key: Vec<u8>,
-    create_time: Stamp,
+row! {
+    SigningKeyRow {
+        kid: String,
+        algorithm: String,
+        sealed_private_key: Vec<u8>,
+        create_time: Stamp,
+    }
 }
 
 impl SigningKeyRow {
@@ -203,16 +236,17 @@ impl SigningKeyRow {
     }
 }
 
-/// A mail of the outbox that was just leased.
-#[derive(FromRow)]
-pub(super) struct OutboxRow {
-    id: Uuid,
-    kind: String,
-    recipient: String,
-    user_id: Option<Uuid>,
-    new_email: Option<String>,
-    create_time: Stamp,
-    attempts: i64,
+row! {
+    /// A mail of the outbox that was just leased.
+    OutboxRow {
+        id: Uuid,
+        kind: String,
+        recipient: String,
+        user_id: Option<Uuid>,
+        new_email: Option<String>,
+        create_time: Stamp,
+        attempts: i64,
+    }
 }
 
 /// A leased mail, and the number of the attempt to send it.
@@ -263,14 +297,14 @@ impl LeasedMail {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct OneTimeTokenRow {
-    token_id: Uuid,
-    purpose: String,
-    token_email: String,
-    expire_time: Stamp,
-    #[sqlx(flatten)]
-    user: UserRow,
+row! {
+    OneTimeTokenRow {
+        user,
+        token_id: Uuid,
+        purpose: String,
+        token_email: String,
+        expire_time: Stamp,
+    }
 }
 
 impl OneTimeTokenRow {
@@ -289,10 +323,11 @@ impl OneTimeTokenRow {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct MailQueueRow {
-    waiting: i64,
-    dead: i64,
+row! {
+    MailQueueRow {
+        waiting: i64,
+        dead: i64,
+    }
 }
 
 impl MailQueueRow {
@@ -301,15 +336,16 @@ impl MailQueueRow {
     }
 }
 
-/// A session as its owner sees it.
-#[derive(FromRow)]
-pub(super) struct SessionRow {
-    id: Uuid,
-    create_time: Stamp,
-    last_refresh_time: Stamp,
-    refresh_expire_time: Stamp,
-    client_ip: Option<String>,
-    user_agent: Option<String>,
+row! {
+    /// A session as its owner sees it.
+    SessionRow {
+        id: Uuid,
+        create_time: Stamp,
+        last_refresh_time: Stamp,
+        refresh_expire_time: Stamp,
+        client_ip: Option<String>,
+        user_agent: Option<String>,
+    }
 }
 
 impl SessionRow {
@@ -325,16 +361,17 @@ impl SessionRow {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct AuditRow {
-    id: Uuid,
-    create_time: Stamp,
-    action: String,
-    actor_id: Option<Uuid>,
-    user_id: Option<Uuid>,
-    session_id: Option<Uuid>,
-    client_ip: Option<String>,
-    detail: Option<String>,
+row! {
+    AuditRow {
+        id: Uuid,
+        create_time: Stamp,
+        action: String,
+        actor_id: Option<Uuid>,
+        user_id: Option<Uuid>,
+        session_id: Option<Uuid>,
+        client_ip: Option<String>,
+        detail: Option<String>,
+    }
 }
 
 impl AuditRow {
@@ -352,14 +389,15 @@ impl AuditRow {
     }
 }
 
-/// An entry of the log of revocations.
-#[derive(FromRow)]
-pub(super) struct RevocationRow {
-    number: i64,
-    session_id: Option<Uuid>,
-    user_id: Option<Uuid>,
-    roles: Option<String>,
-    forget_time: Stamp,
+row! {
+    /// An entry of the log of revocations.
+    RevocationRow {
+        number: i64,
+        session_id: Option<Uuid>,
+        user_id: Option<Uuid>,
+        roles: Option<String>,
+        forget_time: Stamp,
+    }
 }
 
 impl RevocationRow {

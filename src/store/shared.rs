@@ -3,10 +3,10 @@
 use std::{future::Future, time::Duration};
 
 use sqlx::{
-    Decode, Encode, Postgres, Sqlite, Type,
+    Decode, Encode, Postgres, SqlStr, Sqlite, Type,
     encode::IsNull,
     error::BoxDynError,
-    migrate::Migrator,
+    migrate::{Migration, MigrationType, Migrator},
     postgres::{PgArgumentBuffer, PgDatabaseError, PgTypeInfo, PgValueRef},
     sqlite::{SqliteArgumentsBuffer, SqliteTypeInfo, SqliteValueRef},
 };
@@ -28,6 +28,18 @@ pub(super) async fn run_to_completion<T: Send + 'static>(
         Ok(Err(elapsed)) => Err(StoreError::Unavailable(Box::new(elapsed))),
         Err(panicked_or_shutting_down) => Err(StoreError::broken(panicked_or_shutting_down)),
     }
+}
+
+/// The migrations in these files. A name is a number, and words joined by underscores.
+pub(super) fn migrator(files: &[(&'static str, &'static str)]) -> Migrator {
+    let migration = |(name, sql): &(&'static str, &'static str)| {
+        let (version, words) = name.trim_end_matches(".sql").split_once('_').unwrap_or_default();
+        let description = words.replace('_', " ");
+        let sql = SqlStr::from_static(sql);
+        Migration::new(version.parse().unwrap_or_default(), description.into(), MigrationType::Simple, sql, false)
+    };
+    // A replica of a newer release may have applied more of them.
+    Migrator { migrations: files.iter().map(migration).collect(), ignore_missing: true, ..Migrator::DEFAULT }
 }
 
 /// The first migration of `migrator` that is not among the applied ones. Additional ones are fine: every release works

@@ -310,3 +310,14 @@ fn no_file_is_too_long_and_every_module_has_a_description() {
     }
     assert!(seen > 40, "only {seen} files were found");
 }
+
+#[test]
+fn every_migration_is_in_the_list_of_its_backend() {
+    for backend in ["postgres", "sqlite"] {
+        let code = fs::read_to_string(root().join(format!("src/store/{backend}/mod.rs"))).expect("a backend");
+        for file in fs::read_dir(root().join("migrations").join(backend)).expect("migrations") {
+            let name = file.expect("a file").file_name().into_string().expect("UTF-8");
+            assert!(code.contains(&format!("migrations/{backend}/{name}")), "{name} of {backend} is not applied");
+        }
+    }
+}

@@ -19,7 +19,6 @@ use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     ConnectOptions, Connection, PgConnection, Row as _,
-    migrate::Migrator,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow},
 };
 use tokio::{
@@ -39,12 +38,18 @@ use self::{
 use super::{
     opening::{Migrate, OpenError},
     rows::{SigningKeyRow, StoredRow, user_columns},
-    shared::{first_pending, run_to_completion},
+    shared::{first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect, WriteTransaction as _},
 };
 
-static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
+/// The files below `migrations/postgres`, with their names.
+const MIGRATIONS: [(&str, &str); 4] = [
+    ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
+    ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
+    ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
+    ("0004_attempts_under_way.sql", include_str!("../../../migrations/postgres/0004_attempts_under_way.sql")),
+];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,10 +102,8 @@ impl PostgresStore {
         };
         match migrate {
             Migrate::Apply => {
-                // A replica of a newer release may have applied more migrations.
-                let migrator = Migrator { ignore_missing: true, ..borrowed(&MIGRATOR) };
                 let mut connection = store.pool.take().await?;
-                migrator.run(connection.get()?).await?;
+                migrator(&MIGRATIONS).run(connection.get()?).await?;
                 connection.give_back();
             }
             Migrate::Check => store.check_schema().await?,
@@ -116,7 +119,8 @@ impl PostgresStore {
         } else {
             Vec::new()
         };
-        first_pending(&MIGRATOR, &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
+        first_pending(&migrator(&MIGRATIONS), &applied)
+            .map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
     }
 
     /// A connection of the pool, unless the database is known to be down.
@@ -196,11 +200,6 @@ async fn listen(options: PgConnectOptions, written: Arc<Notify>) {
         }
         tokio::time::sleep(LISTEN_RETRY).await;
     }
-}
-
-/// `Migrator` is not `Clone`; its migrations are static.
-fn borrowed(migrator: &'static Migrator) -> Migrator {
-    Migrator { migrations: migrator.migrations.as_ref().into(), ..Migrator::DEFAULT }
 }
 
 impl Backend for PostgresStore {

@@ -11,7 +11,6 @@ use std::{path::Path, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sqlx::{
     ConnectOptions, Executor, Sqlite, SqlitePool,
-    migrate::Migrator,
     pool::PoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -26,12 +25,18 @@ use self::transaction::Tx;
 use super::{
     opening::{Migrate, OpenError},
     rows::{SigningKeyRow, StoredRow, user_columns},
-    shared::{Stamp, first_pending, run_to_completion},
+    shared::{Stamp, first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect},
 };
 
-static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
+/// The files below `migrations/sqlite`, with their names.
+const MIGRATIONS: [(&str, &str); 4] = [
+    ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/sqlite/0001_accounts_and_sessions.sql")),
+    ("0002_mail.sql", include_str!("../../../migrations/sqlite/0002_mail.sql")),
+    ("0003_administration.sql", include_str!("../../../migrations/sqlite/0003_administration.sql")),
+    ("0004_attempts_under_way.sql", include_str!("../../../migrations/sqlite/0004_attempts_under_way.sql")),
+];
 
 /// How long a write waits for its turn.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -104,8 +109,7 @@ fn pool() -> PoolOptions<Sqlite> {
 /// Applies the migrations. sqlx takes no lock on SQLite, so of several processes that start on one new file all but the
 /// first may fail because a table exists. A moment later they find nothing left to do.
 async fn apply_migrations(writer: &SqlitePool) -> Result<(), OpenError> {
-    let migrations = MIGRATOR.migrations.as_ref().into();
-    let migrator = Migrator { migrations, ignore_missing: true, ..Migrator::DEFAULT };
+    let migrator = migrator(&MIGRATIONS);
     for _ in 1..MIGRATION_ATTEMPTS {
         match migrator.run(writer).await {
             Ok(()) => return Ok(()),
@@ -129,7 +133,7 @@ async fn check_schema(writer: &SqlitePool) -> Result<(), OpenError> {
     } else {
         Vec::new()
     };
-    first_pending(&MIGRATOR, &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
+    first_pending(&migrator(&MIGRATIONS), &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
 }
 
 impl Backend for SqliteStore {
