@@ -66,15 +66,17 @@ enum Keys {
 
 /// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the code
 /// of the service is compiled with the library and not once more with the binary.
-#[tokio::main]
-pub async fn main() -> ExitCode {
-    match execute(Cli::parse()).await {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("postern: {error}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure(&error),
+    };
+    runtime.block_on(execute(Cli::parse())).unwrap_or_else(|error| failure(&error))
+}
+
+fn failure(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("postern: {error}");
+    ExitCode::FAILURE
 }
 
 async fn execute(cli: Cli) -> Result<ExitCode, CliError> {

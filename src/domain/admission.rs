@@ -156,13 +156,11 @@ impl Admission {
             (state.join(applicant, grant), latest.min(now + PATIENCE))
         };
         let wait = Wait { admission: self, client: applicant.client, ticket };
-        match tokio::time::timeout_at(until.into(), granted).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => {
-                drop(wait);
-                Err(self.lock().overloaded(hash_time))
-            }
+        if let Ok(Ok(place)) = tokio::time::timeout_at(until.into(), granted).await {
+            return Ok(place);
         }
+        drop(wait);
+        Err(self.lock().overloaded(hash_time))
     }
 
     /// How many callers wait for a place.
