@@ -33,6 +33,11 @@ pub enum ConfigError {
          POSTERN_ALLOW_PLAINTEXT=true if a proxy in front of Postern provides TLS"
     )]
     Plaintext(&'static str, SocketAddr),
+    #[error(
+        "POSTERN_HASH_THREADS and POSTERN_ARGON2_MEMORY_KIB: {threads} hashes at a time need {needed} bytes, but this \
+         process may use only {limit}"
+    )]
+    TooLittleMemory { threads: u64, needed: u64, limit: u64 },
     #[error("{0} must not be {1}")]
     OutOfRange(&'static str, String),
     /// The setting and the problem with it. The value is not included, because it may be secret.

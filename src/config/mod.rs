@@ -8,6 +8,7 @@ mod listen;
 mod log;
 mod mail;
 mod mail_url;
+mod memory;
 mod passwords;
 mod store;
 mod tokens;
@@ -52,6 +53,7 @@ impl Config {
     /// Checks what the parser of a single setting cannot check: ranges, and settings that depend on each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.listen.validate()?;
+        self.passwords.validate(memory::limit())?;
         self.tokens.validate()
     }
 

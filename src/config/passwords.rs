@@ -4,6 +4,8 @@ use clap::Args;
 
 use crate::domain::{hasher::HasherConfig, password::PasswordPolicy};
 
+use super::error::ConfigError;
+
 /// The password policy and the parameters of hashing.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Passwords")]
@@ -34,10 +36,25 @@ pub struct PasswordSettings {
 }
 
 impl PasswordSettings {
+    /// Checks that the memory for hashing is within the limit of this process, in bytes. Otherwise the process would be
+    /// killed by the first logins instead of by its start.
+    pub fn validate(&self, limit: Option<u64>) -> Result<(), ConfigError> {
+        let threads = u64::try_from(self.threads()).unwrap_or(u64::MAX);
+        let needed = threads.saturating_mul(u64::from(self.argon2_memory_kib)).saturating_mul(1024);
+        match limit {
+            Some(limit) if needed > limit => Err(ConfigError::TooLittleMemory { threads, needed, limit }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.hash_threads.map_or_else(cores, usize::from)
+    }
+
     /// How many hashes run, how many wait, and how many of them may be for one account.
     pub fn hasher_config(&self, attempts_per_account: u16) -> HasherConfig {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.hash_threads.map_or_else(cores, usize::from);
+        let threads = self.threads();
         HasherConfig {
             memory_kib: self.argon2_memory_kib,
             iterations: self.argon2_iterations,

@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// (`grpc::limits`), so that the other calls find room beside them.
 const MOST_WAITING: usize = 1_536;
 
+/// So many callers of one client may wait until their deadline, for places that only their own account keeps from them.
+const FEW_WAITING: usize = 64;
 /// The shortest time after which a refused caller is asked to come back.
 const SHORTEST_RETRY: Duration = Duration::from_millis(100);
 
@@ -153,7 +155,11 @@ impl Admission {
             if state.waiting >= MOST_WAITING || state.waiting_of(applicant.client) >= self.limits.waiting_per_client {
                 return Err(state.overloaded(hash_time));
             }
-            (state.join(applicant, grant), latest.min(now + PATIENCE))
+            // Behind a few others of its own account it waits as long as it can: each of them is done soon.
+            let patient =
+                !state.is_crowded(&applicant, self.limits) && state.waiting_of(applicant.client) < FEW_WAITING;
+            let until = if patient { latest } else { latest.min(now + PATIENCE) };
+            (state.join(applicant, grant), until)
         };
         let wait = Wait { admission: self, client: applicant.client, ticket };
         if let Ok(Ok(place)) = tokio::time::timeout_at(until.into(), granted).await {
@@ -185,9 +191,14 @@ impl Admission {
 
 impl State {
     fn may_take(&self, applicant: &Applicant, limits: Limits) -> bool {
-        let of_client = self.clients.get(&applicant.client).map_or(0, |client| client.taken);
         let of_account = applicant.account.and_then(|account| self.accounts.get(&account)).copied().unwrap_or(0);
-        self.taken < limits.places && of_client < limits.places_per_client && of_account < limits.places_per_account
+        !self.is_crowded(applicant, limits) && of_account < limits.places_per_account
+    }
+
+    /// Whether there is no place for any account of this client.
+    fn is_crowded(&self, applicant: &Applicant, limits: Limits) -> bool {
+        let of_client = self.clients.get(&applicant.client).map_or(0, |client| client.taken);
+        self.taken >= limits.places || of_client >= limits.places_per_client
     }
 
     fn take(&mut self, applicant: &Applicant) {

@@ -35,7 +35,7 @@ const STORED_MEMORY_CEILING_KIB: u32 = 64 * 1024;
 /// The most iterations that a stored hash may need if the configuration asks for fewer.
 const STORED_ITERATIONS_CEILING: u32 = 16;
 /// The nice(2) value of the hashing threads: the lowest priority. On two cores that logins saturate, the p99 of GetMe
-/// is 3.5 ms at nice 10 and 1.0 ms at nice 19, with as many logins (`cargo bench --bench cheap_calls`).
+/// was 3.5 ms at nice 10 and 1.0 ms at nice 19, with as many logins.
 const NICENESS: i32 = 19;
 
 /// The queue has room for more jobs than there are places, because the place of a caller who has gone is free before a thread

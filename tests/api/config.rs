@@ -212,3 +212,13 @@ fn the_words_of_the_services_name_count_as_guessable() {
     assert_eq!(words("Postern"), ["postern", "postern"]);
     assert_eq!(words("Ångström-Cloud 9"), ["postern", "ångström", "cloud", "9"]);
 }
+
+#[test]
+fn hashing_must_fit_into_the_memory_of_the_process() {
+    let config = parse(&["--hash-threads=4", "--argon2-memory-kib=19456"]).expect("settings");
+    let needed = 4 * 19_456 * 1_024;
+    assert!(config.passwords.validate(None).is_ok());
+    assert!(config.passwords.validate(Some(needed)).is_ok());
+    let error = config.passwords.validate(Some(needed - 1)).expect_err("too little").to_string();
+    assert!(error.contains("POSTERN_HASH_THREADS") && error.contains("POSTERN_ARGON2_MEMORY_KIB"), "{error}");
+}

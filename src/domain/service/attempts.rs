@@ -26,9 +26,8 @@ use crate::{
 
 use super::Service;
 
-/// How long a caller waits while so many attempts at its account are under way that one more could be one too many.
-const BUSY_PATIENCE: Duration = Duration::from_secs(1);
-/// The shortest pause before it asks again.
+/// The shortest pause before a caller asks again, while so many attempts at its account are under way that one more could be
+/// one too many.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A reserved attempt. One that is dropped before it is settled is given back, so that neither a busy machine nor somebody
@@ -167,14 +166,15 @@ impl Service {
 
     fn patience(&self, deadline: Deadline) -> Patience {
         Patience {
-            until: deadline.0.min(Instant::now() + BUSY_PATIENCE),
+            until: deadline.0,
             // The attempts that are under way take about as long.
             pause: self.hasher.hash_time().max(BUSY_PAUSE),
         }
     }
 }
 
-/// How often a caller asks again while attempts at its account are under way, and for how long.
+/// How often a caller asks again while attempts at its account are under way, and for how long. Those who wait have places,
+/// of which an account has only its share.
 struct Patience {
     until: Instant,
     pause: Duration,
