@@ -216,9 +216,16 @@ impl Person {
         let name = new_name();
         let email = format!("{name}@example.com");
         let sign_up = SignUpRequest { username: name, email: email.clone(), password: PASSWORD.to_owned() };
-        client.sign_up(sign_up).await.unwrap();
+        while let Err(refused) = client.sign_up(sign_up.clone()).await {
+            wait_for_room(&refused).await;
+        }
         let login = LoginRequest { email, password: PASSWORD.to_owned() };
-        let tokens = client.login(login.clone()).await.unwrap().into_inner().tokens.unwrap();
+        let tokens = loop {
+            match client.login(login.clone()).await {
+                Ok(answer) => break answer.into_inner().tokens.unwrap(),
+                Err(refused) => wait_for_room(&refused).await,
+            }
+        };
         Self { client, login, access_token: tokens.access_token, refresh_token: tokens.refresh_token }
     }
 
@@ -240,6 +247,12 @@ impl Person {
             Rpc::Limit => self.client.get_me(GetMeRequest {}).await.map(drop),
         }
     }
+}
+
+/// Somebody new comes in the middle of a storm too.
+async fn wait_for_room(refused: &Status) {
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
 /// A username that nobody has.
