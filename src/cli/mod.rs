@@ -64,8 +64,8 @@ enum Keys {
     },
 }
 
-/// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the code
-/// of the service is compiled with the library and not once more with the binary.
+/// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the
+/// code of the service is compiled with the library and not once more with the binary.
 pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

@@ -10,8 +10,8 @@ pub(super) fn limit() -> Option<u64> {
     limit_below(Path::new("/sys/fs/cgroup"), &fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
-/// `membership` is the content of `/proc/self/cgroup`: the group in version 2 has a line that starts with `0::`, the group
-/// for memory in version 1 one that names the controller.
+/// `membership` is the content of `/proc/self/cgroup`: the group in version 2 has a line that starts with `0::`, the
+/// group for memory in version 1 one that names the controller.
 fn limit_below(root: &Path, membership: &str) -> Option<u64> {
     let files = membership.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);

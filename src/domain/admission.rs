@@ -21,8 +21,8 @@ use super::{
     throttle::{AttemptSubject, network},
 };
 
-/// How long a caller waits for a place before it is refused. A wait costs nothing; a refusal costs an answer, and a client
-/// that comes back at once.
+/// How long a caller waits for a place before it is refused. A wait costs nothing; a refusal costs an answer, and a
+/// client that comes back at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The most callers that wait for a place: three quarters of the calls that a process serves at the same time
 /// (`grpc::limits`), so that the other calls find room beside them.
@@ -113,7 +113,8 @@ impl Drop for Wait<'_> {
 }
 
 impl Admission {
-    /// `places` is how many hashes may run or wait. `account_attempts` is how many attempts one account may have under way.
+    /// `places` is how many hashes may run or wait. `account_attempts` is how many attempts one account may have under
+    /// way.
     pub fn new(places: usize, account_attempts: usize) -> Arc<Self> {
         let share = |of: usize, part: usize, whole: usize| (of * part).div_ceil(whole).max(1);
         let limits = Limits {
@@ -125,8 +126,8 @@ impl Admission {
         Arc::new(Self { state: Mutex::default(), limits })
     }
 
-    /// Takes a place, or waits for one until the deadline allows no more waiting. `hash_time` is how long the pool needs
-    /// for one hash on all its threads together.
+    /// Takes a place, or waits for one until the deadline allows no more waiting. `hash_time` is how long the pool
+    /// needs for one hash on all its threads together.
     pub async fn take(
         self: &Arc<Self>,
         applicant: Applicant,

@@ -1,9 +1,9 @@
-//! The bounded Argon2id pool: it decides how many hashes run, how many wait, and which are refused.
+//! The bounded Argon2id pool. `admission.rs` decides who gets a hash; here it is computed.
 //!
-//! The pool has a fixed number of threads, and each allocates its memory ("arena") once. The memory of the process
-//! therefore stays at base + threads × arena under any load. The threads have a lower operating-system priority than
-//! those that serve RPCs: logins may saturate the machine, and a token check stays fast. The queue is bounded and knows
-//! deadlines. Work whose caller has gone, or whose deadline has passed, is dropped without hashing.
+//! The pool has a fixed number of threads, and each allocates its memory ("arena") once, with its first hash. The
+//! memory of the process therefore stays at base + threads × arena under any load. The threads have a lower
+//! operating-system priority than those that serve RPCs: logins may saturate the machine, and a token check stays fast.
+//! Work whose caller has gone, or whose deadline has passed, is dropped without hashing.
 
 use std::{
     sync::{
@@ -38,8 +38,8 @@ const STORED_ITERATIONS_CEILING: u32 = 16;
 /// was 3.5 ms at nice 10 and 1.0 ms at nice 19, with as many logins.
 const NICENESS: i32 = 19;
 
-/// The queue has room for more jobs than there are places, because the place of a caller who has gone is free before a thread
-/// has dropped its job.
+/// The queue has room for more jobs than there are places, because the place of a caller who has gone is free before a
+/// thread has dropped its job.
 const JOBS_PER_PLACE: usize = 4;
 
 /// The Argon2id parameters, and how many hashes may run and wait.
@@ -220,8 +220,8 @@ impl Worker {
     fn perform(&mut self, task: Task) -> Result<Outcome, Error> {
         match task {
             Task::Hash { new, salt } => {
-                new.judge()?;
-                self.hash(&new.password, &salt).map(Outcome::Hashed)
+                new.check_strength()?;
+                self.hash(new.password(), &salt).map(Outcome::Hashed)
             }
             Task::Verify { password, stored, rehash_salt } => {
                 self.verify(&password, &stored, &rehash_salt).map(Outcome::Verified)

@@ -54,22 +54,38 @@ impl Password {
     }
 }
 
-/// A new password, to be judged and hashed.
+/// A new password that is long enough. How easy it is to guess is judged before it is hashed.
 #[derive(Debug)]
 pub struct NewPassword {
     /// The name of its field in the request.
-    pub field: &'static str,
-    pub password: Password,
-    /// What an attacker knows of the account: username and email address.
-    pub account_words: [String; 2],
-    pub policy: Arc<PasswordPolicy>,
+    field: &'static str,
+    password: Password,
+    /// What an attacker knows of the account.
+    account_words: Vec<String>,
+    policy: Arc<PasswordPolicy>,
 }
 
 impl NewPassword {
-    /// Checks the password against the whole policy. Takes some milliseconds of CPU, so the hashing threads do it.
-    pub fn judge(&self) -> Result<(), FieldViolation> {
-        self.policy.check_length(self.field, &self.password)?;
+    /// Checks the length.
+    pub fn new(policy: &Arc<PasswordPolicy>, field: &'static str, password: Password) -> Result<Self, FieldViolation> {
+        policy.check_length(field, &password)?;
+        Ok(Self { field, password, account_words: Vec::new(), policy: Arc::clone(policy) })
+    }
+
+    /// Adds what an attacker knows of the account, such as username and email address.
+    #[must_use]
+    pub fn of_account(mut self, words: [&str; 2]) -> Self {
+        self.account_words.extend(words.map(str::to_owned));
+        self
+    }
+
+    /// Checks how easy the password is to guess. Takes some milliseconds of CPU, so the hashing threads do it.
+    pub fn check_strength(&self) -> Result<(), FieldViolation> {
         self.policy.check_strength(self.field, &self.password, &self.account_words)
+    }
+
+    pub fn password(&self) -> &Password {
+        &self.password
     }
 }
 
@@ -86,15 +102,15 @@ pub struct PasswordPolicy {
 
 impl PasswordPolicy {
     /// Checks the length of a new password.
-    pub fn check_length(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
+    fn check_length(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
         if password.0.expose_secret().chars().count() < self.min_length {
             return Err(FieldViolation::new(field, format!("must be at least {} characters", self.min_length)));
         }
         Ok(())
     }
 
-    /// Checks what can be checked in less than a millisecond: for a request that is refused anyway, so that its answer names
-    /// every bad field.
+    /// Checks what can be checked in less than a millisecond: for a request that is refused anyway, so that its answer
+    /// names every bad field.
     pub fn check_cheaply(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
         self.check_length(field, password)?;
         let is_short = password.0.expose_secret().chars().count() <= SHORT;
@@ -110,8 +126,8 @@ impl PasswordPolicy {
     ) -> Result<(), FieldViolation> {
         let text = password.0.expose_secret();
         let bounds = EstimateBounds::of(text);
-        // zxcvbn matches each word as a whole, so the parts of `ada@example.com` are added as words too. The words get the
-        // same bounds as the password, or they would not be found in it.
+        // zxcvbn matches each word as a whole, so the parts of `ada@example.com` are added as words too. The words get
+        // the same bounds as the password, or they would not be found in it.
         let words: Vec<String> = account_words
             .iter()
             .flat_map(|word| std::iter::once(word.as_str()).chain(word.split(['@', '.', '_', '-', '+'])))
@@ -133,8 +149,9 @@ impl PasswordPolicy {
     }
 }
 
-/// What a password's estimate leaves out, so that its cost is bounded: characters beyond the first 36, and symbols that would
-/// allow too many combinations. Digits are always kept: they are part of common passwords, of dates and of sequences.
+/// What a password's estimate leaves out, so that its cost is bounded: characters beyond the first 36, and symbols that
+/// would allow too many combinations. Digits are always kept: they are part of common passwords, of dates and of
+/// sequences.
 struct EstimateBounds {
     /// The symbols that are replaced.
     replaced: Vec<char>,
@@ -159,8 +176,8 @@ impl EstimateBounds {
         Self { replaced }
     }
 
-    /// The text within the bounds. A symbol is replaced by a character that zxcvbn knows nothing about, each symbol by its
-    /// own, so that the text keeps its repetitions.
+    /// The text within the bounds. A symbol is replaced by a character that zxcvbn knows nothing about, each symbol by
+    /// its own, so that the text keeps its repetitions.
     fn apply(&self, text: &str) -> Zeroizing<String> {
         // Unicode's private use area starts at U+E000.
         let replacement = |c: char| char::from_u32(0xE000 + u32::from(c)).unwrap_or(char::REPLACEMENT_CHARACTER);
@@ -209,9 +226,8 @@ mod tests {
 
     fn judge(policy: PasswordPolicy, text: &str, words: &[&str]) -> Result<(), FieldViolation> {
         let password = Password::parse("password", text.to_owned()).expect("a password");
-        let mut words = words.iter().map(|word| (*word).to_owned());
-        let account_words = [words.next().unwrap_or_default(), words.next().unwrap_or_default()];
-        NewPassword { field: "password", password, account_words, policy: Arc::new(policy) }.judge()
+        let words = [words.first().copied().unwrap_or_default(), words.get(1).copied().unwrap_or_default()];
+        NewPassword::new(&Arc::new(policy), "password", password)?.of_account(words).check_strength()
     }
 
     fn accepts(text: &str, words: &[&str]) -> bool {

@@ -32,8 +32,8 @@ const MOST_GAPS: i64 = 10_000;
 /// How many numbers before the first entry that a new reader sees it waits for.
 const FIRST_GAPS: i64 = 100;
 
-/// The set, and the position up to which the log was read. Whoever checks a token waits for nobody: the set is split into
-/// parts, each with a lock of its own that is held for one entry. A million ended sessions take about 100 MiB.
+/// The set, and the position up to which the log was read. Whoever checks a token waits for nobody: the set is split
+/// into parts, each with a lock of its own that is held for one entry. A million ended sessions take about 100 MiB.
 #[derive(Debug)]
 pub struct Revocations {
     /// Each with the second until which it has to be kept (Unix time).

@@ -196,9 +196,9 @@ impl Tokens {
 
     /// The caller of an access token, if Postern minted it and it has not expired. Costs no I/O.
     ///
-    /// The same token comes again with every call of its holder, so those that verified are remembered. What is remembered
-    /// is what the token says: its expiry is compared with the clock each time, and whether it was revoked is decided
-    /// elsewhere each time.
+    /// The same token comes again with every call of its holder, so those that verified are remembered. What is
+    /// remembered is what the token says: its expiry is compared with the clock each time, and whether it was revoked
+    /// is decided elsewhere each time.
     pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Caller, AccessTokenError> {
         let digest = digest(token);
         let verified = match self.verified.get(&digest) {

@@ -17,7 +17,7 @@ use crate::{
 use super::{
     rows::{
         AuditRow, CREDENTIALS_OF_SESSION, CredentialsRow, MailQueueRow, OneTimeTokenRow, SessionRow, StoredRow,
-        USER_BY_ID, USER_OF_SESSION, UserRow, end_of_prefix, user_columns,
+        USER_BY_ID, USER_OF_SESSION, UserRow, audit_events, end_of_prefix, user_columns,
     },
     statement::Statement,
     steps::Backend,
@@ -100,26 +100,13 @@ impl<B: Backend> Queries for B {
         let before = page.before.map_or(uuid::Uuid::max(), |id| id.0);
         let action = page.action.map(Action::as_str);
         let events = match (page.user, action) {
-            (None, None) => Statement::new(
-                "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events \
-                 WHERE id < $2 ORDER BY id DESC LIMIT $1",
-            )
-            .bind(limit)
-            .bind(before),
-            (Some(user), None) => Statement::new(
-                "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events \
-                 WHERE id < $2 AND user_id = $3 ORDER BY id DESC LIMIT $1",
-            )
-            .bind(limit)
-            .bind(before)
-            .bind(user.0),
-            (None, Some(action)) => Statement::new(
-                "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events \
-                 WHERE id < $2 AND action = $3 ORDER BY id DESC LIMIT $1",
-            )
-            .bind(limit)
-            .bind(before)
-            .bind(action),
+            (None, None) => Statement::new(audit_events!("")).bind(limit).bind(before),
+            (Some(user), None) => {
+                Statement::new(audit_events!(" AND user_id = $3")).bind(limit).bind(before).bind(user.0)
+            }
+            (None, Some(action)) => {
+                Statement::new(audit_events!(" AND action = $3")).bind(limit).bind(before).bind(action)
+            }
             (Some(user), Some(action)) => Statement::new(B::DIALECT.audit_events_of_user_with_action)
                 .bind(limit)
                 .bind(before)

@@ -32,6 +32,18 @@ macro_rules! user_columns {
 }
 pub(super) use user_columns;
 
+/// The newest `$1` audit rows with ids before `$2` for which a condition holds too.
+macro_rules! audit_events {
+    ($condition:literal) => {
+        concat!(
+            "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events WHERE id < $2",
+            $condition,
+            " ORDER BY id DESC LIMIT $1"
+        )
+    };
+}
+pub(super) use audit_events;
+
 /// The account with id `$1`. The same in both dialects, as are the next ones.
 pub(super) const USER_BY_ID: &str = concat!("SELECT ", user_columns!(), " FROM users u WHERE u.id = $1");
 
@@ -67,8 +79,8 @@ fn bad_column(column: &str) -> StoreError {
     StoreError::broken(format!("column {column} has a value that this version cannot read"))
 }
 
-/// Defines a row: each field has the name of its column. One that starts with `user` contains the columns of a [`UserRow`]
-/// too.
+/// Defines a row: each field has the name of its column. One that starts with `user` contains the columns of a
+/// [`UserRow`] too.
 macro_rules! row {
     ($(#[$attribute:meta])* $name:ident { user, $($field:ident: $type:ty),+ $(,)? }) => {
         row!(@ $(#[$attribute])* $name { $($field: $type),+ } user);

@@ -61,68 +61,27 @@ impl Statement {
     }
 }
 
-impl From<Uuid> for Value {
-    fn from(id: Uuid) -> Self {
-        Self::Id(Some(id))
-    }
+/// What can be the value of a parameter.
+macro_rules! values {
+    ($($type:ty: |$value:ident| $parameter:expr;)+) => {
+        $(impl From<$type> for Value {
+            fn from($value: $type) -> Self {
+                $parameter
+            }
+        })+
+    };
 }
 
-impl From<Option<Uuid>> for Value {
-    fn from(id: Option<Uuid>) -> Self {
-        Self::Id(id)
-    }
-}
-
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Text(Some(text.to_owned()))
-    }
-}
-
-impl From<Option<String>> for Value {
-    fn from(text: Option<String>) -> Self {
-        Self::Text(text)
-    }
-}
-
-impl From<[u8; 32]> for Value {
-    fn from(bytes: [u8; 32]) -> Self {
-        Self::Bytes(Some(bytes.to_vec()))
-    }
-}
-
-impl From<Option<[u8; 32]>> for Value {
-    fn from(bytes: Option<[u8; 32]>) -> Self {
-        Self::Bytes(bytes.map(|bytes| bytes.to_vec()))
-    }
-}
-
-impl From<Vec<u8>> for Value {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::Bytes(Some(bytes))
-    }
-}
-
-impl From<bool> for Value {
-    fn from(flag: bool) -> Self {
-        Self::Flag(flag)
-    }
-}
-
-impl From<i64> for Value {
-    fn from(number: i64) -> Self {
-        Self::Integer(number)
-    }
-}
-
-impl From<f64> for Value {
-    fn from(number: f64) -> Self {
-        Self::Real(number)
-    }
-}
-
-impl From<OffsetDateTime> for Value {
-    fn from(time: OffsetDateTime) -> Self {
-        Self::Time(time)
-    }
+values! {
+    Uuid: |id| Self::Id(Some(id));
+    Option<Uuid>: |id| Self::Id(id);
+    &str: |text| Self::Text(Some(text.to_owned()));
+    Option<String>: |text| Self::Text(text);
+    Vec<u8>: |bytes| Self::Bytes(Some(bytes));
+    [u8; 32]: |bytes| Self::Bytes(Some(bytes.to_vec()));
+    Option<[u8; 32]>: |bytes| Self::Bytes(bytes.map(|bytes| bytes.to_vec()));
+    bool: |flag| Self::Flag(flag);
+    i64: |number| Self::Integer(number);
+    f64: |number| Self::Real(number);
+    OffsetDateTime: |time| Self::Time(time);
 }

@@ -37,9 +37,9 @@ pub trait SessionStore {
     /// Reserves one attempt at the password of an address, before anything is hashed for it, and looks the account up.
     async fn start_login(&self, attempt: LoginAttempt, email: &Email) -> Result<LoginStart, StoreError>;
 
-    /// Reserves one attempt at a password. Of attempts at the same time, on any number of replicas, no more are under way
-    /// than could all fail within the policy. Whoever reserves one settles it with one of the next three steps; one that
-    /// nobody settles is forgotten after [`ATTEMPT_LIFETIME`](super::ATTEMPT_LIFETIME).
+    /// Reserves one attempt at a password. Of attempts at the same time, on any number of replicas, no more are under
+    /// way than could all fail within the policy. Whoever reserves one settles it with one of the next three steps; one
+    /// that nobody settles is forgotten after [`ATTEMPT_LIFETIME`](super::ATTEMPT_LIFETIME).
     async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError>;
 
     /// The password of a reserved attempt was right: earlier failures no longer count.

@@ -1,5 +1,5 @@
-//! Password attempts: each is limited by client and by account, and has a place with the hasher, before anything is spent
-//! on it.
+//! Password attempts: each is limited by client and by account, and has a place with the hasher, before anything is
+//! spent on it.
 
 use std::{
     net::IpAddr,
@@ -16,7 +16,7 @@ use crate::{
         env::Deadline,
         hasher::Verification,
         ids::UserId,
-        password::{Password, PasswordHash},
+        password::Password,
         ports::{Credentials, LoginAttempt, LoginStart, Reservation, Store},
         session::Client,
         throttle::AttemptSubject,
@@ -26,12 +26,12 @@ use crate::{
 
 use super::Service;
 
-/// The shortest pause before a caller asks again, while so many attempts at its account are under way that one more could be
-/// one too many.
+/// The shortest pause before a caller asks again, while so many attempts at its account are under way that one more
+/// could be one too many.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
-/// A reserved attempt. One that is dropped before it is settled is given back, so that neither a busy machine nor somebody
-/// who cancels calls keeps the owner of an account out.
+/// A reserved attempt. One that is dropped before it is settled is given back, so that neither a busy machine nor
+/// somebody who cancels calls keeps the owner of an account out.
 pub(super) struct Attempt {
     attempt: LoginAttempt,
     /// Taken when it is settled.
@@ -45,8 +45,8 @@ impl Attempt {
         self.attempt.subject
     }
 
-    /// The password was right.
-    async fn succeeded(mut self) -> Result<(), Error> {
+    /// The password was right, and no session is opened.
+    pub(super) async fn succeeded(mut self) -> Result<(), Error> {
         match self.store.take() {
             Some(store) => Ok(store.attempt_succeeded(self.attempt.subject).await?),
             None => Ok(()),
@@ -84,13 +84,14 @@ impl Service {
         self.hasher.admit(Applicant { client, account }, deadline).await
     }
 
-    /// Reserves an attempt at the password of an address, and looks its account up.
+    /// Reserves an attempt at the password of an address, and looks its account up. `subject` stands for the address.
     pub(super) async fn start_login(
         &self,
         email: &Email,
+        subject: AttemptSubject,
         deadline: Deadline,
     ) -> Result<(Attempt, Option<Credentials>), Error> {
-        let attempt = self.attempt(self.login_attempts.subject(email));
+        let attempt = self.attempt(subject);
         let patience = self.patience(deadline);
         let account = loop {
             match self.store.start_login(attempt, email).await? {
@@ -141,19 +142,13 @@ impl Service {
     ) -> Result<(), Error> {
         let user = &account.user;
         let attempt = self.reserve_attempt(&user.email, deadline).await?;
-        let stored: Option<PasswordHash> = Some(account.password_hash.clone());
-        match self.hasher.verify(place, password, stored, deadline).await? {
+        match self.hasher.verify(place, password, Some(account.password_hash.clone()), deadline).await? {
             Verification::Match { rehash: _ } => attempt.succeeded().await,
             Verification::Mismatch => {
                 self.attempt_failed(attempt, Some(user.id), Some(user.id), client).await?;
                 Err(Error::InvalidCredentials)
             }
         }
-    }
-
-    /// The password was right, but no session is opened.
-    pub(super) async fn attempt_succeeded(&self, attempt: Attempt) -> Result<(), Error> {
-        attempt.succeeded().await
     }
 
     fn attempt(&self, subject: AttemptSubject) -> LoginAttempt {
@@ -173,8 +168,8 @@ impl Service {
     }
 }
 
-/// How often a caller asks again while attempts at its account are under way, and for how long. Those who wait have places,
-/// of which an account has only its share.
+/// How often a caller asks again while attempts at its account are under way, and for how long. Those who wait have
+/// places, of which an account has only its share.
 struct Patience {
     until: Instant,
     pause: Duration,

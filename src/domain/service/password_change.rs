@@ -1,16 +1,13 @@
 //! Changing a password: with the current one, or with a token from a mail. Both end every session that was open.
 
-use std::sync::Arc;
-
 use crate::{
     domain::{
-        account::{Email, User},
-        admission::Place,
+        account::Email,
         env::Deadline,
         ids::MailId,
         mail::MailKind,
         one_time::{OneTimeGrant, Purpose},
-        password::{NewPassword, Password, PasswordHash},
+        password::{NewPassword, Password},
         ports::{Credentials, PasswordChange, PasswordReset, PasswordResetOutcome, SessionOpening},
         role::Caller,
         session::Client,
@@ -54,11 +51,12 @@ impl Service {
         client: &Client,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        self.passwords.check_length("new_password", &new)?;
+        let new = NewPassword::new(&self.passwords, "new_password", new)?;
         let place = self.admit(client.ip, None, deadline).await?;
         let token = self.live_token(token, Purpose::ResetPassword).await?;
         // A refused password leaves the token unused.
-        let password_hash = self.hash_new(&place, "new_password", new, &token.user, deadline).await?;
+        let new = new.of_account([token.user.username.as_str(), token.user.email.as_str()]);
+        let password_hash = self.hasher.hash(&place, new, deadline).await?;
         drop(place);
         let reset = PasswordReset {
             password_hash,
@@ -85,11 +83,12 @@ impl Service {
         client: Client,
         deadline: Deadline,
     ) -> Result<TokenPair, Error> {
-        self.passwords.check_length("new_password", &new)?;
+        let new = NewPassword::new(&self.passwords, "new_password", new)?;
         let place = self.admit(client.ip, Some(AttemptSubject::of_user(caller.user_id)), deadline).await?;
         let account = self.credentials_of(caller).await?;
         self.verify_password(&place, &account, current, &client, deadline).await?;
-        let password_hash = self.hash_new(&place, "new_password", new, &account.user, deadline).await?;
+        let new = new.of_account([account.user.username.as_str(), account.user.email.as_str()]);
+        let password_hash = self.hasher.hash(&place, new, deadline).await?;
         drop(place);
         let (session, refresh) = self.new_session(caller.user_id, account.password_version, client)?;
         let session_id = session.grant.session_id;
@@ -109,19 +108,5 @@ impl Service {
     /// The caller's account with its password hash, while the caller's session is open.
     pub(super) async fn credentials_of(&self, caller: &Caller) -> Result<Credentials, Error> {
         self.store.credentials_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
-    }
-
-    /// Judges a new password and hashes it. `user` says what an attacker knows of the account.
-    async fn hash_new(
-        &self,
-        place: &Place,
-        field: &'static str,
-        password: Password,
-        user: &User,
-        deadline: Deadline,
-    ) -> Result<PasswordHash, Error> {
-        let account_words = [user.username.as_str(), user.email.as_str()].map(str::to_owned);
-        let new = NewPassword { field, password, account_words, policy: Arc::clone(&self.passwords) };
-        self.hasher.hash(place, new, deadline).await
     }
 }

@@ -40,8 +40,8 @@ impl Service {
 impl Service {
     /// Opens a session.
     ///
-    /// A wrong password, an unknown address and a disabled account take the same path: one place, one reserved attempt with
-    /// one look-up, one hash, one failure with its audit row, one answer.
+    /// A wrong password, an unknown address and a disabled account take the same path: one place, one reserved attempt
+    /// with one look-up, one hash, one failure with its audit row, one answer.
     pub async fn login(
         &self,
         email: &Email,
@@ -49,8 +49,9 @@ impl Service {
         client: Client,
         deadline: Deadline,
     ) -> Result<(TokenPair, User), Error> {
-        let place = self.admit(client.ip, Some(self.login_attempts.subject(email)), deadline).await?;
-        let (attempt, account) = self.start_login(email, deadline).await?;
+        let subject = self.login_attempts.subject(email);
+        let place = self.admit(client.ip, Some(subject), deadline).await?;
+        let (attempt, account) = self.start_login(email, subject, deadline).await?;
         let stored = account.as_ref().map(|account| account.password_hash.clone());
         let verification = self.hasher.verify(&place, password, stored, deadline).await?;
         drop(place);
@@ -64,7 +65,7 @@ impl Service {
         };
         if self.sessions.require_verified_email && !account.user.email_verified {
             // The password was right, so the attempt does not count as a failure.
-            self.attempt_succeeded(attempt).await?;
+            attempt.succeeded().await?;
             return Err(Error::EmailNotVerified);
         }
         let (mut session, refresh) = self.new_session(account.user.id, account.password_version, client)?;

@@ -1,9 +1,6 @@
 //! Accounts: signing up, and looking them up.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{
     domain::{
@@ -50,14 +47,9 @@ impl Service {
         deadline: Deadline,
     ) -> Result<User, Error> {
         let SignUp { username, email, password } = request;
-        self.passwords.check_length("password", &password)?;
+        let new = NewPassword::new(&self.passwords, "password", password)?;
         let place = self.admit(client.and_then(|client| client.ip), None, deadline).await?;
-        let new = NewPassword {
-            field: "password",
-            password,
-            account_words: [username.as_str(), email.as_str()].map(str::to_owned),
-            policy: Arc::clone(&self.passwords),
-        };
+        let new = new.of_account([username.as_str(), email.as_str()]);
         let password_hash = self.hasher.hash(&place, new, deadline).await?;
         drop(place);
         let id = UserId(self.env.uuid()?);

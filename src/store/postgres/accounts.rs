@@ -18,9 +18,10 @@ use super::PostgresStore;
 
 /// Creates an account with a role, its mail and its audit row; no row if its address or its username is taken.
 ///
-/// `$1` to `$6` are the values of [`bind_mail`]: the mail. `$7` username, `$8` password hash,
-/// `$9` role; `$10` and `$11` the interval and the tolerance of the limit of the address, in seconds; `$12` the time of the
-/// step, `$13` to `$16` the rest of the audit row, `$17` id and `$18` address of the account. It waits for a sign-up with the same address or username that has not been committed yet.
+/// `$1` to `$6` are the values of [`bind_mail`]: the mail. `$7` username, `$8` password hash, `$9` role; `$10` and
+/// `$11` the interval and the tolerance of the limit of the address, in seconds; `$12` the time of the step, `$13` to
+/// `$16` the rest of the audit row, `$17` id and `$18` address of the account. It waits for a sign-up with the same
+/// address or username that has not been committed yet.
 const SIGN_UP: &str = "WITH account AS (\
      INSERT INTO users (id, username, email, password_hash, create_time, update_time) \
      VALUES ($17, $7, $18, $8, $12, $12) ON CONFLICT DO NOTHING RETURNING *), \

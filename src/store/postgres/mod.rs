@@ -37,7 +37,7 @@ use self::{
 };
 use super::{
     opening::{Migrate, OpenError},
-    rows::{SigningKeyRow, StoredRow, user_columns},
+    rows::{SigningKeyRow, StoredRow, audit_events, user_columns},
     shared::{first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect, WriteTransaction as _},
@@ -220,8 +220,7 @@ impl Backend for PostgresStore {
             "AND NOT (u.email COLLATE \"C\" >= $3 AND u.email COLLATE \"C\" < $4) ",
             "ORDER BY lower(u.username) COLLATE \"C\" LIMIT $1"
         ),
-        audit_events_of_user_with_action: "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events \
-             WHERE id < $2 AND user_id = $3 AND action = $4 ORDER BY id DESC LIMIT $1",
+        audit_events_of_user_with_action: audit_events!(" AND user_id = $3 AND action = $4"),
     };
 
     async fn begin(&self) -> Result<Tx, StoreError> {

@@ -1,5 +1,5 @@
-//! The pool of connections. A connection goes back only when its step has ended cleanly, so nothing has to be sent to the
-//! server when it is released. Any other connection is closed.
+//! The pool of connections. A connection goes back only when its step has ended cleanly, so nothing has to be sent to
+//! the server when it is released. Any other connection is closed.
 
 use std::time::Duration;
 

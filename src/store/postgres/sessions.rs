@@ -1,8 +1,8 @@
 //! The steps of sessions and password attempts, in PostgreSQL's dialect, and the log of revocations.
 //!
-//! A step that runs on every login, refresh or logout is one statement outside a transaction. A statement that the client
-//! abandons is complete or never happened, and it costs one round trip. Where one statement cannot see what it has waited
-//! for, a transaction follows.
+//! A step that runs on every login, refresh or logout is one statement outside a transaction. A statement that the
+//! client abandons is complete or never happened, and it costs one round trip. Where one statement cannot see what it
+//! has waited for, a transaction follows.
 
 use std::time::Duration;
 
@@ -37,8 +37,8 @@ use super::{
     transaction::{REVOCATIONS, Tx},
 };
 
-/// Reserves an attempt, as `attempt`: no row if it is refused. `$1` subject, `$2` failures allowed without a pause, `$3`
-/// seconds that failures count, `$4` seconds after which an attempt that nobody settled is forgotten.
+/// Reserves an attempt, as `attempt`: no row if it is refused. `$1` subject, `$2` failures allowed without a pause,
+/// `$3` seconds that failures count, `$4` seconds after which an attempt that nobody settled is forgotten.
 ///
 /// Time is the database's, since the clock of a replica may be wrong. Of several attempts at the same time each counts
 /// those before it, because they wait for the row.
@@ -59,8 +59,8 @@ macro_rules! reserve_attempt {
     };
 }
 
-/// One row for the statement that reserves, which makes its commit wait for no disk: if the database crashes, the attempts
-/// under way are lost with the calls that made them.
+/// One row for the statement that reserves, which makes its commit wait for no disk: if the database crashes, the
+/// attempts under way are lost with the calls that made them.
 macro_rules! relaxed {
     () => {
         " FROM (SELECT set_config('synchronous_commit', 'off', true)) AS relaxed"
@@ -76,8 +76,8 @@ macro_rules! reservation_columns {
 }
 
 /// Opens a session of `account`, a query with [`user_columns!`] that locks the account. `$1` to `$10` are the values of
-/// [`bind_session`], `$11` the version of the password, `$12` the subject of the attempt, `$13` the id of the audit row,
-/// `$14` its action.
+/// [`bind_session`], `$11` the version of the password, `$12` the subject of the attempt, `$13` the id of the audit
+/// row, `$14` its action.
 macro_rules! open_session {
     ($account:expr) => {
         concat!(
@@ -120,8 +120,8 @@ const ROTATE: &str = concat!(
     user_columns!()
 );
 
-/// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. Returns whether the
-/// session exists.
+/// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. Returns whether
+/// the session exists.
 const LOGOUT: &str = "WITH ended AS (UPDATE sessions SET revoke_time = $3, revoke_reason = $4 \
      WHERE id = $1 AND user_id = $2 AND revoke_time IS NULL RETURNING id), \
      logged AS (INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $3, $5 FROM ended), \
@@ -130,8 +130,8 @@ const LOGOUT: &str = "WITH ended AS (UPDATE sessions SET revoke_time = $3, revok
      SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND user_id = $2) AS found, \
      (SELECT count(pg_notify($9, '')) FROM ended) AS told";
 
-/// Counts a failure and writes its audit row. `$1` subject, `$2` failures allowed without a pause, `$3` and `$4` the first
-/// and the longest pause in seconds, `$5` seconds that failures count; `$6` to `$10` the audit row.
+/// Counts a failure and writes its audit row. `$1` subject, `$2` failures allowed without a pause, `$3` and `$4` the
+/// first and the longest pause in seconds, `$5` seconds that failures count; `$6` to `$10` the audit row.
 const ATTEMPT_FAILED: &str = "WITH counted AS (\
      INSERT INTO login_attempts AS a (subject, failures, blocked_until, forget_time) \
      VALUES ($1, 1, clock_timestamp() + make_interval(secs => CASE WHEN $2 <= 1 THEN $3 ELSE 0 END), \
@@ -223,8 +223,8 @@ impl SessionStore for PostgresStore {
     }
 
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {
-        // Nearly every refresh ends here. Of several that present the same generation, the first takes the row; the others
-        // wait for it and then find another generation.
+        // Nearly every refresh ends here. Of several that present the same generation, the first takes the row; the
+        // others wait for it and then find another generation.
         match self.rows::<UserRow>(rotate(&rotation)).await?.pop() {
             Some(user) => Ok(RotationOutcome::Rotated(user.into_user()?)),
             None => steps::write(self, |tx| classify(tx, rotation)).await,

@@ -34,8 +34,8 @@ use super::pool::Lease;
 /// The channel on which replicas tell each other about new entries in the log of revocations.
 pub(super) const REVOCATIONS: &str = "postern_revocations";
 
-/// Ends the sessions whose column has a value, if they have not ended, logs the revocations and announces them. Returns how
-/// many it ended.
+/// Ends the sessions whose column has a value, if they have not ended, logs the revocations and announces them. Returns
+/// how many it ended.
 macro_rules! end_sessions {
     ($column:literal) => {
         concat!(

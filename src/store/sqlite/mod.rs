@@ -24,7 +24,7 @@ use crate::{
 use self::transaction::Tx;
 use super::{
     opening::{Migrate, OpenError},
-    rows::{SigningKeyRow, StoredRow, user_columns},
+    rows::{SigningKeyRow, StoredRow, audit_events, user_columns},
     shared::{Stamp, first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect},
@@ -152,8 +152,7 @@ impl Backend for SqliteStore {
         ),
         // The plus makes SQLite use the index on the user. Without it SQLite may choose the index on the action and read
         // every event of that kind.
-        audit_events_of_user_with_action: "SELECT id, create_time, action, actor_id, user_id, session_id, client_ip, detail FROM audit_events \
-             WHERE id < $2 AND user_id = $3 AND +action = $4 ORDER BY id DESC LIMIT $1",
+        audit_events_of_user_with_action: audit_events!(" AND user_id = $3 AND +action = $4"),
     };
 
     /// No other step writes until this transaction ends.

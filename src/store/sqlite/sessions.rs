@@ -35,7 +35,24 @@ impl SessionStore for SqliteStore {
             if !tx.lock_enabled_user(session.grant.user_id, session.password_version).await? {
                 return Ok(SessionOpening::Refused);
             }
-            steps::insert_opened_session(tx, session).await
+            let (user_id, session_id) = (session.grant.user_id, session.grant.session_id);
+            let (context, attempt) = (session.context.by(user_id), session.attempt);
+            if let Some(rehash) = &session.rehash {
+                let statement =
+                    Statement::new("UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3")
+                        .bind(user_id.0)
+                        .bind(rehash.to.as_str())
+                        .bind(rehash.from.as_str());
+                tx.run(statement).await?;
+            }
+            tx.insert_session(session).await?;
+            if let Some(subject) = attempt {
+                tx.run(steps::forgive_attempts(subject)).await?;
+            }
+            tx.record(Action::Login, &context, AuditTarget::session(user_id, session_id)).await?;
+            let user = tx.user(user_id).await?;
+            tx.commit().await?;
+            Ok(SessionOpening::Opened(user))
         })
         .await
     }
@@ -100,7 +117,7 @@ impl SessionStore for SqliteStore {
 
     async fn attempt_succeeded(&self, subject: AttemptSubject) -> Result<(), StoreError> {
         steps::write(self, move |mut tx| async move {
-            tx.forgive_attempts(subject).await?;
+            tx.run(steps::forgive_attempts(subject)).await?;
             tx.commit().await
         })
         .await

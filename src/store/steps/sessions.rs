@@ -4,7 +4,7 @@
 use crate::{
     domain::{
         audit::{Action, AuditTarget},
-        ports::{Logout, LogoutOutcome, NewSession, Rotation, RotationOutcome, SessionOpening},
+        ports::{Logout, LogoutOutcome, Rotation, RotationOutcome},
         refresh::LogoutTarget,
         session::{RefreshGrant, RevokeReason},
     },
@@ -13,26 +13,6 @@ use crate::{
 };
 
 use super::transaction::WriteTransaction;
-
-/// Opens a session of an account that the caller has locked, with the rehash of its password where one is due.
-pub(in crate::store) async fn insert_opened_session(
-    mut tx: impl WriteTransaction,
-    session: NewSession,
-) -> Result<SessionOpening, StoreError> {
-    let (user_id, session_id) = (session.grant.user_id, session.grant.session_id);
-    let (context, attempt) = (session.context.by(user_id), session.attempt);
-    if let Some(rehash) = &session.rehash {
-        tx.replace_hash(user_id, rehash).await?;
-    }
-    tx.insert_session(session).await?;
-    if let Some(subject) = attempt {
-        tx.forgive_attempts(subject).await?;
-    }
-    tx.record(Action::Login, &context, AuditTarget::session(user_id, session_id)).await?;
-    let user = tx.user(user_id).await?;
-    tx.commit().await?;
-    Ok(SessionOpening::Opened(user))
-}
 
 /// The answer to the previous refresh token, presented again within the retry window: the same successor.
 pub(in crate::store) fn replayed(session: PresentedSession, rotation: &Rotation) -> RotationOutcome {

@@ -14,7 +14,7 @@ use crate::{
         mail::{MailKind, NewMail},
         one_time::{OneTimeGrant, Purpose},
         password::PasswordHash,
-        ports::{AccountCreation, Enqueued, NewAccount, NewSession, Rehash},
+        ports::{AccountCreation, Enqueued, NewAccount, NewSession},
         role::Role,
         session::RevokeReason,
         throttle::{AddressLimit, AttemptSubject},
@@ -68,8 +68,7 @@ where
 }
 
 /// The verbs of a step: each is one or two statements of static SQL. Those whose SQL is the same in every dialect are
-/// written here. A verb decides nothing but what its `WHERE` clause
-/// says; `bool` tells whether it found a row.
+/// written here. A verb decides nothing but what its `WHERE` clause says; `bool` tells whether it found a row.
 #[async_trait]
 pub(in crate::store) trait WriteTransaction: Send + Sized {
     // What each backend implements.
@@ -219,15 +218,6 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.changes_one(statement).await
     }
 
-    /// Replaces the hash of a password by another hash of the same password, if it has not changed since.
-    async fn replace_hash(&mut self, id: UserId, rehash: &Rehash) -> Result<(), StoreError> {
-        let statement = Statement::new("UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3")
-            .bind(id.0)
-            .bind(rehash.to.as_str())
-            .bind(rehash.from.as_str());
-        self.run(statement).await
-    }
-
     async fn set_disabled(&mut self, id: UserId, disabled: bool, now: OffsetDateTime) -> Result<(), StoreError> {
         let statement = Statement::new("UPDATE users SET disabled = $2, update_time = $3 WHERE id = $1")
             .bind(id.0)
@@ -263,11 +253,6 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         .bind(user.0)
         .bind(now);
         Ok(self.number(query).await?.unsigned_abs())
-    }
-
-    /// Settles an attempt whose password was right: earlier failures no longer count.
-    async fn forgive_attempts(&mut self, subject: AttemptSubject) -> Result<(), StoreError> {
-        self.run(forgive_attempts(subject)).await
     }
 
     /// Forgets all attempts at a password.
