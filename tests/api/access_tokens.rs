@@ -22,7 +22,7 @@ use crate::{
     support::{Database, Engine, with_database},
 };
 
-/// The algorithm of the signing key, and those that its key could be misused for.
+/// The token service with its signing key, with which a test can sign any header and claims.
 pub struct Mint {
     pub tokens: Tokens,
     pub master: MasterKey,

@@ -16,8 +16,8 @@ const HOW_TO_UPDATE: &str = "run UPDATE_DOCS=1 cargo test --test api docs";
 const BEGIN: &str = "<!-- configuration:";
 const END: &str = "<!-- /configuration -->";
 
-/// What pages name although `serve` does not take it: a setting that does not exist yet, what Kubernetes sets for a
-/// Service called `postern`, and the prefix.
+/// Names in the pages that are not settings of `serve`: a setting that does not exist yet, a variable that Kubernetes
+/// sets for a Service called `postern`, and the prefix.
 const NOT_SETTINGS: [&str; 3] = ["POSTERN_TLS_CERT", "POSTERN_PORT", "POSTERN_"];
 
 #[test]

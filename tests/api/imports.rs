@@ -103,7 +103,7 @@ fn paths_outside_of_use(code: &str) -> impl Iterator<Item = Vec<String>> {
     words.filter(|word| word.contains("::")).map(|word| word.split("::").map(str::to_owned).collect())
 }
 
-/// The module that a path leads into, seen from a module: the longest beginning of it that is one.
+/// The module to which a path in `module` refers: the longest prefix of the path that is a module.
 fn resolve(module: &str, path: &[String], modules: &BTreeSet<String>) -> Option<String> {
     let mut at: Vec<&str> = module.split("::").collect();
     let mut segments = path.iter().map(String::as_str).peekable();

@@ -1,7 +1,7 @@
-"""Fixtures of the outside test-suite: real clients against the real binary, on both engines.
+"""Fixtures of the black-box tests, which run real clients against the real binary on both engines.
 
-`server` is shared by a module and has cheap hashes; a test that needs settings,
-a crash or an empty database of its own asks for `start_server` and `engine`.
+The tests of a module share `server`, which hashes passwords cheaply. A test that needs its own settings, a crash or an
+empty database uses `start_server` and `engine`.
 """
 
 import os
@@ -42,7 +42,7 @@ def pytest_configure_node(node):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves some tests to nightly runs: those marked so, and every second pair of an engine and a transport."""
+    """Deselects the tests for nightly runs: those marked `nightly`, and half of the pairs of engine and transport."""
     if config.getoption("nightly"):
         return
     selected = one_transport_per_engine([item for item in items if not item.get_closest_marker("nightly")])
@@ -52,9 +52,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 def one_transport_per_engine(items: list) -> list:
-    """The tests, but of those that run on both engines by both transports only SQLite by REST and PostgreSQL by gRPC.
+    """Reduces tests that run on both engines over both transports to SQLite over REST and PostgreSQL over gRPC.
 
-    The gateway knows no engine and the stores know no transport, so a fault of either shows in one of these two pairs.
+    The gateway does not depend on the engine, and the stores do not depend on the transport. So a fault in either shows
+    in one of these two pairs.
     """
     pairs, groups = {}, {}
     for item in items:
@@ -92,7 +93,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="session")
 def left_out(pytestconfig):
-    """Skips with a loud last word; under CI=true leaving something out is a failure."""
+    """Skips a test and reports that at the end of the run. With CI=true it fails the test instead."""
 
     def leave_out(what: str):
         if os.environ.get("CI") == "true":
@@ -105,7 +106,7 @@ def left_out(pytestconfig):
 
 @pytest.fixture(scope="session")
 def size(pytestconfig):
-    """Chooses how much a test does: the small number in every run, the full one in a nightly run."""
+    """Chooses the size of a test: the full number in nightly runs, the small number in all others."""
 
     def choose(small: int, full: int) -> int:
         return full if pytestconfig.getoption("nightly") else small
@@ -115,7 +116,7 @@ def size(pytestconfig):
 
 @pytest.fixture(scope="session")
 def binary() -> Path:
-    """The binary under test: `POSTERN_BIN`, or what `cargo build` leaves behind."""
+    """The binary under test: `POSTERN_BIN`, or the output of `cargo build`."""
     path = pb.REPOSITORY / os.environ.get("POSTERN_BIN", "target/debug/postern")
     if not path.exists():
         pytest.fail(f"{path.name} is not built: run `cargo build`, or point POSTERN_BIN at it")
@@ -146,7 +147,7 @@ def _new_engine(name: str, request, directory: Path):
 
 @pytest.fixture(params=ENGINES)
 def engine(request, tmp_path):
-    """An empty database of the test's own, on each engine."""
+    """An empty database for one test, on each engine."""
     engine = _new_engine(request.param, request, tmp_path)
     yield engine
     engine.close()
@@ -154,13 +155,13 @@ def engine(request, tmp_path):
 
 @pytest.fixture
 def embedded(tmp_path):
-    """An empty embedded database, where the engine makes no difference."""
+    """An empty SQLite database, for tests in which the engine makes no difference."""
     return Sqlite(tmp_path / "data")
 
 
 @pytest.fixture
 def start_server(binary, tmp_path):
-    """Starts a server of the test's own; `settings` are `POSTERN_*` variables in lower case."""
+    """Starts a server for one test. `settings` are `POSTERN_*` variables in lower case."""
     started = []
 
     def start(engine, **settings) -> Server:
@@ -176,7 +177,7 @@ def start_server(binary, tmp_path):
 
 @pytest.fixture
 def start_mailbox():
-    """Starts an SMTP server of the test's own, which it may upset."""
+    """Starts an SMTP server for one test, which may make it fail."""
     started = []
 
     def start(**options) -> Mailbox:
@@ -200,13 +201,13 @@ def mailbox():
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
-    """What the shared server of a module is told. A module that wants something else has its own."""
+    """The settings of the shared server. A module that needs other settings overrides this fixture."""
     return {}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def server(request, binary, tmp_path_factory, settings):
-    """The server that a module's tests share, on each engine. Everybody in it is new."""
+    """The server that a module's tests share, on each engine. Its database starts empty."""
     directory = tmp_path_factory.mktemp("server")
     engine = _new_engine(request.param, request, directory)
     server = Server(binary, engine, directory, **settings)
@@ -237,7 +238,7 @@ def jwks(server) -> list[dict]:
 
 @pytest.fixture
 def session(client):
-    """The tokens of somebody new, which must still work when the test is over."""
+    """The tokens of a new user. They must still work at the end of the test."""
     _, tokens = client.newcomer()
     yield tokens
     assert client.me(tokens.access_token)
@@ -245,7 +246,7 @@ def session(client):
 
 
 def _close_all(servers) -> None:
-    """Closes every server, also when one of them has something to complain about."""
+    """Closes every server, even if the checks of one fail. Then raises the first failure."""
     complaints = []
     for server in reversed(servers):
         try:

@@ -1,4 +1,4 @@
-"""Who may call which RPC: every RPC of the descriptor, by every kind of caller, by gRPC and by REST.
+"""Access rules: every kind of caller calls every RPC of the descriptor, by gRPC and by REST.
 
 It tests that the server enforces the `(access)` option of each RPC, that an RPC without one is found, and that no
 variant of an RPC's path leads to it. What the RPCs do is tested in their own modules.
@@ -28,7 +28,7 @@ REVOKED = ("UNAUTHENTICATED", "SESSION_REVOKED")
 NO_ROLE = ("PERMISSION_DENIED", "ROLE_REQUIRED")
 ACCESS_REASONS = {reason for _, reason in (NO_TOKEN, NO_SENSE, EXPIRED, REVOKED, NO_ROLE)}
 
-# Who is refused, and how, where a valid access token is asked for. Everybody else passes.
+# The callers that an RPC refuses if it requires a valid access token, each with its error. Other callers are let in.
 WITHOUT_A_GOOD_TOKEN = {
     "anonymous": NO_TOKEN,
     "nonsense for a token": NO_SENSE,
@@ -44,7 +44,7 @@ CALLERS = (*WITHOUT_A_GOOD_TOKEN, *WITH_A_GOOD_TOKEN)
 
 
 def wanted(access: str, caller: str) -> tuple[str, str] | None:
-    """The refusal that the contract has for a caller; `None` if it lets them pass."""
+    """The error that the contract requires for a caller, or `None` if the caller may call."""
     match access:
         case "ACCESS_PUBLIC":
             return None
@@ -94,7 +94,7 @@ def credentials(server) -> dict[str, str | None]:
     way.ok("SetUserRoles", credential=admin.credential, user_id=people["demoted"].id, roles=[])
     way.ok("SetUserRoles", credential=admin.credential, user_id=people["promoted"].id, roles=["admin"])
     tokens = {name: somebody.credential for name, somebody in people.items()}
-    # One second of life, and at most five of leeway.
+    # The token is valid for one second, plus at most five seconds of leeway.
     wait_until("the token expires", lambda: is_expired(way, stale.credential), pause=0.2)
     return {
         **tokens,
@@ -120,7 +120,7 @@ def own_client(server) -> Iterator[Client]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a caller is told: the code and the reason of a refusal, or neither."""
+    """The result of a call as the caller sees it: the code, and the reason of an error."""
 
     code: str
     reason: str | None = None
@@ -141,7 +141,7 @@ def by_grpc(client: Client, rpc: str, credential: str | None, fields: dict) -> O
 
 
 def by_rest(rest: Rest, rpc: str, credential: str | None, fields: dict) -> Outcome | None:
-    """`None` where the contract has no route."""
+    """Returns `None` if the contract has no route for the RPC."""
     route = route_of(rpc)
     if route is None:
         return None
@@ -172,7 +172,7 @@ def test_every_rpc_treats_everybody_as_the_contract_says(call, credentials, call
     wrong = {}
     for rpc in contract.rpcs():
         refusal = wanted(access_of(method_of(rpc)), caller)
-        # Without any field: whoever may call is told what is missing, and nothing is done.
+        # The request is empty, so that a call that is let in changes nothing.
         outcome = call(rpc, credentials[caller], {})
         if outcome is None:
             continue
@@ -196,7 +196,7 @@ def test_who_is_refused_changes_nothing(server, call, credentials, caller):
 
 
 def well_formed(victim: Somebody) -> dict[str, dict]:
-    """Calls with which an admin, or the victim, would change something."""
+    """Calls that would change something if an admin or the victim made them."""
     account, admin = f"{pb.PACKAGE}.AccountService", f"{pb.PACKAGE}.AdminService"
     password = {"password": victim.person.password}
     return {
@@ -212,12 +212,12 @@ def well_formed(victim: Somebody) -> dict[str, dict]:
 
 
 def state_of(engine) -> list[list[str]]:
-    """All that an RPC could change, but for what the sending of mail does meanwhile."""
+    """Everything that an RPC could change, except the tables that sending mail also changes."""
     tables = ("users", "user_roles", "sessions", "audit_events", "revocations", "login_attempts")
     return [sorted(map(repr, engine.query(f"SELECT * FROM {table}"))) for table in tables]
 
 
-# -- what is not declared ------------------------------------------------------------------------------------------
+# -- RPCs without a rule -------------------------------------------------------------------------------------------
 
 
 def test_every_rpc_declares_who_may_call_it():
@@ -225,7 +225,7 @@ def test_every_rpc_declares_who_may_call_it():
 
 
 def test_an_rpc_without_a_rule_would_be_named():
-    # As if the contract had gained one: the test above is only worth what it can see.
+    # Adds an RPC without a rule, to check that the test above would find it.
     file = descriptor_pb2.FileDescriptorProto(name="undeclared.proto", package="undeclared", syntax="proto3")
     file.message_type.add(name="Empty")
     empty = ".undeclared.Empty"
@@ -247,7 +247,7 @@ def test_the_administration_is_for_admins_and_the_own_account_for_its_owner():
 
 
 def variants(path: str) -> list[str]:
-    """Paths that a careless reader would take for this one."""
+    """Paths that a lenient server could treat as this one."""
     first, _, rest = path[1:].partition("/")
     parent, _, last = path.rpartition("/")
     return [
@@ -277,7 +277,7 @@ def test_no_variant_of_a_path_reaches_an_rpc(server, credentials):
     for rpc in contract.rpcs():
         for path in (*variants(f"/{rpc}"), f"/{rpc}/."):
             answer = http2.post(server.address, path, b"", bearer)
-            # Whoever gets to an RPC, or to its rule, is told of a token or of a field.
+            # An RPC or its access check would answer with another code, about the token or a field.
             if answer.grpc_status not in (None, UNIMPLEMENTED) or answer.body:
                 reached[path] = answer
     assert not reached, reached
@@ -299,7 +299,7 @@ def test_no_variant_of_a_route_reaches_an_rpc(server, credentials):
     before = state_of(server.engine)
     for route in contract.routes():
         path, body = bind(route, {})
-        # Whatever stands for an id is one, if a bad one: that says nothing.
+        # A variant of an id is an id too, although an invalid one. So it does reach the RPC, and is skipped.
         beside = path.rpartition("/")[0] if route.template.endswith("}") else None
         for variant in variants(path)[1:]:
             if variant.rpartition("/")[0] == beside:
@@ -312,7 +312,7 @@ def test_no_variant_of_a_route_reaches_an_rpc(server, credentials):
 
 
 def reason_in(answer) -> str | None:
-    """The reason, if it was an RPC that refused: a route that is none has none to give."""
+    """The reason of an error. Only RPCs give a reason; an unknown route does not."""
     return detail(answer.json()["error"], "ErrorInfo").get("reason") if answer.body else None
 
 

@@ -21,12 +21,12 @@ WEAK = "password1"
 
 @pytest.fixture(scope="module")
 def settings(mailbox):
-    # These tests are one client, who causes more mail in a minute than one person does.
+    # For the server these tests are one client, which requests more mail in a minute than the limit allows.
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
 
 
 class Someone:
-    """Somebody with a session, whose mails are read."""
+    """A user with a session, and helpers that read the mails to this user."""
 
     def __init__(self, way, mailbox):
         self.way, self.mailbox = way, mailbox
@@ -42,12 +42,12 @@ class Someone:
         return self.mailbox.token(self.email, kind)
 
     def ask_for_reset(self) -> str:
-        """Has a reset mailed, and returns its token."""
+        """Requests a password reset and returns the token from the mail."""
         assert self.way.ok("RequestPasswordReset", email=self.email) == {}
         return self.token(RESET)
 
     def ask_for_change(self, new_email: str) -> str:
-        """Has a change of address mailed, and returns its token."""
+        """Requests a change of address and returns the token from the mail."""
         asked = self.way.ok(
             "RequestEmailChange",
             credential=self.tokens["accessToken"],
@@ -83,7 +83,7 @@ def test_a_verified_address_is_in_the_account_at_once_and_in_access_tokens_from_
         "emailVerified": False,
         "updateTime": "",
     }
-    assert way.me(someone.tokens) == verified, "by the access token of before, too"
+    assert way.me(someone.tokens) == verified, "also with the access token from before the verification"
     assert claims_verified(way.refresh(someone.tokens))
     assert claims_verified(way.login(someone.person))
 
@@ -140,7 +140,7 @@ def test_where_verification_is_demanded_a_reset_counts_as_one(engine, start_serv
 
     client.reset_password(mailbox.token(person.email, RESET), again.password)
 
-    assert client.me(client.login(again).access_token).email_verified, "the token came by mail"
+    assert client.me(client.login(again).access_token).email_verified, "a token from a mail proves the address"
 
 
 # -- reset --------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_a_reset_makes_the_new_password_good_and_the_old_one_bad_and_tells_the_o
 
     reply = way.ok("ResetPassword", token=someone.ask_for_reset(), new_password=again.password)
 
-    assert reply == {}, "it does not log in"
+    assert reply == {}, "a reset does not log in"
     way.expect_wrong(someone.person)
     assert way.login(again)
     notice = mailbox.notice(someone.email)
@@ -170,7 +170,7 @@ def test_a_reset_ends_every_session_and_opens_none(server, way, someone):
     for tokens in (someone.tokens, *others):
         way.expect_dead(tokens)
     assert server.engine.query("SELECT count(*) FROM sessions")[0][0] <= before
-    assert server.client.me(bystander.access_token), "nobody else is concerned"
+    assert server.client.me(bystander.access_token), "other users keep their sessions"
 
 
 def test_a_reset_ends_a_pending_change_of_address(way, someone):
@@ -198,7 +198,7 @@ def test_a_weak_new_password_is_refused_and_the_reset_stays_good(way, someone):
         way.refused(
             "ResetPassword", "INVALID_ARGUMENT", "INVALID_FIELD", {"new_password"}, token=token, new_password=weak
         )
-    assert way.login(someone.person), "nothing happened yet"
+    assert way.login(someone.person), "the password has not changed"
     again = replace(someone.person, password=Person().password)
     way.ok("ResetPassword", token=token, new_password=again.password)
     assert way.login(again)
@@ -207,7 +207,7 @@ def test_a_weak_new_password_is_refused_and_the_reset_stays_good(way, someone):
 def test_a_weak_password_with_a_dead_token_tells_nothing_of_the_account(way, someone):
     token = someone.ask_for_reset()
     way.ok("ResetPassword", token=token, new_password=Person().password)
-    # Weak for this account alone: with a dead token nobody learns whose it was.
+    # This password is weak only for this account. With a dead token, the error must not reveal the account.
     name = someone.email.partition("@")[0]
     way.expect_bad_token("ResetPassword", token, new_password=f"{name}1")
 
@@ -266,10 +266,10 @@ def test_a_wrong_current_password_changes_nothing(server, mailbox, way, someone)
     refused = {"credential": someone.tokens["accessToken"], "new_password": Person().password}
     for wrong in (Person().password, f"{someone.person.password}x"):
         way.refused("ChangePassword", "UNAUTHENTICATED", "INVALID_CREDENTIALS", **refused, current_password=wrong)
-    assert way.me(someone.tokens), "and the session goes on"
+    assert way.me(someone.tokens), "the session still works"
     assert way.login(someone.person)
     settle(server.engine)
-    assert len(mailbox.mails(someone.email)) == 1, "nobody is told that nothing happened"
+    assert len(mailbox.mails(someone.email)) == 1, "no notice is sent if nothing has changed"
 
 
 def test_a_weak_new_password_is_named_and_changes_nothing(way, someone):
@@ -303,7 +303,7 @@ def test_a_change_of_address_is_asked_for_confirmed_and_told(way, mailbox, someo
     token = someone.ask_for_change(moved.email)
     warning = mailbox.notice(someone.email)
     assert moved.email not in warning.message["Subject"]
-    assert way.me(someone.tokens)["email"] == someone.email, "nothing changes before it is confirmed"
+    assert way.me(someone.tokens)["email"] == someone.email, "the address does not change before the confirmation"
     assert way.login(someone.person)
 
     user = way.ok("ConfirmEmailChange", token=token)["user"]
@@ -312,8 +312,8 @@ def test_a_change_of_address_is_asked_for_confirmed_and_told(way, mailbox, someo
     assert user["id"] == someone.user["id"]
     assert way.me(way.login(moved)) == user
     way.expect_wrong(someone.person)
-    assert mailbox.notice(someone.email), "the address of before is told"
-    assert [mail.kind for mail in mailbox.mails(moved.email)] == [CHANGE], "and the new one knows"
+    assert mailbox.notice(someone.email), "a notice goes to the previous address"
+    assert [mail.kind for mail in mailbox.mails(moved.email)] == [CHANGE], "the new address gets no notice"
 
 
 def test_a_new_address_is_kept_in_its_one_form(way, mailbox, someone):
@@ -335,7 +335,7 @@ def test_a_taken_address_is_told_at_the_request(server, mailbox, way, someone):
     for spelling in (taken, taken.upper()):
         way.refused("RequestEmailChange", "ALREADY_EXISTS", "EMAIL_TAKEN", **call, new_email=spelling)
     settle(server.engine)
-    assert [mail.kind for mail in mailbox.mails(taken)] == [VERIFY], "its owner is not bothered"
+    assert [mail.kind for mail in mailbox.mails(taken)] == [VERIFY], "the owner of the address gets no mail"
 
 
 def test_an_address_that_was_taken_meanwhile_is_told_at_the_confirmation(server, way, someone):
@@ -366,7 +366,7 @@ def test_a_change_of_address_wants_the_password_and_an_address(server, mailbox, 
     way.refused("RequestEmailChange", "INVALID_ARGUMENT", "INVALID_FIELD", {"new_email"}, **call, **bad)
     settle(server.engine)
     assert not mailbox.mails(new_email)
-    assert len(mailbox.mails(someone.email)) == 1, "and the owner is not told"
+    assert len(mailbox.mails(someone.email)) == 1, "no notice is sent"
 
 
 def test_a_newer_change_of_address_replaces_the_one_before(way, someone):

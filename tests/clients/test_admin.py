@@ -31,7 +31,7 @@ def settings(mailbox):
 
 @pytest.fixture(params=TRANSPORTS)
 def way(request, server):
-    """Calls of every service of the shared server."""
+    """Calls to every service of the shared server."""
     with any_way(request.param, server) as way:
         yield way
 
@@ -73,7 +73,7 @@ def test_an_admin_sees_an_account_as_its_owner_does(way, admin, someone):
 def test_an_account_that_is_not_there_is_not_found(way, admin, someone, rpc):
     gone = Somebody(way).id
     way.ok("DeleteUser", credential=admin.credential, user_id=gone)
-    # The id of a session is none of an account.
+    # The id of a session is not the id of an account.
     session = jose.claims_of(someone.credential)["sid"]
     answers = {
         way.refused(rpc, "NOT_FOUND", "NOT_FOUND", credential=admin.credential, user_id=user_id).message
@@ -91,7 +91,7 @@ def test_what_is_no_id_is_an_invalid_field(way, admin, rpc):
 @pytest.mark.parametrize("way", ["gRPC"], indirect=True)
 @pytest.mark.parametrize("rpc", OF_ONE_USER)
 def test_no_id_at_all_is_an_invalid_field(way, admin, rpc):
-    # By REST that is another path.
+    # Over REST, a call without an id has another path.
     way.refused(rpc, "INVALID_ARGUMENT", "INVALID_FIELD", {"user_id"}, credential=admin.credential)
 
 
@@ -111,7 +111,7 @@ def test_roles_are_replaced_sorted_and_always_hold_user(way, admin, someone):
 
 def test_roles_that_an_account_has_already_change_nothing(way, admin, someone):
     changed = set_roles(way, admin, someone.id, "writer")
-    assert set_roles(way, admin, someone.id, "writer", "user") == changed, "not even the time"
+    assert set_roles(way, admin, someone.id, "writer", "user") == changed, "not even the update time"
 
 
 def test_what_is_no_role_is_an_invalid_field(way, admin, someone):
@@ -138,7 +138,7 @@ def test_a_role_counts_from_the_next_call_on_with_the_token_of_before(way, admin
         assert way.ok("GetUser", **call)
         set_roles(way, admin, someone.id)
         way.refused("GetUser", "PERMISSION_DENIED", "ROLE_REQUIRED", **call)
-    assert way.me(someone.tokens), "a role's end ends no session"
+    assert way.me(someone.tokens), "losing a role ends no session"
 
 
 def test_a_role_is_in_access_tokens_from_the_next_one_on(way, admin, someone):
@@ -192,7 +192,7 @@ def test_an_enabled_account_logs_in_again_and_what_was_ended_stays_so(way, mailb
 
 def test_disabling_and_enabling_twice_changes_nothing(way, admin, someone):
     disabled = disable(way, admin, someone.id)
-    assert disable(way, admin, someone.id) == disabled, "not even the time"
+    assert disable(way, admin, someone.id) == disabled, "not even the update time"
     enable = {"credential": admin.credential, "user_id": someone.id}
     enabled = way.ok("EnableUser", **enable)["user"]
     assert way.ok("EnableUser", **enable)["user"] == enabled
@@ -218,9 +218,9 @@ def test_revoked_sessions_are_counted_and_dead_and_the_account_is_as_it_was(way,
 
     for tokens in (someone.tokens, *others):
         way.expect_dead(tokens)
-    assert way.ok("RevokeUserSessions", **call) == {}, "there are none any more"
+    assert way.ok("RevokeUserSessions", **call) == {}, "no session is left"
     assert way.me(way.login(someone.person)) == someone.user
-    assert way.me(admin.tokens), "nobody else is concerned"
+    assert way.me(admin.tokens), "other users keep their sessions"
 
 
 def test_a_session_that_has_expired_is_not_among_those_that_were_open(server, way, admin, someone):
@@ -299,11 +299,11 @@ def test_the_last_admin_may_gain_and_lose_other_roles_and_its_sessions(way, last
     assert way.login(last_admin.person)
 
 
-# -- steps that meet -----------------------------------------------------------------------------------------------
+# -- concurrent steps ----------------------------------------------------------------------------------------------
 
 
 def make_it_wait(server, cluster, somebody: Somebody, call, *meanwhile: tuple[str, str]):
-    """Makes a call that has to wait for an account, which another transaction changes meanwhile. PostgreSQL only."""
+    """Makes a call that waits for a row lock, and makes changes in the transaction that holds it. PostgreSQL only."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND wait_event_type = 'Lock'"
     with ThreadPoolExecutor(1) as pool, cluster.connect(server.engine.database) as other:
         with other.transaction():
@@ -325,7 +325,7 @@ def test_a_demotion_that_waited_for_a_promotion_is_made(server, cluster, way, ad
     demotion = partial(set_roles, way, admin, someone.id)
     changed = make_it_wait(server, cluster, someone, demotion, (PROMOTE, someone.id))
     assert changed["roles"] == ["user"]
-    assert get(way, admin, someone.id)["roles"] == ["user"], "as it was answered"
+    assert get(way, admin, someone.id)["roles"] == ["user"], "the stored roles are those of the answer"
 
 
 @pytest.mark.parametrize("server", ["postgres"], indirect=True)
@@ -375,7 +375,7 @@ def test_no_administrative_rpc_has_a_secret_among_its_fields():
 
 
 def test_the_reply_to_an_unknown_field_of_a_newer_client_is_the_same(server, someone, admin):
-    # A proto3 client that is newer sends more; `password` is not the contract's, and is not taken for anything.
+    # A newer client may send fields that the server does not know. The server must ignore them.
     newer = pb.SetUserRolesRequest(user_id=someone.id, roles=["writer"]).SerializeToString() + b"\xba\x3e\x05later"
     metadata = [("authorization", f"Bearer {admin.credential}")]
     reply = server.client.send_bytes("SetUserRoles", newer, metadata=metadata)

@@ -1,8 +1,8 @@
 """The lists of accounts and of audit events, page by page, by gRPC and by REST.
 
-It tests which entries are found and in which order, that a page continues where the one before ended although accounts
-come and go meanwhile, that later pages cost no more than earlier ones, and for what a page token is valid. The events
-themselves are in `test_audit`.
+It tests which entries are found and in which order, that each page continues where the previous one ended even if
+accounts are created and deleted in between, that later pages cost no more than earlier ones, and for which query a page
+token is valid. The events themselves are tested in `test_audit`.
 """
 
 import base64
@@ -25,7 +25,7 @@ MANY = 100_000
 
 @pytest.fixture(params=TRANSPORTS)
 def way(request, server):
-    """Calls of every service of the shared server."""
+    """Calls to every service of the shared server."""
     with any_way(request.param, server) as way:
         yield way
 
@@ -151,7 +151,7 @@ def test_a_negative_page_size_is_an_invalid_field(way, admin, rpc):
 
 
 def bent(token: str) -> list[str]:
-    """Tokens that are nearly this one."""
+    """Tokens that differ slightly from this one."""
     middle = len(token) // 2
     other = "A" if token[middle] != "A" else "B"
     raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
@@ -215,11 +215,11 @@ def test_a_page_token_tells_nobody_an_address(way, admin, crowded):
     assert b"crowd" not in raw
 
 
-# -- many accounts, that come and go -------------------------------------------------------------------------------
+# -- many accounts, with concurrent changes ------------------------------------------------------------------------
 
 
 class Traffic:
-    """Accounts that are inserted and deleted, among those that stay, for as long as this is open."""
+    """Inserts and deletes accounts among the permanent ones until the `with` block ends."""
 
     def __init__(self, engine, last: int):
         self._engine, self._last = engine, last
@@ -241,7 +241,7 @@ class Traffic:
     def _run(self) -> None:
         dice, present = random.Random(20261123), set()
         while not self._over.is_set():
-            # Those that stay have even numbers: these come and go anywhere between them.
+            # The permanent accounts have even numbers. These have odd ones, so they lie anywhere between them.
             number = 2 * dice.randrange(self._last // 2) + 1
             if number in present:
                 load.delete(self._engine, number, number)
@@ -258,7 +258,7 @@ class Traffic:
 
 @pytest.fixture
 def stable(server) -> int:
-    """Accounts with even numbers, and the last number."""
+    """Inserts the accounts with even numbers and returns the last number."""
     last = 2 * STABLE
     load.insert(server.engine, 2, last, step=2)
     yield last
@@ -272,12 +272,12 @@ def test_all_accounts_are_listed_exactly_once_while_others_come_and_go(server, w
         names = []
         for number, page in enumerate(pages(way, "ListUsers", admin.credential, query=query, page_size=97)):
             names += [user["username"] for user in page.get("users", [])]
-            # However fast this machine is: something has changed between any two of the first pages.
+            # Waits for changes between the first pages. A fast machine could otherwise read all pages before any.
             if number < 5:
                 traffic.wait_for_changes(number + 1)
     staying = [name for name in names if re.fullmatch(r"crowd-\d+", name)]
     assert sorted(staying) == sorted(f"crowd-{number}" for number in range(2, stable + 1, 2))
-    assert len(set(names)) == len(names), "nor anybody else twice"
+    assert len(set(names)) == len(names), "no other account is listed twice"
     assert traffic.changes >= 5
 
 
@@ -297,7 +297,7 @@ def test_many_accounts_are_paged_through_by_an_index(engine, start_server, clust
         started = time.monotonic()
         names = found(way, admin, "", page_size=200)
         seconds = time.monotonic() - started
-        # Far into each of the two orders of a search.
+        # This search reads many pages in each of its two orders, by address and by username.
         searched = found(way, admin, "crowd-99", page_size=200)
     with capsys.disabled():
         print(f"\n{engine.name}: {many} accounts in {seconds:.1f} s, {1000 * seconds / (many / 200):.1f} ms a page")
@@ -314,12 +314,12 @@ def expect_index_ranges_on_sqlite(engine) -> None:
     for name, statement in load.SQLITE_SHAPES.items():
         plan = load.sqlite_plan(engine, statement)
         assert "TEMP B-TREE" not in plan, f"{name} is sorted: {plan}"
-        # The primary key is the table itself (WITHOUT ROWID): without a bound, its scan is in order and stops in time.
-        assert "SEARCH u USING" in plan or name == "all, first page", f"{name} is no range of an index: {plan}"
+        # The table is its own primary key (WITHOUT ROWID). A scan without a bound is in order and stops at the limit.
+        assert "SEARCH u USING" in plan or name == "all, first page", f"{name} reads no range of an index: {plan}"
 
 
 def expect_index_ranges(plans: list[dict], many: int) -> None:
-    assert len(plans) >= many // 200, "those of every page are there"
+    assert len(plans) >= many // 200, "the plan of every page was logged"
     orders = set()
     for plan in plans:
         found = load.nodes(plan)
@@ -328,6 +328,6 @@ def expect_index_ranges(plans: list[dict], many: int) -> None:
         [scan] = [node for node in found if node.get("Relation Name") == "users"]
         orders.add(scan["Index Name"])
         read = scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0)
-        # A search by name reads over those that were found by address, which is no offset but is not nothing.
+        # A search by username reads and skips the accounts that were already found by address.
         assert read <= 201 or scan["Index Name"] == "users_username_prefix", plan
     assert orders == {"users_pkey", "users_email_prefix", "users_username_prefix"}

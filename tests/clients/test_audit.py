@@ -1,4 +1,4 @@
-"""The audit: what was done, by whom, to whom, with which session and from where.
+"""The audit log: the action, actor, account, session and origin of each security event.
 
 It tests that each security event of a scripted day is recorded exactly once, that a refused or failed step records
 nothing, that the audit is listed newest first and by its filters, and that it holds no address, password or token. Page
@@ -31,7 +31,7 @@ def settings(mailbox):
 
 @pytest.fixture(params=TRANSPORTS)
 def way(request, server):
-    """Calls of every service of the shared server."""
+    """Calls to every service of the shared server."""
     with any_way(request.param, server) as way:
         yield way
 
@@ -43,7 +43,7 @@ def admin(way, server) -> Somebody:
 
 @dataclass(frozen=True)
 class Event:
-    """What an event says, but its id and its time."""
+    """An audit event without its id and its time."""
 
     action: str
     actor: str = ""
@@ -63,15 +63,15 @@ def events(way, admin: Somebody, **filters) -> list[dict]:
 
 
 def actions(way, admin: Somebody, user_id: str) -> list[str]:
-    """What was done to an account, oldest first."""
+    """The actions that are recorded for an account, oldest first."""
     return [event["action"] for event in reversed(events(way, admin, user_id=user_id))]
 
 
-# -- a day ---------------------------------------------------------------------------------------------------------
+# -- a scripted day ------------------------------------------------------------------------------------------------
 
 
 class Day:
-    """A script of everything that the audit tells, and what it should tell."""
+    """Runs every step that the audit log records, and collects the events that it should contain."""
 
     def __init__(self, way, mailbox, admin: Somebody):
         self.way, self.mailbox, self.admin = way, mailbox, admin
@@ -120,7 +120,7 @@ class Day:
 
         tokens = self.login()
         for _ in range(2):
-            # The second time there is nothing left to end.
+            # The second logout ends nothing and records nothing.
             way.ok("Logout", refresh_token=tokens["refreshToken"])
         self.by_owner("logout", session_id(tokens))
         self.login()
@@ -129,7 +129,7 @@ class Day:
         self.by_owner("logout_everywhere", session_id(everywhere))
 
     def noon(self) -> None:
-        """The own account."""
+        """Changes of a user's own account."""
         way, tokens = self.way, self.login()
         new = Person()
         change = {"current_password": self.person.password, "new_password": new.password}
@@ -155,7 +155,7 @@ class Day:
         self.by_owner("session_revoked", session_id(other))
 
     def evening(self) -> None:
-        """The administration, and the end."""
+        """Changes by an admin, and the deletion of the account."""
         call = {"credential": self.admin.credential, "user_id": self.id}
         self.way.ok("RevokeUserSessions", **call)
         self.by_admin("sessions_revoked")
@@ -183,7 +183,7 @@ def test_a_scripted_day_is_in_the_audit_exactly_once(server, way, mailbox, admin
     day.live()
 
     found = events(way, admin)
-    # What was there before the day is below it.
+    # The list is newest first, so the events of this day come first.
     told = [read(event) for event in found[: len(day.expected)]][::-1]
 
     assert told == day.expected
@@ -265,7 +265,7 @@ def test_nobody_but_an_admin_reads_the_audit_not_even_of_itself(way):
     way.refused("ListAuditEvents", "PERMISSION_DENIED", "ROLE_REQUIRED", **call)
 
 
-# -- nothing happened ----------------------------------------------------------------------------------------------
+# -- steps that change nothing -------------------------------------------------------------------------------------
 
 
 def test_what_is_refused_or_changes_nothing_leaves_no_event(server, way, mailbox, admin):
@@ -308,7 +308,7 @@ def test_what_is_refused_or_changes_nothing_leaves_no_event(server, way, mailbox
 
 # -- one transaction -----------------------------------------------------------------------------------------------
 
-# What makes the database refuse a row, on each engine.
+# Triggers that make the database reject a row, for each engine.
 REFUSE = {
     "sqlite": ["CREATE TRIGGER refuse BEFORE {what} BEGIN SELECT RAISE(ABORT, 'refused'); END"],
     "postgres": [
@@ -322,21 +322,21 @@ AT_COMMIT = (
 
 
 def refuse(engine, what: str, at_commit: bool = False) -> None:
-    """From now on the database refuses this, such as `INSERT ON audit_events`."""
+    """Makes the database reject an operation from now on, such as `INSERT ON audit_events`."""
     statements = REFUSE[engine.name]
     for statement in [statements[0], AT_COMMIT] if at_commit else statements:
         engine.execute(statement.replace("{what}", what))
 
 
 def expect_broken(call) -> None:
-    """The step failed in the database: the caller learns that, and no more."""
+    """Asserts that a step failed in the database, and that the caller sees no details of the error."""
     error = failure_of(call)
     assert error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE), error
     assert "refused" not in (error.details() or "")
 
 
 def steps_of(way, admin: Somebody, somebody: Somebody) -> list:
-    """Steps that each write to the audit, as calls."""
+    """Calls that each write an audit event."""
     call = {"credential": admin.credential, "user_id": somebody.id}
     mine = {"credential": somebody.credential}
     password = somebody.person.password
@@ -376,7 +376,7 @@ def test_what_cannot_be_audited_does_not_happen(engine, start_server, at_commit)
             expect_broken(step)
         assert state_of(engine) == before
         engine.execute("DROP TRIGGER refuse" + (" ON audit_events" if engine.name == "postgres" else ""))
-        assert way.me(somebody.tokens), "the session lives, as nothing ended it"
+        assert way.me(somebody.tokens), "the session is alive, because every step failed"
         assert way.ok("ListSessions", credential=somebody.credential)
         assert way.ok("ListUsers", credential=admin.credential)
 
@@ -404,7 +404,7 @@ def test_what_does_not_happen_is_not_audited(engine, start_server, what, steps):
         assert state_of(engine) == before
 
 
-# -- how long ------------------------------------------------------------------------------------------------------
+# -- retention -----------------------------------------------------------------------------------------------------
 
 
 def test_the_audit_is_kept_for_as_long_as_is_configured(engine, start_server):

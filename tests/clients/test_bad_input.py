@@ -1,9 +1,9 @@
-"""Input that no well-behaved client sends: each gets its code, never INTERNAL, and every call is answered.
+"""Invalid input: every call is answered with the documented error code, and never with INTERNAL.
 
-It owns malformed fields and malformed bytes. A test checks all rows of one kind. After it the server still serves,
-and holds exactly the accounts and sessions that the test says it made. Fields are checked on both engines, because what
-gets past the check is stored: PostgreSQL refuses a NUL in a text, and SQLite does not.
-When two passwords or two addresses count as the same is in `test_identity`.
+It tests malformed fields and malformed bytes. Each test checks all rows of one kind. Afterwards the server must still
+serve, and must have stored nothing that the test did not create. Fields are tested on both engines, because the engines
+accept different values: PostgreSQL rejects a NUL in a text, and SQLite does not. Which passwords and addresses count as
+equal is tested in `test_identity`.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from support.expect import expect_error, expect_invalid, expect_unauthenticated,
 from support.outbox import settle
 from support.rows import check_all
 
-# Decoding and routing end before any database is asked, so one engine is enough for them.
+# Decoding and routing do not use the database, so one engine is enough for them.
 one_engine = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 
 AUTHENTICATED = ("GetMe", "ChangePassword", "RequestEmailChange")
@@ -37,7 +37,7 @@ CONTROL_CHARACTERS = {
     "left-to-right isolate": "\u2066",
 }
 
-# Bytes that are no protobuf message at all, whatever its fields are.
+# Bytes that are not a valid protobuf message of any type.
 NOT_PROTOBUF = {
     "an endless tag": b"\xff" * 11,
     "a length beyond the end": b"\x0a\x7fab",
@@ -56,12 +56,12 @@ NOT_A_STRING = {
 
 @pytest.fixture
 def nothing_written(server):
-    """Compares every table before and after: no row came, no account or session went."""
-    # What newcomers are mailed is behind us.
+    """Checks that no table has more rows after the test, and that no account or session was deleted."""
+    # Waits until the mails of earlier sign-ups are sent.
     settle(server.engine)
     before = server.engine.counts()
     yield
-    assert server.client.health() == "SERVING", "the server lives"
+    assert server.client.health() == "SERVING", "the server still serves"
     after = server.engine.counts()
     grown = {table: (before.get(table, 0), count) for table, count in after.items() if count > before.get(table, 0)}
     assert not grown, f"refused input was written: {grown}"
@@ -71,7 +71,7 @@ def nothing_written(server):
 
 @pytest.fixture
 def newcomer(client):
-    """A person with a session, made before the tables are counted."""
+    """A user with a session, created before the rows are counted."""
     return client.newcomer()
 
 
@@ -91,7 +91,7 @@ def test_a_control_character_is_an_invalid_field(client, nothing_written):
 
 def test_a_control_character_in_a_password_is_answered_and_never_internal(client):
     def check(character) -> None:
-        # Somebody new for each: wrong passwords are counted.
+        # Each check uses a new user, because wrong passwords are counted.
         person, _ = client.newcomer()
         error = failure_of(lambda: client.login(Person(email=person.email, password=f"{person.password}{character}")))
         assert error.code() in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED}
@@ -196,7 +196,7 @@ def test_an_oversize_message_is_an_invalid_argument(client, newcomer, nothing_wr
     expect_error(lambda: client.change_password(tokens.access_token, person.password, huge), invalid)
     expect_error(lambda: client.request_email_change(tokens.access_token, huge, person.password), invalid)
     bearer = [("authorization", f"Bearer {tokens.access_token}")]
-    # GetMe has no fields: an unknown one of that size.
+    # GetMe has no fields, so this is an unknown field of that size.
     padding = b"\xba\x3e" + _varint(size) + b"x" * size
     expect_error(lambda: client.send_bytes("GetMe", padding, metadata=bearer), invalid)
 

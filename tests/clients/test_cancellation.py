@@ -20,9 +20,9 @@ AT_ONCE = 32
 SEED = 20261123
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
-# What a call of the storm may be answered, if it is answered at all. UNAVAILABLE is not among them: one
-# caller's cancellations must not end the connection that others share (HTTP/2 servers do that by default
-# when many streams are reset before they were accepted).
+# The codes with which a call may end. UNAVAILABLE is not allowed: the cancellations of one caller must not close a
+# connection that other callers share. HTTP/2 servers close it by default if many streams are reset before they are
+# accepted.
 EXPECTED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.CANCELLED,
@@ -32,11 +32,10 @@ EXPECTED = {
 
 
 class Storm:
-    """Many calls of every kind, each cancelled at a random moment of its life.
+    """Many calls of every kind, each cancelled after a random time.
 
-    How long a life is depends on the machine, so the moments are spread over a span
-    that grows with every call cut short and shrinks with every call answered: about a
-    third are answered, and the rest are cut at every stage.
+    The duration of a call depends on the machine. So the longest of these times grows with every cancelled call and
+    shrinks with every answered one. About a third of the calls are answered; the others are cancelled at all stages.
     """
 
     def __init__(self, address: str, sessions, calls: int):
@@ -73,7 +72,7 @@ class Storm:
         self.outcomes[code] += 1
         if code not in EXPECTED:
             self.unexpected.append((method, code.name, await call.details()))
-        # It follows a machine that grows busy within a few dozen calls.
+        # With these factors it adapts within a few dozen calls when the machine becomes busy.
         self._span *= 1.02 if code is grpc.StatusCode.CANCELLED else 0.96
         self._span = min(max(self._span, 0.001), 10)
         if code is grpc.StatusCode.OK and method == "SignUp":
@@ -100,7 +99,7 @@ class Storm:
 
 
 async def sign_up_many(address: str, count: int) -> list[str]:
-    """Signs up `count` people, eight at a time, and demands an OK for each."""
+    """Signs up `count` people, eight at a time, and asserts an OK for each."""
     people = [Person() for _ in range(count)]
     remaining = iter(people)
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
@@ -132,7 +131,7 @@ def test_thousands_of_cancelled_calls_leave_nothing_open_and_nothing_lost(engine
     print(dict(storm.outcomes))
     assert storm.outcomes.total() == calls
     assert not storm.unexpected, storm.unexpected[:5]
-    # Without this the storm would prove little: it must have cut calls short, and let some through.
+    # The test is only useful if many calls were cancelled and some were answered.
     assert storm.outcomes[grpc.StatusCode.CANCELLED] >= calls // 10, storm.outcomes
     assert storm.outcomes[grpc.StatusCode.OK] >= calls // 100, storm.outcomes
     assert set(storm.acknowledged) <= engine.emails()
@@ -142,10 +141,10 @@ def test_thousands_of_cancelled_calls_leave_nothing_open_and_nothing_lost(engine
     acknowledged = asyncio.run(sign_up_many(server.address, sign_ups))
 
     assert len(set(acknowledged)) == sign_ups
-    assert set(acknowledged) <= engine.emails(), "acknowledged and lost"
+    assert set(acknowledged) <= engine.emails(), "an acknowledged sign-up is lost"
     if engine.name == "postgres":
         wait_until("no transaction is open", lambda: no_connection_in_a_transaction(engine))
-    # They are durable, not only visible.
+    # The sign-ups must be durable, not only visible.
     server.kill()
     server.restart()
     assert set(acknowledged) | set(storm.acknowledged) <= engine.emails()
@@ -161,7 +160,7 @@ def test_a_passed_deadline_is_deadline_exceeded_from_the_server_itself(embedded,
         answer = http2.post(server.address, f"/{SERVICE}/Login", message, {"grpc-timeout": timeout})
         assert answer.grpc_status == DEADLINE_EXCEEDED, (timeout, answer)
 
-    assert server.client.newcomer(), "and the server goes on"
+    assert server.client.newcomer(), "the server still serves"
 
 
 def test_a_deadline_far_away_changes_nothing(embedded, start_server):
@@ -178,14 +177,14 @@ def test_a_sign_up_whose_deadline_passed_is_made_whole_or_not_at_all(engine, sta
     people = [Person() for _ in range(40)]
     for number, person in enumerate(people):
         request = pb.SignUpRequest(username=person.username, email=person.email, password=person.password)
-        # From nothing to about as long as the call takes.
+        # The timeouts range from almost zero to about the duration of the call.
         timeout = {"grpc-timeout": f"{number * 500 + 1}u"}
         http2.post(server.address, f"/{SERVICE}/SignUp", request.SerializeToString(), timeout)
 
     for person in people:
-        # The write may have outlived its caller, and may even now be on its way.
+        # The write may have completed after its caller gave up, and may even still be running.
         try:
             server.client.sign_up(person)
         except grpc.RpcError as error:
             assert reason_of(error) in {"EMAIL_TAKEN", "USERNAME_TAKEN"}, error.details()
-        assert server.client.login(person), "the account is whole"
+        assert server.client.login(person), "the account is complete"

@@ -15,7 +15,7 @@ from support.client import Client, Person
 from support.expect import expect_error, expect_invalid, expect_unauthenticated, failure_of, judge, reason_of
 from support.wait import wait_until
 
-# An Argon2 that takes long enough for calls to meet in the queue, on any machine.
+# Hashes that take long enough on any machine for calls to wait in the queue.
 SLOW_HASHES = {"argon2_memory_kib": 65536, "argon2_iterations": 6, "hash_threads": 1}
 
 
@@ -75,7 +75,7 @@ def test_unknown_wrong_and_disabled_logins_get_the_same_bytes(server):
         ),
     }
 
-    # Code, message, the bytes of the details, and which metadata comes with them.
+    # An answer holds the code, the message, the bytes of the details and the names of the metadata.
     assert len(set(answers.values())) == 1, answers
 
 
@@ -134,7 +134,7 @@ def test_an_access_token_past_its_expiry_is_token_expired_and_blocks_neither_ref
     client = server.client
     _, tokens = client.newcomer()
 
-    # Two seconds of life and at most five of leeway.
+    # The token is valid for two seconds, plus at most five seconds of leeway.
     wait_until(
         "the access token expires",
         lambda: reason_of(failure_of(lambda: client.me(tokens.access_token))) == "TOKEN_EXPIRED",

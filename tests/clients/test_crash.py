@@ -1,6 +1,6 @@
-"""What was acknowledged is durable: SIGKILL right after an OK loses nothing, on both engines.
+"""Acknowledged changes are durable: SIGKILL right after an OK loses nothing, on both engines.
 
-It tests a server process that dies. A database that dies is in `test_outage`, clients that cancel calls are in
+It tests a server process that is killed. A database that stops is in `test_outage`, clients that cancel calls are in
 `test_cancellation`, mail that is being sent is in `test_mail_faults`.
 """
 
@@ -48,7 +48,7 @@ def test_a_rotation_is_there_after_a_kill(engine, start_server):
     server.kill()
     server.restart()
 
-    assert server.client.refresh(second.refresh_token).refresh_token == third.refresh_token, "it was rotated once"
+    assert server.client.refresh(second.refresh_token).refresh_token == third.refresh_token, "rotated only once"
     expect_unauthenticated(lambda: server.client.refresh(first.refresh_token), "REFRESH_TOKEN_INVALID")
 
 
@@ -105,7 +105,7 @@ def test_what_a_token_from_a_mail_did_is_there_after_a_kill(engine, start_server
 
 def test_a_kill_amid_sign_ups_keeps_every_one_that_was_acknowledged(engine, start_server):
     server = start_server(engine)
-    # Not the server's own connection, which is closed as soon as the process has ended.
+    # A separate connection, because `server.client` is closed as soon as the process has ended.
     client = server.new_client()
     acknowledged = []
 
@@ -128,15 +128,15 @@ def test_a_kill_amid_sign_ups_keeps_every_one_that_was_acknowledged(engine, star
 
     server.restart()
     assert set(acknowledged) <= engine.emails()
-    assert server.client.newcomer(), "and it goes on"
+    assert server.client.newcomer(), "the server accepts sign-ups again"
 
 
 def test_sigterm_finishes_the_calls_in_flight_and_exits_cleanly(engine, start_server):
-    # One slow hashing thread: when the first login is answered, the others are queued behind it. All six must end
-    # within the server's own deadline of ten seconds, on a busy machine too.
+    # With one slow hashing thread, the other logins are still queued when the first is answered. All six must end
+    # within the server's deadline of ten seconds, even on a busy machine.
     server = start_server(engine, argon2_memory_kib=32768, argon2_iterations=2, hash_threads=1, hash_queue=8)
     person, _ = server.client.newcomer()
-    # Not the server's own connection, which is closed as soon as the process has ended.
+    # A separate connection, because `server.client` is closed as soon as the process has ended.
     client = server.new_client()
 
     with ThreadPoolExecutor(6) as pool:
@@ -145,7 +145,7 @@ def test_sigterm_finishes_the_calls_in_flight_and_exits_cleanly(engine, start_se
         unanswered = [login for login in logins if not login.done()]
         server.stop()
 
-    assert unanswered, "there was something in flight"
+    assert unanswered, "some calls were in flight"
     for login in unanswered:
         assert login.result().access_token
     client.close()

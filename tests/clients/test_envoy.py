@@ -1,8 +1,8 @@
 """The REST gateway gives the same answers as a real Envoy with `grpc_json_transcoder` on the same descriptor.
 
-It tests that the gateway reads `google.api.http` and proto3 JSON as others do. Every RPC with a route has rows of good
-and bad calls here, and each call is made to both. Where Envoy is known to answer differently, `DIFFERENT` holds Envoy's
-status and the reason, and the call is made all the same. Some rows run only every night.
+It tests that the gateway reads `google.api.http` and proto3 JSON as other implementations do. Every RPC with a route
+has rows of valid and invalid calls, and each call is sent to both servers. `DIFFERENT` lists the known differences with
+Envoy's status and the reason; these calls are sent to both as well. Some rows run only in nightly runs.
 """
 
 import json
@@ -33,7 +33,7 @@ def settings(mailbox):
 
 
 class Somebody:
-    """Somebody with a session, and a stranger without an account: new for each call that has effects."""
+    """A user with a session, and a person without an account. A call that has effects gets new ones."""
 
     def __init__(self, server, mailbox):
         self.person, self.tokens = server.client.newcomer()
@@ -42,7 +42,7 @@ class Somebody:
         self.mailbox = mailbox
 
     def mailed(self, kind: str) -> str:
-        """A live token from a mail of this kind. A change of address is to the stranger's."""
+        """A live token from a mail of this kind. A change of address is to that of `stranger`."""
         client = self.server.client
         if kind == RESET:
             client.request_password_reset(self.person.email)
@@ -74,11 +74,11 @@ NAMES = ("username", "email", "password")
 
 @dataclass(frozen=True)
 class Call:
-    """What is sent to a route."""
+    """A request to a route."""
 
     body: object = None
     token: str | None = None
-    # What stands between the braces of the route.
+    # The values of the path parameters.
     path: dict[str, str] = field(default_factory=dict)
     query: str = ""
     headers: dict = field(default_factory=dict)
@@ -139,10 +139,10 @@ LIST_USERS, GET_USER, SET_ROLES, DISABLE, ENABLE, REVOKE_SESSIONS, DELETE_USER, 
         "ListAuditEvents",
     )
 )
-# Who calls these shows an access token.
+# These RPCs need an access token.
 AUTHENTICATED = (CHANGE_PASSWORD, NEW_EMAIL, DELETE_ACCOUNT)
 
-# A call of each RPC with a body that succeeds; the malformed rows below are made from it.
+# A valid body for each RPC that has one. The malformed rows below are made from it.
 GOOD: dict[str, Callable[[Somebody], dict]] = {
     SIGN_UP: lambda s: {name: getattr(s.stranger, name) for name in NAMES},
     LOGIN: lambda s: {"email": s.person.email, "password": s.person.password},
@@ -179,7 +179,7 @@ def used_up(somebody: Somebody) -> str:
 UTF_8 = {"content-type": "application/json; charset=utf-8"}
 PLAIN = {"content-type": "text/plain"}
 
-# Every RPC with a body gets each of these, made from its good call, so that nothing else is different about it.
+# Each of these is made from the good call of every RPC with a body, and differs from it in one respect only.
 WITH_A_BODY: dict[str, tuple[int, Callable[[dict], Call]]] = {
     "a good call": (200, Call),
     "a good call with a stale token": (200, lambda good: Call(good, token="stale")),
@@ -223,12 +223,12 @@ def made_by(somebody: Somebody, rpc: str, call: Call) -> Call:
 
 
 def good(rpc: str, **changes) -> Callable[[Somebody], Call]:
-    """The good call of an RPC, but for these fields."""
+    """The good call of an RPC with these fields changed."""
     return lambda s: made_by(s, rpc, Call({**GOOD[rpc](s), **changes}))
 
 
 def used(somebody: Somebody, rpc: str) -> dict:
-    """The good call of an RPC, made already."""
+    """Makes the good call of an RPC once, and returns its body to make it again."""
     call = GOOD[rpc](somebody)
     [route] = [route for route in contract.routes() if route.rpc == rpc]
     Rest(somebody.server).post(route.template, call).ok()
@@ -236,7 +236,7 @@ def used(somebody: Somebody, rpc: str) -> dict:
 
 
 NOBODY = "01890000-0000-7000-8000-000000000000"
-# What admins do to one account, with the body of a good call.
+# The RPCs with which admins act on one account, each with the body of a good call.
 ON_A_USER = {
     GET_USER: None,
     SET_ROLES: {"roles": ["billing"]},
@@ -343,23 +343,23 @@ ROWS = [
     Row(ME, "another method", 405, lambda s: Call({}, token=s.tokens.access_token, method="POST")),
 ]
 
-# What Envoy answers to the rows of these names instead, and why that is its way and not ours.
+# The rows that Envoy answers differently, by name, with Envoy's status and the reason why the gateway differs.
 DIFFERENT: dict[str, tuple[int, str]] = {
-    "an unknown field": (200, "Envoy drops it, and has no option against that: a field that is misspelt is lost"),
-    "a field given twice": (200, "Envoy lets the last one win: whoever checked the first did not check it"),
+    "an unknown field": (200, "Envoy always drops it, so a misspelt field would be lost without an error"),
+    "a field given twice": (200, "Envoy takes the last one, although another proxy may have checked the first"),
     "a trailing comma": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §4)"),
     "single quotes": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §7)"),
-    "another content type": (200, "Envoy reads any body as JSON: another origin's form needs no preflight to call"),
+    "another content type": (200, "Envoy reads any body as JSON, so a form of another origin needs no preflight"),
     "a boolean as text": (200, 'Envoy reads "true"; in proto3 JSON a bool is true or false'),
-    "a text for a list": (200, "Envoy takes one value for a list of one; in proto3 JSON a list is an array"),
+    "a text for a list": (200, "Envoy reads one value as a list of one; in proto3 JSON a list is an array"),
     "the fields in the query": (
         200,
-        'Envoy binds them; `body: "*"` leaves none to the query (google/api/http.proto), and no password',
+        'Envoy reads them; with `body: "*"` no field may be in the query (google/api/http.proto)',
     ),
-    "another method": (404, "Envoy looks up method and path as one: no 405 with `Allow` (RFC 9110 §15.5.6)"),
+    "another method": (404, "Envoy matches method and path together, so it never answers 405 (RFC 9110 §15.5.6)"),
     "a slash behind": (
         200,
-        "Envoy's path matcher drops it; a variant of a path reaches no RPC (security.md, Authority)",
+        "Envoy ignores it; in Postern a variant of a path reaches no RPC (security.md, Authority)",
     ),
 }
 
@@ -374,9 +374,9 @@ def proxy(server, tmp_path_factory):
         proxy.close()
 
 
-# In every run one RPC has a row of every body, and the others have only these: the same code reads every RPC's body.
+# One RPC has a row for every body in every run, the others only for these: the same code reads all bodies.
 OF_EVERY_BODY = ("a good call", "an empty object", "an unknown field")
-# Who may call is in `test_access_matrix` for every RPC, by the gateway too.
+# `test_access_matrix` tests who may call each RPC, also through the gateway.
 OF_AUTHORITY = ("no admin", "no token", "an old token")
 
 
@@ -401,13 +401,13 @@ def test_the_gateway_and_envoy_answer_alike(server, mailbox, proxy, row):
 
     assert ours.status == row.status, ours.body[:500]
     if row.name in DIFFERENT:
-        assert theirs.status == DIFFERENT[row.name][0], f"strike it from DIFFERENT, or correct it: {theirs.body[:500]}"
+        assert theirs.status == DIFFERENT[row.name][0], f"remove it from DIFFERENT, or correct it: {theirs.body[:500]}"
         return
-    assert theirs.status == ours.status, f"Envoy says {theirs.body[:500]}, the gateway {ours.body[:500]}"
+    assert theirs.status == ours.status, f"Envoy: {theirs.body[:500]}, the gateway: {ours.body[:500]}"
     if ours.status == 200:
         assert shape(theirs.json(), somebody_else) == shape(ours.json(), somebody)
     elif theirs.header("content-type") == "application/json":
-        # Not Envoy's own refusal but the server's: then it says the same, with the same details.
+        # The error comes from the server and not from Envoy, so message and details must be the same.
         error, status = ours.json()["error"], theirs.json()
         assert (error["message"], error["details"]) == (status["message"], status.get("details", []))
 
@@ -446,7 +446,7 @@ def test_every_known_difference_is_of_a_row_that_there_is(server):
 
 
 def shape(value, somebody: Somebody):
-    """A JSON value with what is new in each call replaced by what it has to look like."""
+    """A JSON value in which every value that differs between calls is replaced by its expected form."""
     match value:
         case dict():
             return {name: shape(member, somebody) for name, member in value.items()}

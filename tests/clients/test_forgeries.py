@@ -1,8 +1,8 @@
 """Forged, changed and truncated tokens: each is refused, and none ends or opens a session.
 
-The tests have no signing key, as an attacker has none, so each forgery also has a wrong signature. Tests inside the
-server check each rule on tokens with a right signature. After every test here the valid tokens that it started from
-still work.
+Like an attacker, the tests do not have the signing key, so each forgery also has an invalid signature. The Rust tests
+in `tests/api/access_tokens.rs` check each rule on tokens with a valid signature. After every test the valid tokens that
+it started from must still work.
 """
 
 import json
@@ -19,7 +19,7 @@ from support import jose, pb
 from support.expect import expect_unauthenticated
 from support.keys import key_of
 
-# A token is judged by the server's keys and by what it keeps in memory: no engine is asked, so one is enough.
+# The server checks tokens with its keys and the data in its memory, without the database. So one engine is enough.
 pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
 
 
@@ -135,7 +135,7 @@ def test_a_tampered_payload_is_invalid_whatever_it_claims(client, session):
         {},
     ]
     for change in changes:
-        # Re-encoding alone, without spaces or with, makes it another text than the one signed.
+        # Encoding the claims again, with other spaces, already makes a text other than the signed one.
         payload = jose.encode(json.dumps({**claims, **change}, indent=1).encode())
         forged = f"{header}.{payload}.{signature}"
         expect_unauthenticated(lambda forged=forged: client.me(forged), "TOKEN_INVALID")
@@ -229,10 +229,10 @@ def test_a_forged_refresh_token_neither_refreshes_nor_ends_a_session(client, ses
 
 
 def _with_trailing_bits(token: str) -> str:
-    """The same bytes to a lax decoder: 64 bytes leave four unused bits in the last character."""
+    """A token that a lenient decoder reads as the same bytes: its last character has four unused bits."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     position = alphabet.index(token[-1])
-    assert position % 16 == 0, "the last four bits of an honest signature are zero"
+    assert position % 16 == 0, "the last four bits of a valid signature are zero"
     changed = token[:-1] + alphabet[position + 1]
     assert jose.decode(changed.split(".")[2]) == jose.decode(token.split(".")[2])
     return changed

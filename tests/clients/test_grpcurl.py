@@ -1,4 +1,4 @@
-"""Postern by grpcurl: reflection, health and a whole journey, without the contract's files.
+"""Calls with grpcurl: reflection, health and the main use of Postern, without the proto files.
 
 It tests what a person at a terminal sees first, with the real tool from `target/tools/bin` or the PATH. Both versions
 of reflection are also called directly, because grpcurl uses whichever it finds.
@@ -57,7 +57,7 @@ def grpcurl_path(left_out) -> str:
 
 @pytest.fixture
 def grpcurl(grpcurl_path, server):
-    """Runs grpcurl against the shared server; `exit_code` is demanded."""
+    """Runs grpcurl against the shared server and checks its exit code."""
 
     def run(*arguments: str, data: dict | None = None, token: str | None = None, exit_code: int = 0) -> str:
         command = [grpcurl_path, "-plaintext", "-max-time", "15"]

@@ -66,7 +66,7 @@ def test_a_domain_that_only_looks_alike_is_a_different_account(client):
     second = client.sign_up(look_alike)
 
     assert second.id != first.id
-    assert second.email.startswith(f"{name}@xn--"), "shown so that nobody takes it for the other"
+    assert second.email.startswith(f"{name}@xn--"), "shown in a form that differs visibly from the other"
     assert client.me(client.login(person).access_token).id == first.id
     assert client.me(client.login(look_alike).access_token).id == second.id
 
@@ -127,7 +127,7 @@ def test_a_password_of_1024_bytes_is_used_whole(client):
     client.sign_up(person)
 
     assert client.login(person)
-    # Nothing is cut off: the last byte counts as the first does.
+    # The password is not truncated: one with another last byte is wrong.
     last = "0" if person.password[-1] != "0" else "1"
     changed = replace(person, password=person.password[:-1] + last)
     expect_unauthenticated(lambda: client.login(changed), "INVALID_CREDENTIALS")

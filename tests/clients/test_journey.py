@@ -161,7 +161,7 @@ def test_a_server_on_default_settings_hashes_as_promised_and_stores_no_secret(en
     assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$"), stored
 
     everything = engine.dump()
-    assert person.email in everything, "the dump sees what is stored"
+    assert person.email in everything, "the dump contains the stored data"
     for secret in (person.password, tokens.access_token, tokens.refresh_token, fresh.refresh_token):
         assert secret not in everything
 
@@ -189,7 +189,7 @@ def test_replicas_on_one_database_share_accounts_tokens_and_revocations(engine, 
 
     two.client.logout(fresh.refresh_token)
     expect_unauthenticated(lambda: one.client.refresh(fresh.refresh_token), "REFRESH_TOKEN_INVALID")
-    # A revoked token is dead everywhere within a second; the rest is for a busy machine.
+    # A revocation reaches every replica within a second. The longer deadline is for a busy machine.
     wait_until(
         "the other replica refuses the access token",
         lambda: expect_unauthenticated(lambda: one.client.me(fresh.access_token), "SESSION_REVOKED"),
@@ -201,7 +201,7 @@ def test_of_simultaneous_sign_ups_of_one_name_exactly_one_succeeds(client, taken
     wanted = Person()
 
     def attempt(number: int):
-        # Every other attempt writes the name in capitals: it is the same name.
+        # Every second attempt writes the name in capitals, which is the same name.
         written = getattr(wanted, taken).upper() if number % 2 else getattr(wanted, taken)
         client.sign_up(Person(**{taken: written}))
 
@@ -227,7 +227,7 @@ def test_refreshing_while_logging_out_leaves_nothing_alive(client):
             races = [pool.submit(client.refresh, tokens.refresh_token) for _ in range(4)]
             pool.submit(client.logout, tokens.refresh_token).result()
 
-        # Whoever won, after the acknowledged logout every token of the session is dead.
+        # Whichever call was first, no token of the session works after the acknowledged logout.
         survivors = [tokens, *(race.result() for race in races if race.exception() is None)]
         for survivor in survivors:
             expect_unauthenticated(lambda token=survivor.refresh_token: client.refresh(token), "REFRESH_TOKEN_INVALID")
@@ -237,7 +237,7 @@ def test_refreshing_while_logging_out_leaves_nothing_alive(client):
 def test_unknown_fields_and_metadata_are_ignored(client):
     person = Person()
     request = pb.SignUpRequest(username=person.username, email=person.email, password=person.password)
-    # Field 999, a string: what a newer client might send.
+    # Field 999 with a string, as a newer client might send it.
     newer = request.SerializeToString() + b"\xba\x3e\x05later"
 
     client.send_bytes("SignUp", newer, metadata=[("x-request-id", "r-1"), ("x-unheard-of", "v"), ("blob-bin", b"\0")])

@@ -20,7 +20,7 @@ from support.keys import published_keys
 ISSUER, AUDIENCE = "http://localhost:8080", "postern"
 JWKS = "/.well-known/jwks.json"
 DISCOVERY = "/.well-known/openid-configuration"
-# An hour is how long a key will be published before it signs; a cache must be shorter.
+# A new key will be published for an hour before it signs, so a cache must not keep the keys longer than that.
 LONGEST_CACHE = 3600
 
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
@@ -33,7 +33,7 @@ def rest(server):
 
 @pytest.fixture(scope="session")
 def jose_directory(left_out) -> Path:
-    """Where `scripts/tools jose` put it."""
+    """The directory into which `scripts/tools jose` installs jose."""
     directory = pb.REPOSITORY / "target/tools/jose"
     if shutil.which("node") is None or not (directory / "node_modules/jose").exists():
         left_out("verifying with jose: run `scripts/tools jose`")
@@ -42,7 +42,7 @@ def jose_directory(left_out) -> Path:
 
 @pytest.fixture
 def verify_with_jose(jose_directory):
-    """Has jose verify a token by the URL of the keys alone: what it read, or its error."""
+    """Verifies a token with jose and only the URL of the keys. Returns what jose read, or its error."""
 
     def verify(token: str, url: str, issuer: str = ISSUER, audience: str = AUDIENCE) -> dict:
         script = Path(__file__).parent / "node/verify.mjs"
@@ -55,7 +55,7 @@ def verify_with_jose(jose_directory):
 
 
 def verified_by_pyjwt(token: str, url: str, issuer: str = ISSUER, audience: str = AUDIENCE) -> dict:
-    """The claims, as PyJWT reads them with the URL of the keys alone."""
+    """Verifies a token with PyJWT and only the URL of the keys. Returns the claims."""
     key = jwt.PyJWKClient(url).get_signing_key_from_jwt(token)
     return jwt.decode(token, key, algorithms=["ES256"], audience=audience, issuer=issuer)
 
@@ -140,7 +140,7 @@ def test_head_tells_what_get_would(rest):
 
 
 def seconds_to_keep(answer) -> int:
-    """`max-age` of a public answer: at least long enough to be of use."""
+    """The `max-age` of a public answer. Asserts that it is at least a minute."""
     directives = [part.strip() for part in answer.header("cache-control").split(",")]
     assert "public" in directives
     [age] = [int(part.removeprefix("max-age=")) for part in directives if part.startswith("max-age=")]
@@ -155,7 +155,7 @@ def test_discovery_names_the_issuer_and_where_the_keys_are(rest):
     assert document["issuer"] == ISSUER
     assert document["jwks_uri"] == f"{ISSUER}{JWKS}"
     assert document["id_token_signing_alg_values_supported"] == ["ES256"]
-    # OpenID Connect Discovery 1.0 §3 requires them; readers such as Istio's look at no others.
+    # OpenID Connect Discovery 1.0 §3 requires these members. Some readers, such as Istio, look at no others.
     assert {"response_types_supported", "subject_types_supported"} <= set(document)
     assert seconds_to_keep(answer) <= LONGEST_CACHE
 
@@ -166,7 +166,7 @@ def test_discovery_leads_to_keys_that_verify_where_the_public_url_is_not_the_iss
 ):
     issuer = "https://id.example.com/tenant"
     server = start_server(embedded, issuer=issuer, audience="mesh", public_url="http://127.0.0.1:1")
-    # The address is known only now, and stays over a restart.
+    # The address is known only after the start, and a restart keeps it.
     server.restart(public_url=f"http://{Rest(server).address}{slash}")
     rest = Rest(server)
 

@@ -1,4 +1,4 @@
-"""Delivered mail: its contents, the transport it comes by, and that its links come from the configuration alone.
+"""Delivered mail: its contents, its transport, and its links, which depend only on the configuration.
 
 It tests the form of a mail and the four transports. What the token in it does is in `test_account_flows`. SMTP servers
 that fail are in `test_mail_faults`.
@@ -23,7 +23,7 @@ from support.wait import wait_until
 
 PUBLIC_URL = "http://localhost:8080"
 LOOPBACK = "127.0.0.1"
-# Quotes and a colon, an at sign and a slash: whatever a URL could trip over.
+# A password with characters that have a meaning in URLs and headers.
 MAIL_PASSWORD = 'Qu"iet:98@otter/ä %41'
 
 
@@ -34,7 +34,7 @@ def signed_up(server) -> Person:
 
 
 def expect_well_formed(mail: Mail, person: Person) -> None:
-    """Demands what RFC 5322, RFC 2045 and every mail reader want."""
+    """Asserts what RFC 5322, RFC 2045 and all mail clients require."""
     message = mail.message
     assert not message.defects, message.defects
     for part in message.walk():
@@ -54,7 +54,7 @@ def expect_well_formed(mail: Mail, person: Person) -> None:
     assert [text.get_content_type(), alternative.get_content_type()] == ["text/plain", "text/html"]
     assert text.get_content_charset() == alternative.get_content_charset() == "utf-8"
     head = mail.content.partition(b"\r\n\r\n")[0]
-    assert head.isascii(), "headers are ASCII, whatever they say (RFC 2047)"
+    assert head.isascii(), "headers are ASCII, also for other scripts (RFC 2047)"
     assert b"\n" not in mail.content.replace(b"\r\n", b""), "lines end in CRLF"
 
 
@@ -74,9 +74,9 @@ def test_a_sign_up_mails_a_well_formed_verification_mail(engine, start_server, s
     assert mail.author == ("Postern", "no-reply@localhost")
     assert mail.sender == "no-reply@localhost"
     assert mail.link.startswith(f"{PUBLIC_URL}/verify-email?token=")
-    assert mail.link in hrefs(mail), "both parts say the same"
+    assert mail.link in hrefs(mail), "both parts have the same link"
     assert server.client.verify_email(mail.token).email_verified
-    assert len(mailbox.mails()) == 1, "one mail, once"
+    assert len(mailbox.mails()) == 1, "exactly one mail arrives"
 
 
 def test_every_mail_has_an_id_of_its_own(embedded, start_server, start_mailbox):
@@ -115,7 +115,7 @@ def test_a_name_in_any_script_arrives_as_it_was_configured(embedded, start_serve
     assert mail.author == (name, "post@mail.example.com")
     assert mail.sender == "post@mail.example.com"
     said = " ".join(f"{mail.message['Subject']} {mail.text}".split())
-    assert " ".join(name.split()) in said, "a mail says which service it is from"
+    assert " ".join(name.split()) in said, "a mail names the service that sends it"
 
 
 def test_the_sender_is_the_service_by_name_at_the_host_of_the_public_url(embedded, start_server, start_mailbox):
@@ -140,7 +140,7 @@ def test_a_name_that_looks_like_html_is_text_in_the_html_part(embedded, start_se
     assert "<b>Otters" not in mail.html
     assert "<img src=x" not in mail.html
     assert name in html.unescape(mail.html)
-    assert name in mail.text, "and nothing is escaped in the text"
+    assert name in mail.text, "the text part is not escaped"
 
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
@@ -158,14 +158,14 @@ def test_a_mail_goes_encrypted_to_a_server_whose_certificate_holds(
 
 
 def expect_kept_back(server, mailbox) -> None:
-    """Demands that mails wait for a better server, and that this one has heard nothing of them."""
+    """Asserts that mails stay in the outbox, and that the SMTP server has received nothing about them."""
     person = signed_up(server)
     wait_until(
         "it was tried", lambda: [mail for mail in waiting(server.engine) if mail.attempts >= 2], DELIVERY_DEADLINE
     )
     [kept] = waiting(server.engine)
     assert (kept.kind, kept.recipient, kept.dead) == ("verify_email", person.email, False)
-    assert not mailbox.attempts, "nobody was named"
+    assert not mailbox.attempts, "no recipient was named"
     assert not mailbox.mails()
 
 
@@ -208,7 +208,7 @@ def test_a_mail_server_that_wants_a_password_gets_it(
     user, password = quote("postern@example.com", safe=""), quote(MAIL_PASSWORD, safe="")
     with_password = f"smtps://{user}:{password}@{mailbox.address}"
     file = tmp_path / "secret"
-    # An editor leaves a newline.
+    # Editors add a newline at the end of a file.
     file.write_text(f"{MAIL_PASSWORD if place == 'in a file of its own' else with_password}\n")
     file.chmod(0o600)
     settings = {
@@ -231,7 +231,7 @@ def test_a_wrong_mail_password_keeps_mail_back_and_is_not_logged(
     monkeypatch.setenv("SSL_CERT_FILE", tls.ca_file)
     wrong = "a-wrong-password-918273645546"
     server = start_server(embedded, mail_url=f"smtps://postern:{wrong}@{mailbox.address}")
-    # `close` looks for these.
+    # `close` searches the log for these.
     server.secrets |= {wrong, base64.b64encode(f"\0postern\0{wrong}".encode()).decode()}
 
     expect_kept_back(server, mailbox)
@@ -257,7 +257,7 @@ def test_the_file_transport_leaves_a_whole_mail_for_each(embedded, start_server,
 
 def test_the_default_transport_writes_the_link_into_the_log(embedded, start_server):
     server = start_server(embedded)
-    # Here, and here alone, a token is in the log: this client does not remember it as a secret.
+    # Only this transport logs tokens. So this client records its secrets apart from those that the log must not hold.
     client = Client(server.address, set())
     person = Person()
     client.sign_up(person)
@@ -267,13 +267,13 @@ def test_the_default_transport_writes_the_link_into_the_log(embedded, start_serv
         return lines[-1] if lines else None
 
     line = wait_until("the link is in the log", logged, DELIVERY_DEADLINE)
-    assert json.loads(line), "as a line of the log's own form"
+    assert json.loads(line), "the line is JSON, like all lines of the log"
     [token] = set(TOKEN.findall(line))
     assert client.verify_email(token).email_verified
     client.close()
 
 
-# What a client, or whoever stands before it, says about where the service is.
+# Headers with which a client or a proxy could claim another host for the service.
 EVIL = {
     "forwarded": "host=evil.example.net;proto=https;for=203.0.113.9",
     "x-forwarded-host": "evil.example.net",

@@ -1,4 +1,4 @@
-"""SMTP servers that hang, refuse, reset or are down; a Postern that is killed; replicas that share an outbox.
+"""SMTP servers that hang, refuse, reset or are down; a server that is killed; and replicas that share an outbox.
 
 It tests that no answer waits for mail, and that no mail is lost, sent to the wrong address or sent twice. The form of a
 delivered mail is in `test_mail_delivery`.
@@ -20,9 +20,9 @@ from support.mail import GOOD, RESET, TOKEN, VERIFY, Behaviour, Mailbox
 from support.outbox import lapse_claims, settle, waiting
 from support.wait import wait_until
 
-# Postern gives up an SMTP server that hangs after 30 s: an answer that comes sooner did not wait for it.
+# Postern waits up to 30 s for an SMTP server that hangs. So a call that is answered sooner did not wait for it.
 PROMPT = 10
-# A server that hangs is given up after 30 s at most, and then there is a pause before the next attempt.
+# Postern waits up to 30 s for a server that hangs, and then pauses before the next attempt.
 HEALED_WITHIN = 120
 
 FAULTS = {
@@ -79,11 +79,11 @@ def test_no_answer_waits_for_smtp_and_every_mail_arrives_once_it_is_well(
     promptly(lambda: client.request_password_reset(Person().email))
     new_email = Person().email
     promptly(lambda: client.request_email_change(tokens.access_token, new_email, known.password))
-    assert client.health() == "SERVING", "mail is no reason to take a replica out"
+    assert client.health() == "SERVING", "mail problems do not affect the health of a replica"
     wait_until("it was tried", lambda: max(mail.attempts for mail in waiting(embedded)) >= 1)
     heal(mailbox, fault)
     if not pytestconfig.getoption("nightly"):
-        # A connection that hangs is given up after 30 s. Only nightly runs wait for that.
+        # Postern closes a connection that hangs after 30 s. Only nightly runs wait for that.
         mailbox.reset_hanging()
 
     for person in newcomers:
@@ -93,7 +93,7 @@ def test_no_answer_waits_for_smtp_and_every_mail_arrives_once_it_is_well(
     client.reset_password(mailbox.token(known.email, RESET, HEALED_WITHIN), Person().password)
     settle(embedded, HEALED_WITHIN)
     counted = Counter((mail.recipients, mail.kind) for mail in mailbox.mails() if mail.kind)
-    assert set(counted.values()) == {1}, "each once"
+    assert set(counted.values()) == {1}, "each mail arrives once"
 
 
 def test_an_address_that_is_always_refused_delays_nobody_else(engine, start_server, start_mailbox):
@@ -111,14 +111,14 @@ def test_an_address_that_is_always_refused_delays_nobody_else(engine, start_serv
         server.client.sign_up(person)
         assert mailbox.token(person.email, VERIFY)
 
-    # Later, too, while there is still something to be tried again.
+    # Other mail also arrives later, while the refused mails still wait for another attempt.
     time.sleep(3)
     person = Person()
     server.client.sign_up(person)
     assert mailbox.token(person.email, VERIFY)
     assert not [mail for person in refused for mail in mailbox.mails(person.email)]
     tried = Counter(address for _, address in mailbox.attempts if address in {person.email for person in refused})
-    assert max(tried.values()) <= 5, f"it is not insisted upon: {tried}"
+    assert max(tried.values()) <= 5, f"too many attempts: {tried}"
 
 
 def test_attempts_grow_further_apart(embedded, start_server, start_mailbox):
@@ -132,7 +132,7 @@ def test_attempts_grow_further_apart(embedded, start_server, start_mailbox):
 
     moments = [moment for moment, _ in mailbox.attempts]
     pauses = [later - earlier for earlier, later in zip(moments, moments[1:], strict=False)]
-    # 1, 2, 4, 8 s, each with jitter.
+    # The pauses are 1, 2, 4 and 8 s, each with jitter.
     assert pauses[0] >= 0.4, pauses
     assert pauses[3] > 2 * pauses[0], pauses
     assert sum(pauses[:4]) >= 7, pauses
@@ -145,7 +145,7 @@ def test_an_smtp_servers_words_put_no_address_and_no_token_into_the_log(embedded
     for person, behaviour in zip(
         people,
         (
-            # The mailbox repeats whom it means, as real servers do.
+            # The mailbox repeats the address in its reply, as real servers do.
             Behaviour(at_recipient="550 5.1.1 no such user"),
             Behaviour(at_data="554 5.7.1 spam, says https://blocklist.example/why?who="),
             Behaviour(at_recipient="451 4.3.0 try again later"),
@@ -161,8 +161,8 @@ def test_an_smtp_servers_words_put_no_address_and_no_token_into_the_log(embedded
     delivered = mailbox.take(people[2].email, VERIFY, HEALED_WITHIN)
 
     log = "\n".join(server.log)
-    assert "mail" in log.lower(), "that mail cannot be sent is said"
-    assert "5.1.1" in log or "550" in log, "and what the server answered"
+    assert "mail" in log.lower(), "the log says that mail cannot be sent"
+    assert "5.1.1" in log or "550" in log, "the log contains the answer of the server"
     for person in people:
         assert person.email not in log
         assert person.email.partition("@")[0] not in log
@@ -211,7 +211,7 @@ def test_the_claims_of_a_killed_server_lapse_by_themselves(embedded, start_serve
 def test_a_kill_amid_sign_ups_loses_no_mail_of_those_that_were_acknowledged(engine, start_server, start_mailbox):
     mailbox = start_mailbox()
     server = start_server(engine, mail_url=mailbox.url)
-    # Not the server's own connection, which is closed as soon as the process has ended.
+    # A separate connection, because `server.client` is closed as soon as the process has ended.
     client = server.new_client()
     acknowledged = []
 
@@ -260,7 +260,7 @@ def test_a_mail_that_cannot_be_sent_for_a_day_is_given_up_and_kept(engine, start
     assert sent.value("postern_mails_total", kind="password_changed", outcome="dead") == 1
     assert sent.value("postern_mails_total", kind="password_changed", outcome="failed") >= 1
 
-    # As the operations page has it, for whoever mended the mail server.
+    # The operations page gives this statement for mails that were given up, once the mail server works again.
     now = engine.as_time(datetime.now(UTC))
     engine.execute("UPDATE mail_outbox SET dead_time = NULL, next_attempt_time = ?, create_time = ?", now, now)
     assert mailbox.notice(person.email)
@@ -269,7 +269,7 @@ def test_a_mail_that_cannot_be_sent_for_a_day_is_given_up_and_kept(engine, start
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_two_replicas_send_each_mail_of_a_full_outbox_once(engine, start_server, start_mailbox, size):
     mailbox = start_mailbox()
-    # Nothing goes out before all of it is there: the replicas meet over a full outbox.
+    # No mail is sent before all are queued, so that both replicas start with a full outbox.
     mailbox.go_down()
     servers = [start_server(engine, mail_url=mailbox.url) for _ in range(2)]
     people = [Person() for _ in range(size(40, 100))]
@@ -323,7 +323,7 @@ def test_sigterm_does_not_wait_for_an_smtp_server_that_hangs(engine, start_serve
     server.client.sign_up(person)
     wait_until("the mail is under way", lambda: mailbox.seen_in_data >= 1)
 
-    # The contract drains for at most 30 s: `stop` fails if it takes much longer.
+    # The server drains for at most 30 s. `stop` fails if the server takes much longer.
     server.stop()
 
     mailbox.behave(GOOD)
@@ -333,7 +333,7 @@ def test_sigterm_does_not_wait_for_an_smtp_server_that_hangs(engine, start_serve
 
 
 def test_mail_waits_while_the_database_is_the_only_thing_that_works(embedded, start_server, start_mailbox):
-    # An SMTP server that was never there, and a name that does not resolve, change nothing for callers.
+    # Callers notice nothing if no SMTP server listens or if its name does not resolve.
     for url in ("smtp://127.0.0.1:9", "smtp://mail.invalid:25"):
         server = start_server(embedded, mail_url=url)
         person = Person()
@@ -344,4 +344,4 @@ def test_mail_waits_while_the_database_is_the_only_thing_that_works(embedded, st
     mailbox = start_mailbox()
     start_server(embedded, mail_url=mailbox.url)
     settle(embedded, HEALED_WITHIN)
-    assert len(mailbox.mails()) == 2, "and whoever has mail to send, sends it later"
+    assert len(mailbox.mails()) == 2, "a later server sends the mails"

@@ -1,4 +1,4 @@
-"""One-time tokens: for what each is valid, how often and how long, and that all bad ones are refused alike.
+"""One-time tokens: their purpose, single use and lifetime, and that all invalid ones get the same answer.
 
 It tests each promise about tokens under "Mail" in security.md. What the RPCs do with a valid token is in
 `test_account_flows`. That no token is stored is in `test_no_token_at_rest`.
@@ -30,12 +30,12 @@ LIFETIMES = {VERIFY: timedelta(hours=24), RESET: timedelta(minutes=30), CHANGE: 
 
 @pytest.fixture(scope="module")
 def settings(mailbox):
-    # Fifty resets at once are hashed, whatever the machine.
+    # The hash queue has room for fifty concurrent resets, on any machine.
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0", "hash_queue": "200"}
 
 
 class Owner:
-    """Somebody with a session who gets mail of every kind."""
+    """A user with a session who gets mail of every kind."""
 
     def __init__(self, server, mailbox):
         self.client, self.engine, self.mailbox = server.client, server.engine, mailbox
@@ -43,7 +43,7 @@ class Owner:
         self.new_email = Person().email
 
     def token(self, kind: str) -> str:
-        """A token that is live, by a mail that was asked for now."""
+        """Requests a mail now and returns the live token."""
         match kind:
             case "verify-email":
                 self.client.resend_verification(self.person.email)
@@ -53,7 +53,7 @@ class Owner:
                 self.client.request_email_change(self.tokens.access_token, self.new_email, self.person.password)
         to = self.new_email if kind == CHANGE else self.person.email
         if kind == VERIFY:
-            # The one of the sign-up came before it or after it, or was replaced while it waited.
+            # The mail of the sign-up may arrive before or after this one, or may have been dropped from the outbox.
             settle(self.engine)
             mailed = [mail.token for mail in self.mailbox.mails(to) if mail.kind == VERIFY]
             [live] = [token for token in mailed if row_of(self.engine, token)]
@@ -74,7 +74,7 @@ def use(client: Client, rpc: str, token: str, password: str | None = None):
 
 
 def refuse(client: Client, rpc: str, token: str):
-    """Demands that an RPC does not take a token, and returns all that a caller sees of that."""
+    """Asserts that an RPC refuses a token, and returns everything that the caller sees."""
     wanted = grpc.StatusCode.INVALID_ARGUMENT
     return expect_error(lambda: use(client, rpc, token), wanted, "ONE_TIME_TOKEN_INVALID")
 
@@ -100,7 +100,7 @@ def test_a_token_is_good_for_its_purpose_alone(client, owner, kind):
     expect_unauthenticated(lambda: client.me(token), "TOKEN_INVALID")
     expect_unauthenticated(lambda: client.refresh(token), "REFRESH_TOKEN_INVALID")
     expect_unauthenticated(lambda: client.logout(token), "REFRESH_TOKEN_INVALID")
-    assert use(client, KINDS[kind], token), "and none of that used it up"
+    assert use(client, KINDS[kind], token), "the refused calls did not use it up"
 
 
 @pytest.mark.parametrize("rpc", KINDS.values())
@@ -119,7 +119,7 @@ def test_a_token_lives_as_long_as_promised_and_no_longer(server, client, owner, 
     set_expiry(server.engine, token, timedelta(milliseconds=-1))
     refuse(client, KINDS[kind], token)
     set_expiry(server.engine, token, timedelta(seconds=60))
-    assert use(client, KINDS[kind], token), "it was its time that was up"
+    assert use(client, KINDS[kind], token), "it was refused only because it had expired"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,7 +151,7 @@ def test_what_was_mailed_before_a_restart_is_good_after_it_and_what_has_expired_
 
 def test_tokens_of_one_kind_end_none_of_another(client, owner):
     tokens = {kind: owner.token(kind) for kind in (VERIFY, CHANGE, RESET)}
-    # In this order none ends another: a reset and a new address do.
+    # In this order no token ends another. A completed reset or change of address would end other tokens.
     use(client, "VerifyEmail", tokens[VERIFY])
     assert row_of(owner.engine, tokens[RESET])
     assert use(client, "ConfirmEmailChange", tokens[CHANGE])
@@ -191,7 +191,7 @@ def test_an_altered_token_is_refused(client, owner, kind):
     refused = {refuse(client, KINDS[kind], other) for other in others}
 
     assert len(refused) == 1, refused
-    assert use(client, KINDS[kind], token), "and none of that used it up"
+    assert use(client, KINDS[kind], token), "the refused calls did not use it up"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,7 +232,7 @@ def test_of_fifty_uses_at_once_exactly_one_succeeds(server, client, owner, kind)
     assert outcomes.count("ONE_TIME_TOKEN_INVALID") == 49, outcomes
     if kind == RESET:
         winner = passwords[outcomes.index("done")]
-        assert client.login(replace(owner.person, password=winner)), "it is the one that was told so"
+        assert client.login(replace(owner.person, password=winner)), "the new password is that of the successful call"
 
 
 @pytest.mark.parametrize("kind", [VERIFY, RESET])
@@ -392,7 +392,7 @@ def test_an_address_that_would_write_into_a_mail_is_refused(server, client, owne
     addresses += [f"{owner.person.email}{character}", f"{character}{owner.person.email}"]
     for address in addresses:
         if character == "%0d%0a" and " " not in address:
-            continue  # that is an address like any other
+            continue  # this is a valid address
         expect_invalid(lambda address=address: client.request_password_reset(address), "email")
         expect_invalid(lambda address=address: client.resend_verification(address), "email")
         change = {"new_email": address, "password": owner.person.password}

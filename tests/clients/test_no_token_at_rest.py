@@ -17,7 +17,7 @@ from support.wait import wait_until
 
 
 class Secrets:
-    """Everything that would let somebody in, by what it is."""
+    """Every secret that gives access, by kind."""
 
     def __init__(self):
         self.passwords: set[str] = set()
@@ -38,13 +38,13 @@ class Secrets:
         return token
 
     def forms(self) -> dict[str, list[bytes]]:
-        """Each secret in every form that it could be kept in: what must not be found."""
+        """Each secret in every form in which it could be stored. None of them may be found."""
         forms = {f"password {password[:8]}…": [password.encode()] for password in self.passwords}
         for token in self.session_tokens:
             signature = token.rpartition(".")[2]
             forms[f"session token {token[:8]}…"] = [token.encode(), *encodings(jose.decode(signature))]
         for token in self.mail_tokens:
-            # The first sixteen bytes are its id, which is the row's; the rest is what is worth something.
+            # The first sixteen bytes are the id of the row, which is stored. The rest is the HMAC, which is secret.
             mac = jose.decode(token)[16:]
             assert len(mac) == 32
             forms[f"mail token {token[:8]}…"] = [token.encode(), token[22:].encode(), *encodings(mac)]
@@ -63,7 +63,7 @@ def secrets() -> Secrets:
 
 
 def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
-    """Runs every flow to its end, and some halfway; returns the live tokens of mails that wait to be delivered."""
+    """Runs every flow, some of them only in part. Returns the live tokens of mails that are still in the outbox."""
     client = server.client
 
     def newcomer():
@@ -95,7 +95,7 @@ def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
     client.request_email_change(tokens.access_token, new_email, moved.password)
     client.confirm_email_change(secrets.mailed(mailbox.token(new_email, CHANGE)))
 
-    # Delivered, and never used.
+    # These mails are delivered, and their tokens are never used.
     idle, tokens = newcomer()
     secrets.mailed(mailbox.token(idle.email, VERIFY))
     client.request_password_reset(idle.email)
@@ -104,7 +104,7 @@ def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
     secrets.mailed(mailbox.token(new_email, CHANGE))
     settle(server.engine)
 
-    # Made, sent, and not taken: these wait.
+    # The mailbox rejects these mails, so they wait in the outbox.
     mailbox.behave(Behaviour(at_data="451 4.3.0 later"))
     waiter, tokens = newcomer()
     new_email = Person().email
@@ -127,7 +127,7 @@ def test_neither_database_nor_log_holds_what_lets_anybody_in(engine, start_serve
 
     waiting_tokens = live_through_everything(server, mailbox, secrets)
 
-    assert len(waiting(engine)) >= 3, "some mail is still to be delivered"
+    assert len(waiting(engine)) >= 3, "some mails are not delivered yet"
     backups = engine.backups()
     for name, backup in backups.items():
         found = [what for what, forms in secrets.forms().items() if any(form in backup for form in forms)]
@@ -136,7 +136,7 @@ def test_neither_database_nor_log_holds_what_lets_anybody_in(engine, start_serve
     found = [what for what, forms in secrets.forms().items() if any(form in log for form in forms)]
     assert not found, f"the log holds {found}"
 
-    # This search would find them: what is there, it finds.
+    # The search works: it finds the ids of the tokens, which are stored.
     assert len(secrets.mail_tokens) >= 10
     for token in waiting_tokens:
         assert row_of(engine, token), "the token is live"
@@ -144,7 +144,7 @@ def test_neither_database_nor_log_holds_what_lets_anybody_in(engine, start_serve
         assert any(form in backup for form in stored for backup in backups.values())
     mailbox.recover()
     verification = next(mail for mail in mailbox.refused if mail.kind == VERIFY)
-    assert server.client.verify_email(verification.token).email_verified, "and worth something"
+    assert server.client.verify_email(verification.token).email_verified, "the token gives access"
 
 
 def test_the_search_finds_a_secret_in_each_of_its_forms(engine, start_server, start_mailbox, secrets):

@@ -25,13 +25,13 @@ from support.wait import wait_until
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 PAGE = pb.REPOSITORY / "docs/operations.md"
 ME = f"{pb.PACKAGE}.AuthService/GetMe"
-# What only happens where something fails or a limit is low: `test_mail_faults` and `test_throttling` make it happen.
+# Label values that need a failure or a low limit. `test_mail_faults` and `test_throttling` cause these.
 RARE = {
     "postern_mails_total": {"failed", "dead"},
     "postern_housekeeping_total": {"failed"},
     "postern_logins_throttled_total": {"client"},
 }
-# The page says a second; a busy machine gets a few more.
+# The documented time is one second. A busy machine gets a few more.
 FOLLOWS_WITHIN = 5
 
 
@@ -71,7 +71,7 @@ def unready(operations: Rest) -> set[str] | None:
 
 
 def live_through_everything(server) -> tuple[Person, dict]:
-    """Makes every event happen that a metric counts, over REST and gRPC, and returns who it happened to."""
+    """Causes every event that a metric counts, over REST and gRPC. Returns the user and the first tokens."""
     rest, client = Rest(server), server.client
     person, first = rest.newcomer()
     second = rest.post("/v1/auth/refresh", {"refreshToken": first["refreshToken"]}).ok()["tokens"]
@@ -84,11 +84,11 @@ def live_through_everything(server) -> tuple[Person, dict]:
     for call in (lambda: client.sign_up(person), lambda: client.login(Person()), lambda: client.me("nonsense")):
         failure_of(call)
     failure_of(lambda: client.send_bytes("/nowhere.Service/Nothing", b""))
-    # More mail than an address gets, and then more than a client may cause; the first is to nobody.
+    # First an address without an account, then more mail than an address gets, then more than a client may cause.
     for email in (Person().email, *[person.email] * 11, *[Person().email] * 50):
         client.request_password_reset(email)
     settle(server.engine)
-    # More guesses at one address than are let through.
+    # More password attempts for one address than are allowed.
     stranger = Person()
     for _ in range(11):
         failure_of(lambda: client.login(stranger))
@@ -122,7 +122,7 @@ def test_a_server_that_stops_says_so_before_it_stops_answering(embedded, start_s
     with ThreadPoolExecutor(1) as pool:
         stopped = pool.submit(server.stop)
         wait_until("it takes its leave", lambda: unready(operations) == {"accepting_calls"}, 5, pause=0.01)
-        assert rest.get("/v1/me").status == 401, "calls are answered meanwhile"
+        assert rest.get("/v1/me").status == 401, "calls are still answered"
         assert operations.get("/livez").status == 200
         stopped.result()
 
@@ -205,7 +205,7 @@ def test_the_depth_of_the_hash_queue_rises_and_falls_again(embedded, start_serve
         logins = [pool.submit(attempt, Person()) for _ in range(4)]
         wait_until("some wait", lambda: depth() > 0, pause=0.01)
         assert {login.result() for login in logins} == {401}
-    assert depth() == 0, "nobody waits"
+    assert depth() == 0, "no call waits"
 
 
 @SQLITE_ALONE
@@ -245,4 +245,4 @@ def test_the_committed_description_of_the_rest_api_is_fresh(server):
     printed = server.run("openapi")
     assert printed.returncode == 0, printed.stderr
     committed = (pb.REPOSITORY / "docs/openapi.json").read_text()
-    assert printed.stdout == committed, "write it anew: postern openapi > docs/openapi.json"
+    assert printed.stdout == committed, "update it: postern openapi > docs/openapi.json"

@@ -1,7 +1,7 @@
 """The pages that mails link to, in a real browser without scripts.
 
-It tests the three flows as a user sees them, and that the browser has no complaint about a page. For what the tokens in
-the links are valid is in `test_mail_tokens`.
+It tests the three flows as a user sees them, and that the browser reports no problem with a page. The validity of the
+tokens in the links is tested in `test_mail_tokens`.
 """
 
 import os
@@ -25,14 +25,14 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 BUTTON = "button, input[type=submit]"
 NEW, REPEAT = "input[name=new_password]", "input[name=repeat_password]"
 NONSENSE = "A" * 64
-# Two looks show each size and each colour scheme once; the other two are for nightly runs.
+# Two of these cover each size and each colour scheme once. The other two run only in nightly runs.
 LOOKS = [
     pytest.param((PHONE, False), id="phone, light", marks=pytest.mark.nightly),
     pytest.param((PHONE, True), id="phone, dark"),
     pytest.param((DESKTOP, False), id="desktop, light"),
     pytest.param((DESKTOP, True), id="desktop, dark", marks=pytest.mark.nightly),
 ]
-# WCAG 2.2, 1.4.3: the least contrast of text.
+# The minimum contrast of text (WCAG 2.2, 1.4.3).
 CONTRAST = 4.5
 
 
@@ -50,7 +50,7 @@ def browser(chromium, tmp_path_factory):
 
 @pytest.fixture(params=LOOKS)
 def page(request, browser):
-    """A tab of each size and colour scheme, which must have nothing to complain about in the end."""
+    """A tab of each size and colour scheme. At the end of the test the browser must have reported no problem in it."""
     page = browser.page(*request.param)
     yield page
     assert not page.complaints()
@@ -66,7 +66,7 @@ def desktop(browser):
 
 @pytest.fixture(scope="module")
 def site(binary, tmp_path_factory, mailbox):
-    """A server whose links lead to itself."""
+    """A server that serves the pages to which the links in its mails lead."""
     directory = tmp_path_factory.mktemp("site")
     server = Server(
         binary, Sqlite(directory / "data"), directory, mail_url=mailbox.url, mail_limit_per_client="0",
@@ -81,17 +81,17 @@ def site(binary, tmp_path_factory, mailbox):
 
 @dataclass(frozen=True)
 class Someone:
-    """Somebody who has mail."""
+    """A user with a link from a mail."""
 
     person: Person
     access_token: str
     link: str
-    # Where it leads, in the change of an address.
+    # The new address, if the link confirms a change of address.
     new_email: str = ""
 
 
 def someone_with(site, mailbox, kind: str) -> Someone:
-    """Somebody new, with a link of this kind."""
+    """A new user with a link of this kind."""
     person, tokens = site.client.newcomer()
     verify = mailbox.take(person.email, VERIFY)
     if kind == VERIFY:
@@ -106,7 +106,7 @@ def someone_with(site, mailbox, kind: str) -> Someone:
 
 @pytest.fixture
 def keep(tmp_path, request):
-    """Keeps a picture of a page: in the test's directory, and where POSTERN_SCREENSHOTS says."""
+    """Saves a screenshot of a page in the directory of the test, and in POSTERN_SCREENSHOTS if that is set."""
     look = re.sub(r"\W+", "-", request.node.callspec.id) if hasattr(request.node, "callspec") else "desktop"
     directories = [tmp_path]
     if chosen := os.environ.get("POSTERN_SCREENSHOTS"):
@@ -121,7 +121,7 @@ def keep(tmp_path, request):
 
 
 def expect_sound(page: Page, site, status: int) -> None:
-    """Demands what holds for every page: headers, width, what a screen reader is told, and that it can be read."""
+    """Asserts what holds for every page: its headers, its width, its accessibility tree and its contrast."""
     document = page.document()
     assert document["status"] == status, page.text
     headers = document["headers"]
@@ -135,7 +135,7 @@ def expect_sound(page: Page, site, status: int) -> None:
 
     own = f"http://{address_of(site, 'http_addr')}/"
     assert all(url.startswith(own) for url in page.requests() if url != "about:blank"), page.requests()
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.size[0], "nothing to scroll sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.size[0], "the page does not scroll sideways"
 
     nodes = page.accessibility()
     headings = [node for node in nodes if node.role == "heading" and node.properties.get("level") == 1]
@@ -143,7 +143,7 @@ def expect_sound(page: Page, site, status: int) -> None:
     assert headings[0].name.strip()
     [root] = [node for node in nodes if node.role == "RootWebArea"]
     assert root.name.strip(), "the page has a title"
-    assert page.evaluate("document.documentElement.lang"), "and a language"
+    assert page.evaluate("document.documentElement.lang"), "the page has a language"
     for node in nodes:
         if node.role in ("button", "textbox", "link"):
             assert node.name.strip(), f"a {node.role} without a name"
@@ -152,7 +152,7 @@ def expect_sound(page: Page, site, status: int) -> None:
 
 
 def expect_strict(policy: str) -> None:
-    """Demands a Content-Security-Policy that lets a page do nothing but show itself and send its form home."""
+    """Asserts that a Content-Security-Policy lets a page only show itself and send its form to its own server."""
     directives = {name: set(rest) for name, *rest in (part.split() for part in policy.split(";") if part.strip())}
     assert directives["default-src"] == {"'none'"}
     assert directives["frame-ancestors"] == {"'none'"}
@@ -163,7 +163,7 @@ def expect_strict(policy: str) -> None:
         assert not sources & {"'unsafe-inline'", "'unsafe-eval'", "*", "data:", "http:", "https:"}, policy
 
 
-# The contrast of every piece of text with what is behind it, by WCAG's formula, and the text.
+# Each text of the page with its contrast to the background, by the formula of WCAG.
 CONTRASTS = """(() => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = colour => {
@@ -206,7 +206,7 @@ def test_an_address_is_verified_by_opening_the_link_and_pressing_the_button(site
     page.open(someone.link)
     expect_sound(page, site, 200)
     assert "Otter Works" in page.text
-    assert not is_verified(site, someone), "opening it does nothing"
+    assert not is_verified(site, someone), "opening the link changes nothing"
     keep(page, "verify")
 
     page.click(BUTTON)
@@ -224,22 +224,22 @@ def test_a_password_is_reset_by_typing_a_new_one_twice(site, mailbox, page, keep
     keep(page, "reset")
     assert [node.properties.get("required") for node in page.accessibility() if node.role == "textbox"] == [True, True]
 
-    # Too easy to guess: the page says so, and the link stays good.
+    # This password is too easy to guess. The page says so, and the link stays valid.
     for selector in (NEW, REPEAT):
         page.fill(selector, "password1")
     page.click(BUTTON)
     expect_sound(page, site, 400)
     assert "password" in page.text.lower()
     assert "password1" not in page.html()
-    assert site.client.login(someone.person), "nothing happened yet"
+    assert site.client.login(someone.person), "the password has not changed"
     keep(page, "reset-weak")
 
-    # Mistyped.
+    # The second password differs from the first.
     page.fill(NEW, again.password)
     page.fill(REPEAT, f"{again.password}x")
     page.click(BUTTON)
     expect_sound(page, site, 400)
-    assert again.password not in page.html(), "what was typed is not sent back"
+    assert again.password not in page.html(), "the page does not contain the typed password"
     assert site.client.login(someone.person)
     keep(page, "reset-differing")
 
@@ -270,7 +270,7 @@ def test_an_address_is_changed_by_opening_the_link_and_pressing_the_button(site,
 def test_a_dead_link_says_so(site, mailbox, page, keep, kind):
     page.open(f"http://{address_of(site, 'http_addr')}/{kind}?token={NONSENSE}")
     if page.document()["status"] == 200:
-        # Whether a token is good shows when it is used.
+        # The token is checked only when the form is sent.
         password = Person().password
         for selector in (NEW, REPEAT) if kind == RESET else ():
             page.fill(selector, password)
@@ -288,11 +288,11 @@ def test_a_link_that_was_used_is_dead_when_it_is_pressed_again(site, mailbox, de
         expect_sound(desktop, site, status)
 
 
-# -- who uses no mouse, or no eyes --------------------------------------------------------------------------------
+# -- keyboard and assistive technology ----------------------------------------------------------------------------
 
 
 def tab_to(page: Page, role: str) -> None:
-    """Presses Tab until something of this role has the focus."""
+    """Presses Tab until an element of this role has the focus."""
     for _ in range(10):
         page.press("Tab")
         focused = page.focused()
@@ -306,7 +306,7 @@ def test_the_keyboard_is_enough_to_press_the_button(site, mailbox, desktop, kind
     someone = someone_with(site, mailbox, kind)
     desktop.open(someone.link)
     tab_to(desktop, "button")
-    assert desktop.evaluate(OUTLINE), "it shows where one is"
+    assert desktop.evaluate(OUTLINE), "the focus is visible"
     desktop.press("Enter", leads_on=True)
     expect_sound(desktop, site, 200)
     account = site.client.me(someone.access_token)
@@ -314,7 +314,7 @@ def test_the_keyboard_is_enough_to_press_the_button(site, mailbox, desktop, kind
     assert account.email == (someone.new_email or someone.person.email)
 
 
-# Whether what has the focus looks like it.
+# Whether the focused element has a visible outline.
 OUTLINE = """(() => {
   const style = getComputedStyle(document.activeElement);
   return (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0) || style.boxShadow !== 'none';
@@ -335,7 +335,7 @@ def test_the_keyboard_is_enough_to_reset_a_password(site, mailbox, desktop):
     tab_to(desktop, "button")
     desktop.press("Enter", leads_on=True)
     expect_sound(desktop, site, 200)
-    assert len(set(names)) == 2, "each field says what it is for"
+    assert len(set(names)) == 2, "the two fields have different names"
     assert site.client.login(again)
 
 
@@ -357,7 +357,7 @@ def test_a_refused_password_is_told_where_it_was_typed(site, mailbox, desktop):
         f"document.querySelector('{NEW}').getAttribute('aria-describedby').split(' ')"
         ".map(id => document.getElementById(id).innerText).join(' ')"
     )
-    assert described.strip(), "and why"
+    assert described.strip(), "the field has a description of the error"
 
 
 def test_light_and_dark_are_not_the_same(site, browser):
@@ -371,7 +371,7 @@ def test_light_and_dark_are_not_the_same(site, browser):
     assert seen[0] != seen[1]
 
 
-# -- what nobody should do ----------------------------------------------------------------------------------------
+# -- misuse -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -390,7 +390,7 @@ def test_light_and_dark_are_not_the_same(site, browser):
 def test_what_stands_in_a_link_is_text_also_where_scripts_run(site, browser, path, token):
     page = browser.page(scripts=True)
     page.open(f"http://{address_of(site, 'http_addr')}{path}?token={quote(token)}&{quote(token)}={quote(token)}")
-    assert not page.complaints(), "no policy had to step in"
+    assert not page.complaints(), "the policy had nothing to block"
     assert page.evaluate("document.scripts.length") == 0
     expect_strict(page.document()["headers"]["content-security-policy"])
     page.close()
@@ -442,4 +442,4 @@ def test_a_page_says_nothing_of_whose_link_it_is_before_it_is_pressed(site, mail
         someone = someone_with(site, mailbox, kind)
         desktop.open(someone.link)
         for told in (someone.person.email, someone.person.username, someone.new_email):
-            assert not told or told not in desktop.html(), "who only has the link learns nothing by opening it"
+            assert not told or told not in desktop.html(), "opening a link reveals nothing about its owner"

@@ -13,7 +13,7 @@ from support.wait import wait_until
 
 
 def expect_dead(client, tokens) -> None:
-    """Demands that neither token of the pair opens anything."""
+    """Asserts that neither token of the pair is accepted."""
     expect_unauthenticated(lambda: client.refresh(tokens.refresh_token), "REFRESH_TOKEN_INVALID")
     expect_unauthenticated(lambda: client.me(tokens.access_token), "SESSION_REVOKED")
 
@@ -27,7 +27,7 @@ def test_a_retry_within_the_window_mints_the_same_child_byte_for_byte(client):
     assert again.refresh_token == child.refresh_token
     assert again.refresh_token_expire_time == child.refresh_token_expire_time
     assert client.me(again.access_token) == client.me(child.access_token)
-    assert client.refresh(child.refresh_token).refresh_token != child.refresh_token, "the lineage goes on"
+    assert client.refresh(child.refresh_token).refresh_token != child.refresh_token, "the child can be refreshed"
 
 
 def test_a_retry_is_the_same_child_after_a_restart_too(engine, start_server):
@@ -63,7 +63,7 @@ def test_an_older_generation_is_theft_and_kills_the_session_for_everyone(client)
 
 
 def test_three_quick_rotations_and_then_the_first_token_are_theft(client):
-    # Within one second, as a rule: a scheme that compares `iat` would not see a difference.
+    # All of this usually happens within one second, so comparing the `iat` of tokens would not detect the theft.
     _, first = client.newcomer()
     tokens = first
     for _ in range(3):
@@ -89,7 +89,7 @@ def test_after_the_retry_window_a_second_use_is_theft(engine, start_server):
     _, parent = server.client.newcomer()
     child = server.client.refresh(parent.refresh_token)
 
-    # Retries change nothing, so asking again and again does not keep the window open.
+    # Retries change nothing, so repeated calls do not extend the window.
     wait_until(
         "the window closes",
         lambda: expect_unauthenticated(lambda: server.client.refresh(parent.refresh_token), "REFRESH_TOKEN_INVALID"),
@@ -100,12 +100,12 @@ def test_after_the_retry_window_a_second_use_is_theft(engine, start_server):
 
 
 def test_a_refresh_token_past_its_lifetime_is_invalid(engine, start_server):
-    # A long retry window: it must not be what ends the token.
+    # The retry window is long, so that only the lifetime ends the token.
     server = start_server(engine, refresh_token_ttl="1s", refresh_retry_window="60s")
     person, unused = server.client.newcomer()
     polled = server.client.login(person)
 
-    # The first poll rotates, the later ones are retries, until the token itself is too old.
+    # The first poll rotates the token. The later ones are retries, until the token itself has expired.
     wait_until(
         "the refresh token expires",
         lambda: expect_unauthenticated(lambda: server.client.refresh(polled.refresh_token), "REFRESH_TOKEN_INVALID"),
@@ -128,7 +128,7 @@ def test_concurrent_refreshes_of_one_token_yield_one_child(server):
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_64_concurrent_refreshes_over_3_replicas_yield_one_child(engine, start_server):
-    # The widest window, so that a slow machine does not turn a late call into theft.
+    # The longest retry window, so that a late call on a slow machine does not count as theft.
     replicas = [start_server(engine, refresh_retry_window="60s") for _ in range(3)]
     _, parent = replicas[0].client.newcomer()
     clients = [replica.client for replica in replicas]

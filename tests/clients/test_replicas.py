@@ -1,7 +1,8 @@
-"""Three replicas on one PostgreSQL: what one does, the others know within a second.
+"""Three replicas on one PostgreSQL database: each learns of the changes of the others within a second.
 
 It tests how fast revocations reach the other replicas, with notifications and by polling alone, and that two replicas
-together never lose the last admin. The measured times are printed. A replica refuses these calls from its memory.
+together never lose the last admin. It prints the measured times. A replica refuses these calls by the revocations that
+it holds in memory.
 """
 
 import math
@@ -21,8 +22,8 @@ from support.server import Server
 from support.transports import ByGrpc
 from support.wait import PATIENCE, wait_until
 
-# What the contract promises, in seconds. Every night it holds for 99 of 100 refusals; in other runs, which share their
-# machine with other tests, for half of them.
+# The promised time in seconds. In nightly runs 99 % of the refusals must be within it. In other runs half of them must
+# be, because other tests run on the same machine.
 PROMISE = 1.0
 ENABLED_ADMINS = (
     "SELECT count(*) FROM user_roles r JOIN users u ON u.id = r.user_id WHERE r.role = 'admin' AND NOT u.disabled"
@@ -30,7 +31,7 @@ ENABLED_ADMINS = (
 
 
 class Replicas:
-    """Three servers on one database, each with calls of its own, and an admin."""
+    """Three servers on one database with a client for each, and an admin."""
 
     def __init__(self, servers: list[Server], engine: Postgres):
         self.servers, self.engine = servers, engine
@@ -60,13 +61,13 @@ def replicas(request, binary, cluster, tmp_path_factory) -> Iterator[Replicas]:
 
 @pytest.fixture(scope="module")
 def rounds(size) -> int:
-    """How often a change is made, and waited for."""
+    """How many changes a test makes and measures."""
     return size(10, 30)
 
 
 @pytest.fixture
 def report(request, capsys) -> Callable[[str], None]:
-    """Says something of what was measured, also where output is captured."""
+    """Prints measured values, even if pytest captures the output."""
 
     def say(text: str) -> None:
         with capsys.disabled():
@@ -76,7 +77,7 @@ def report(request, capsys) -> Callable[[str], None]:
 
 
 def refused_after(way, rpc: str, reason: str, credential: str, since: float, **fields) -> float:
-    """How long after `since` a call is refused for this reason."""
+    """Calls until the call is refused for this reason, and returns the seconds since `since`."""
     while True:
         try:
             way.ok(rpc, credential=credential, **fields)
@@ -93,7 +94,7 @@ def percentile(values: list[float], share: float) -> float:
 
 @pytest.fixture
 def measure(replicas, rounds, report, size) -> Callable[[Callable[[], tuple[str, str, str]]], None]:
-    """Makes one change after the other at the first replica; each round says which call is then to be refused."""
+    """Makes changes at the first replica, one after the other. A round returns the call that must then be refused."""
 
     def run(one_round: Callable[[], tuple[str, str, str]]) -> None:
         seen: list[float] = []
@@ -112,7 +113,7 @@ def measure(replicas, rounds, report, size) -> Callable[[Callable[[], tuple[str,
 
 
 def known_everywhere(replicas: Replicas, rpc: str, credential: str, **fields) -> None:
-    """The call is answered by every replica, so that what follows is what makes the difference."""
+    """Waits until every replica answers the call, so that a later refusal is caused by the change that follows."""
     for way in replicas.others:
         wait_until("it is let in", lambda way=way: answered(way, rpc, credential, fields), pause=0.01)
 
@@ -213,7 +214,7 @@ def test_a_deleted_account_is_refused_everywhere_within_a_second(replicas, measu
 
 
 def test_who_made_the_change_finds_it_made_at_once(replicas, rounds):
-    # On the replica that answers, nothing of what was ended is alive when its caller hears of it.
+    # When the caller has the answer, this replica already applies the change to all later calls.
     first, call = replicas.first, {"credential": replicas.admin.credential}
     somebody = Somebody(first)
     for _ in range(rounds):
@@ -255,7 +256,7 @@ def demote(way, who: Somebody, whom: Somebody) -> str:
 
 
 def promote(way, who: Somebody, whom: Somebody) -> None:
-    """Until the replica knows that this admin is one, if it was made one at another."""
+    """Makes a user an admin. Retries while the replica does not know yet that the caller is an admin again."""
 
     def made() -> bool:
         return answered(way, "SetUserRoles", who.credential, {"user_id": whom.id, "roles": ["admin"]})
@@ -277,13 +278,13 @@ def test_two_admins_who_demote_each_other_always_leave_one(replicas, cluster, re
                 outcomes[tuple(sorted(said))] += 1
                 assert database.execute(ENABLED_ADMINS).fetchone() == (1,), f"{said} after {outcomes}"
                 winner = said.index("demoted")
-                # By the other's replica, which knows then that its admin is one again.
+                # Through the replica of the demoted admin, so that this replica knows the change afterwards.
                 promote(ways[1 - winner], pair[winner], pair[1 - winner])
     finally:
         report(", ".join(f"{' and '.join(said)}: {times}" for said, times in outcomes.most_common()))
         replicas.admin = Somebody(replicas.first, replicas.engine, "admin")
     assert set(outcomes) <= {("LAST_ADMIN", "demoted"), ("ROLE_REQUIRED", "demoted")}
-    assert outcomes["LAST_ADMIN", "demoted"] > 0, "some of them met"
+    assert outcomes["LAST_ADMIN", "demoted"] > 0, "some of the calls were concurrent"
 
 
 @pytest.mark.parametrize("replicas", ["true"], indirect=True, ids=["NOTIFY"])

@@ -1,4 +1,4 @@
-"""REST by curl, in HTTP/1.1 and HTTP/2: the whole journey, and the headers of every answer.
+"""REST with curl, over HTTP/1.1 and HTTP/2: the main use of Postern, and the headers of every answer.
 
 It tests well-formed requests. Malformed ones are in `test_rest_bad_input`, the comparison with Envoy is in
 `test_envoy`, the keys are in `test_keys`.
@@ -31,7 +31,7 @@ def curl(left_out) -> str:
 
 @pytest.fixture(params=["1.1", "2"], ids=["HTTP/1.1", "h2c"])
 def rest(request, server, curl):
-    """The shared server, asked by curl in each version of HTTP."""
+    """Calls to the shared server with curl, over each version of HTTP."""
     return Curl(server, request.param, curl)
 
 
@@ -47,7 +47,7 @@ def test_sign_up_log_in_refresh_who_am_i_and_log_out(rest):
     person = Person()
     made = rest.sign_up(person)
     assert made["username"] == person.username
-    assert "emailVerified" not in made, "what is false or empty is left out, as in proto3 JSON"
+    assert "emailVerified" not in made, "false and empty fields are left out, as in proto3 JSON"
 
     login = rest.post("/v1/auth/login", {"email": person.email, "password": person.password}).ok()
     assert login["user"] == made
@@ -81,7 +81,7 @@ def test_an_expired_token_is_401_and_keeps_nobody_from_refreshing(embedded, star
     rest = Curl(start_server(embedded, access_token_ttl="1s"), curl=curl)
     _, tokens = rest.newcomer()
 
-    # One second of life and at most five of leeway.
+    # The token is valid for one second, plus at most five seconds of leeway.
     wait_until(
         "the access token expires",
         lambda: rest.get("/v1/me", token=tokens["accessToken"]).status == 401,
@@ -148,7 +148,7 @@ def test_the_request_id_comes_back_on_successes_and_on_every_refusal(rest):
         ("POST", "/v1/auth/login", "{}", {"content-type": "text/plain"}, 415),
     ]
     if rest.version == "1.1":
-        # In HTTP/2 curl may lose an answer to what was not read (see `h2c`).
+        # Over HTTP/2, curl may lose an answer that is sent before the body was read (see `h2c`).
         calls.append(("POST", "/v1/auth/login", "x" * 70_000, {}, 413))
     for method, path, body, headers, status in calls:
         sent = f"test-{uuid.uuid4()}"
@@ -202,7 +202,7 @@ def test_the_http_address_serves_no_grpc(server):
 
 
 def test_an_overloaded_server_says_429_and_when_to_come_back(embedded, start_server):
-    # One hash at a time, long enough on any machine for the others to meet in the queue.
+    # One hash runs at a time, and takes long enough on any machine for other calls to wait in the queue.
     slow = {"argon2_memory_kib": 65536, "argon2_iterations": 6, "hash_threads": 1, "hash_queue": 1}
     rest = Rest(start_server(embedded, **slow))
 
@@ -229,7 +229,7 @@ def test_a_database_that_is_away_is_503_and_says_when_to_come_back(postgres_bina
         login = {"email": person.email, "password": person.password}
         expect_refusal(rest.post("/v1/auth/login", login), 503, "STORE_UNAVAILABLE")
         expect_refusal(rest.get("/v1/me", token=tokens["accessToken"]), 503, "STORE_UNAVAILABLE")
-        # What needs no database is answered all the same.
+        # Calls that need no database are still answered.
         expect_refusal(rest.get("/v1/me"), 401, "TOKEN_MISSING")
         assert rest.get("/.well-known/jwks.json").ok()
     finally:
@@ -262,7 +262,7 @@ def test_pages_of_a_configured_origin_may_call_and_no_others(embedded, start_ser
         assert allowed["access-control-allow-origin"] == origin
         assert "POST" in allowed["access-control-allow-methods"]
         assert {"authorization", "content-type"} <= set(allowed["access-control-allow-headers"].lower().split(","))
-        assert "access-control-allow-credentials" not in allowed, "bearer tokens are no cookies"
+        assert "access-control-allow-credentials" not in allowed, "only cookies would need this header"
 
         refused = rest.get("/v1/me", headers={"origin": origin})
         expect_refusal(refused, 401, "TOKEN_MISSING")

@@ -1,8 +1,8 @@
-"""HTTP requests that no correct client sends: each gets a refusal in JSON, never a 5xx, and every request is answered.
+"""Invalid HTTP requests: every request is answered with an error in JSON, and never with a 5xx.
 
-After every test here the server still serves and has written nothing. The gateway refuses all of this before any engine
-is asked, so one engine is enough. The contents of fields are in `test_bad_input`. Malformed bytes and connections are
-in `test_rest_wire`.
+After every test here the server must still serve and must have written nothing. The gateway refuses these requests
+before it uses the database, so one engine is enough. The contents of fields are tested in `test_bad_input`, malformed
+bytes and connections in `test_rest_wire`.
 """
 
 import json
@@ -22,7 +22,7 @@ POSTS = (
     "/v1/auth/signup", LOGIN, "/v1/auth/refresh", "/v1/auth/logout", "/v1/email/verify", "/v1/email/resend",
     "/v1/email/change", "/v1/password/forgot", "/v1/password/reset",
 )  # fmt: skip
-# What the whole body is accused of, rather than a field.
+# The violated field if the body as a whole is invalid: the empty name.
 BODY = {""}
 SECRET = "Quiet-918273645546-otter"
 
@@ -63,11 +63,11 @@ def curl(left_out) -> str:
 
 @pytest.fixture(autouse=True)
 def unharmed(server):
-    """Every table before and after is the same, and calls go on."""
+    """Checks that the test has changed no table, and that the server still serves."""
     before = server.engine.dump()
     yield
     assert server.running
-    assert Rest(server).get("/v1/me").status == 401, "the server lives"
+    assert Rest(server).get("/v1/me").status == 401, "the server still serves"
     assert server.client.health() == "SERVING"
     assert server.engine.dump() == before, "refused input was written"
 
@@ -115,7 +115,7 @@ def test_a_value_of_the_wrong_type_is_named_and_never_repeated(rest, value):
 def test_a_field_that_is_no_boolean_is_named(rest, value):
     answer = rest.post("/v1/auth/logout", f'{{"refreshToken": "{SECRET}", "everywhere": {value}}}')
     named = detail(answer.json()["error"], "BadRequest")["fieldViolations"][0].get("field", "")
-    # A number too large to be read at all is the body's fault.
+    # If a number is too large to be parsed, the body as a whole is invalid.
     assert named == "everywhere" or (len(value) > 300 and named == "")
     expect_refusal(answer, 400, "INVALID_FIELD", fields={named})
 
@@ -163,7 +163,7 @@ def test_a_field_that_is_given_twice_is_refused(rest):
 
 
 def expect_twice(answer) -> dict:
-    """Either spelling may be the one that is named."""
+    """Asserts a refusal that names the field. It may use either spelling of the name."""
     named = detail(answer.json()["error"], "BadRequest")["fieldViolations"][0]["field"]
     assert named in ("refresh_token", "refreshToken")
     return expect_refusal(answer, 400, "INVALID_FIELD", fields={named})
@@ -248,7 +248,7 @@ def _violated(answer) -> set[str]:
 def test_a_body_over_64_kib_is_413_with_and_without_its_length(server, curl, size):
     body = b'{"email": "' + b"x" * (size - 13) + b'"}'
     assert len(body) == size
-    # curl, because it hears the answer while it is still sending.
+    # The test uses curl, because curl reads the answer while it is still sending the body.
     expect_refusal(Curl(server, "1.1", curl).post(LOGIN, body), 413)
     expect_refusal(Curl(server, "1.1", curl).post(LOGIN, body, headers={"transfer-encoding": "chunked"}), 413)
     expect_refusal(H2c(server).post(LOGIN, body, headers={"content-length": str(size)}), 413)

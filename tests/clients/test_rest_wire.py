@@ -1,7 +1,7 @@
 """The HTTP address below the level of requests: garbage, slow clients, odd framing, and headers that gRPC interprets.
 
-Whatever arrives is refused or its connection is closed, and the server goes on serving everybody else. Requests with
-correct framing and wrong contents are in `test_rest_bad_input`.
+The server refuses such input or closes the connection, and it continues to serve all other clients. Requests with valid
+framing and invalid contents are in `test_rest_bad_input`.
 """
 
 import random
@@ -20,7 +20,7 @@ from support.refusal import expect_refusal
 pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
 
 LOGIN = "/v1/auth/login"
-# The server gives headers and bodies ten seconds; this is when a test stops believing.
+# The server allows ten seconds for headers and for a body. A test waits this long for it to close the connection.
 PATIENCE = 40
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -54,16 +54,16 @@ def rest(server):
 def lives(server):
     yield
     assert server.running
-    assert Rest(server).get("/v1/me").status == 401, "the server lives"
+    assert Rest(server).get("/v1/me").status == 401, "the server still serves"
 
 
 def statuses(received: bytes) -> list[int]:
-    """The statuses of the HTTP/1.1 answers in a stream, in order. No body here speaks of HTTP."""
+    """The statuses of the HTTP/1.1 answers in a stream, in order. No body here contains such a line."""
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
 
 
 def request(head: str, *lines: str, body: str = "", close: bool = True) -> bytes:
-    """An HTTP/1.1 request as it is written here, with no line added but these."""
+    """An HTTP/1.1 request with these header lines, which no client library changes."""
     ending = ["connection: close"] if close else []
     return "\r\n".join([f"{head} HTTP/1.1", "host: postern", *lines, *ending, "", body]).encode()
 
@@ -99,18 +99,18 @@ def test_slow_clients_are_disconnected_and_delay_no_other_client(rest):
             assert rest.get("/v1/me").status == 401
             slowest = max(slowest, time.monotonic() - started)
 
-    # Who waits for them waits for as long as they may be slow, which is 10 s.
+    # The server allows slow clients 10 s, so a call that had to wait for one would take that long.
     assert slowest < 8, f"a call took {slowest:.1f} s meanwhile"
     for name, future in silent.items():
         reply = future.result()
         assert reply.closed, f"{name}: still open after {PATIENCE} s, with {reply.received[:200]}"
-        # A body that stays away may be told so.
+        # If a body does not arrive, the server may answer 408 before it closes the connection.
         assert set(statuses(reply.received)) <= {408}, f"{name}: {reply.received[:200]}"
     assert all(future.result() for future in dripping), "a byte now and then must not keep a request open"
 
 
 def drip(address: str, begun: bytes, more: bytes) -> bool:
-    """Sends a byte every half second after `begun`, and says whether the server put an end to that."""
+    """Sends `begun`, then `more` every half second. Returns whether the server closed the connection."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + PATIENCE
     with socket.create_connection((host, int(port)), timeout=0.5) as wire:
@@ -250,7 +250,7 @@ def test_a_header_that_means_something_elsewhere_changes_no_answer(rest, headers
 
 
 def test_a_deadline_that_has_passed_is_504(rest):
-    # It has passed before the password is hashed.
+    # The deadline passes before the password is hashed.
     login = {"email": Person().email, "password": Person().password}
     expect_refusal(rest.post(LOGIN, login, headers={"grpc-timeout": "1n"}), 504)
 

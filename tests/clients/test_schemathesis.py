@@ -1,8 +1,8 @@
 """The REST API against its own description, by schemathesis: no 5xx, and no answer that `/openapi.json` does not
 describe.
 
-It finds cases that nobody thought of. The seed is fixed and the number of examples is bounded, so that every run makes
-the same requests. The generator is given valid values, because random ones would get nothing but 400s.
+It covers cases that the other tests do not list. The seed is fixed and the number of examples is bounded, so that every
+run makes the same requests. The generator is given valid values, because random ones would only get 400s.
 """
 
 import json
@@ -20,7 +20,7 @@ from support.mail import CHANGE, RESET, VERIFY
 
 pytestmark = [
     pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module"),
-    # A busy machine takes minutes over what an idle one does in half of one.
+    # These tests take half a minute on an idle machine, and several minutes on a busy one.
     pytest.mark.timeout(900),
 ]
 
@@ -32,10 +32,10 @@ CHECKS = (
     "unsupported_method",
     "ignored_auth",
 )
-# These may end the session that they are called with, so each of them has a session of its own. The first one needs the
-# sessions that the others end.
+# These operations may end the session of their caller, so each is called with its own session. The first one needs the
+# sessions that the other two end.
 ENDING = ("/v1/me/sessions/{session_id}", "/v1/me/password", "/v1/admin/users/{user_id}/revoke-sessions")
-# The last admin is not deleted, and so is never answered 200.
+# The caller is the last admin, who cannot be deleted, so this operation never answers 200.
 DELETING = "/v1/me/delete"
 SEED = 20261123
 
@@ -47,7 +47,7 @@ def settings(mailbox):
 
 @pytest.fixture
 def known(server):
-    """The one admin who is there, and their tokens: whatever is generated, nobody takes the last one away."""
+    """The only admin and their tokens. No generated call can remove the last admin."""
     person, tokens = server.client.newcomer()
     user_id = jose.claims_of(tokens.access_token)["sub"]
     give_role(server.engine, user_id, "admin")
@@ -57,7 +57,7 @@ def known(server):
 
 @pytest.fixture
 def words(server, mailbox, known, size) -> dict[str, list[str]]:
-    """Values by the field of a body that they make sense in: one who is there, sessions that live, and newcomers."""
+    """Valid values for the fields of bodies: of an existing user, of live sessions, and of new users."""
     person, _ = known
     new = [Person() for _ in range(size(10, 40))]
     return {
@@ -65,7 +65,7 @@ def words(server, mailbox, known, size) -> dict[str, list[str]]:
         "email": [person.email] * 20 + [somebody.email for somebody in new],
         "password": [person.password],
         "currentPassword": [person.password],
-        # Whoever changes it changes it to the same.
+        # A change of the password sets the same password.
         "newPassword": [person.password],
         "newEmail": [Person().email for _ in range(size(10, 40))],
         "refreshToken": [server.client.newcomer()[1].refresh_token for _ in range(size(15, 60))],
@@ -76,7 +76,7 @@ def words(server, mailbox, known, size) -> dict[str, list[str]]:
 
 @pytest.fixture
 def places(server, known, size) -> dict[str, list[str]]:
-    """Values of what stands in paths and queries: accounts to do away with, and sessions of the one who calls."""
+    """Valid values for path parameters: accounts that may be deleted, and sessions of the caller."""
     person, _ = known
     return {
         "user_id": [jose.claims_of(server.client.newcomer()[1].access_token)["sub"] for _ in range(size(20, 80))],
@@ -85,7 +85,7 @@ def places(server, known, size) -> dict[str, list[str]]:
 
 
 def mailed_tokens(client, mailbox, count: int) -> list[str]:
-    """So many tokens of each kind, each of somebody new."""
+    """This number of tokens of each kind, each of a new user."""
     mailed = []
     for _ in range(count):
         (verified, _), (reset, _), (moved, tokens) = (client.newcomer() for _ in range(3))
@@ -93,7 +93,7 @@ def mailed_tokens(client, mailbox, count: int) -> list[str]:
         client.request_password_reset(reset.email)
         client.request_email_change(tokens.access_token, new_email, moved.password)
         mailed += [(verified.email, VERIFY), (reset.email, RESET), (new_email, CHANGE)]
-    # They are under way together.
+    # All mails are requested before the first is awaited.
     return [mailbox.token(email, kind) for email, kind in mailed]
 
 
@@ -108,13 +108,13 @@ def explore(server, tmp_path, words, places, size, pytestconfig):
         command += ["--checks", ",".join(CHECKS), "--max-examples", str(size(6, 25)), "--seed", str(SEED)]
         command += ["--mode", mode, *options]
         if not pytestconfig.getoption("nightly"):
-            # The phase that covers every keyword of the description takes most of the time.
+            # This leaves out the phase that covers every keyword of the description. It takes most of the time.
             command += ["--phases", "examples,fuzzing"]
         command += ["--generation-database", "none", "--report-json-path", str(report), "--no-color"]
         command += [part for name, value in headers.items() for part in ("--header", f"{name}: {value}")]
-        # By default it gives up an operation for which it makes values slowly, as it does on a busy machine.
+        # By default schemathesis gives up an operation if generating its values is slow, as on a busy machine.
         command += ["--suppress-health-check", "too_slow"]
-        # Its own files (.hypothesis, .schemathesis) stay in the test's directory.
+        # The files of schemathesis (.hypothesis, .schemathesis) stay in the directory of the test.
         done = subprocess.run(
             command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
         )
@@ -129,7 +129,7 @@ def explore(server, tmp_path, words, places, size, pytestconfig):
 
 
 def configuration(words: dict[str, list[str]], places: dict[str, list[str]]) -> str:
-    # Without this it would sign up and log in by itself, and nothing here would be anonymous.
+    # Without this schemathesis would sign up and log in by itself, and no call would be anonymous.
     lines = ["[auth]", "auto-signup = false"]
     for name, values in {**words, **places}.items():
         lines += [f"[dictionaries.{name}]", f"values = {json.dumps(values)}"]
@@ -146,7 +146,7 @@ def accepted(report: dict, operation: str) -> int:
 
 def test_a_generator_of_right_and_wrong_requests_finds_no_5xx_and_no_undocumented_answer(explore, server):
     report = explore("all")
-    assert not accepted(report, "GET /v1/me"), "nobody gave it a token"
+    assert not accepted(report, "GET /v1/me"), "the generator has no token"
     assert server.client.health() == "SERVING"
 
 
@@ -161,7 +161,7 @@ def test_a_generator_of_right_requests_gets_every_operation_to_answer_as_it_is_d
         bearer = f"Bearer {server.client.login(person).access_token}"
         report = explore("positive", *options, operations=len(places), Authorization=bearer)
         never = {operation for operation, _ in places if not accepted(report, operation)}
-        # Few examples need not hold a good call of every operation.
+        # A small number of examples may contain no successful call of some operations.
         most = 0 if pytestconfig.getoption("nightly") else len(places) // 2
         assert len(never) <= most, f"{never} were never answered 200: {report['valid_rates']}"
 

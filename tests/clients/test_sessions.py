@@ -29,7 +29,7 @@ def settings(mailbox):
 
 @pytest.fixture(params=TRANSPORTS)
 def way(request, server):
-    """Calls of every service of the shared server."""
+    """Calls to every service of the shared server."""
     with any_way(request.param, server) as way:
         yield way
 
@@ -90,7 +90,7 @@ def test_a_session_tells_what_opened_it(server, someone, way):
 
 
 def user_agent_of(server, said: str | None) -> str | None:
-    """What a session that was opened by REST says of its client."""
+    """The user agent that is stored for a session opened over REST."""
     rest, person = Rest(server), Person()
     rest.sign_up(person)
     login = {"email": person.email, "password": person.password}
@@ -167,7 +167,7 @@ def test_a_session_that_is_over_or_anothers_or_none_is_not_found(server, way, so
     }
 
     assert len(answers) == 1, answers
-    assert way.me(anothers.tokens), "nothing happened to it"
+    assert way.me(anothers.tokens), "the session of the other user still works"
     assert way.refresh(anothers.tokens)
 
 
@@ -225,7 +225,7 @@ def test_a_deleted_account_is_dead_and_so_is_everything_that_was_its(server, way
     before = len(mailbox.mails(someone.email))
     way.ok("RequestPasswordReset", email=someone.email)
     settle(server.engine)
-    assert len(mailbox.mails(someone.email)) == before, "there is nobody to mail"
+    assert len(mailbox.mails(someone.email)) == before, "a deleted account gets no mail"
 
 
 def test_the_names_of_a_deleted_account_are_free_and_make_another(way, someone):
@@ -259,7 +259,7 @@ def test_the_audit_of_a_deleted_account_keeps_its_id_and_no_name(server, way, ma
 def test_nothing_of_a_deleted_account_is_left_but_its_id(server, way, someone):
     delete_account(way, someone)
     settle(server.engine)
-    # How much mail an address has had counts on for an hour, whosever it is.
+    # The mail limit of an address stays for an hour, even if no account has the address.
     tables = set(server.engine.tables()) - {"mail_limits"}
     left = [repr(row) for table in tables for row in server.engine.query(f'SELECT * FROM "{table}"')]
     for said in (someone.email, someone.person.username):

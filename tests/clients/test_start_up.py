@@ -19,10 +19,10 @@ LOOPBACK = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
 
 @pytest.fixture
 def refusal(binary, tmp_path):
-    """Starts a server that must refuse to start, and returns what it says."""
+    """Starts a server that must refuse to start, and returns its output."""
 
     def start(**settings) -> str:
-        # Ends by itself or not at all: a server that starts after all runs into the time limit.
+        # A server that starts in spite of the error does not end, so it exceeds the time limit and the test fails.
         ended = subprocess.run(
             [binary, "serve"],
             env=own_environment(**{**LOOPBACK, "data_dir": tmp_path / "data", **settings}),
@@ -40,7 +40,7 @@ def refusal(binary, tmp_path):
 
 
 class NoConfiguration(Sqlite):
-    """The embedded database where it is when nothing is said: in the working directory."""
+    """The embedded database at its default location, the working directory."""
 
     def settings(self) -> dict[str, str]:
         return {}
@@ -82,7 +82,7 @@ def test_a_malformed_setting_stops_the_start_and_is_named(refusal, name, value):
 def test_postgres_without_a_master_key_stops_the_start_and_says_so(refusal, cluster):
     said = refusal(database_url=cluster.url("postgres"))
     assert "POSTERN_MASTER_KEY" in said
-    assert cluster.password not in said, "and keeps the database's password to itself"
+    assert cluster.password not in said, "the error does not contain the password of the database"
 
 
 @pytest.mark.parametrize("key", ["c2hvcnQ=", "not base64 at all", "0" * 64])

@@ -28,7 +28,7 @@ from support.refusal import detail, expect_refusal
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 MOST = 10
 HASHES = "postern_hash_duration_seconds_count"
-# Fewer than by default, so that there is less to wait for.
+# Fewer attempts than by default, so that the tests are faster.
 FEW = 3
 FIRST_PAUSE, LONGEST_PAUSE = 30, 15 * 60
 PROXIED = {"trusted_proxies": "127.0.0.0/8, ::1/128"}
@@ -39,12 +39,12 @@ def wrong(person: Person) -> Person:
 
 
 def guess(client: Client, person: Person) -> grpc.RpcError:
-    """A failure to log in."""
+    """Makes a login that must fail, and returns its error."""
     return failure_of(lambda: client.login(person))
 
 
 def guess_until_throttled(client: Client, email: str, most: int = FEW) -> grpc.RpcError:
-    """Guesses as often as is let through, and returns the first refusal that is none of the password."""
+    """Makes `most` wrong attempts and one more, which must be throttled. Returns its error."""
     for _ in range(most):
         assert reason_of(guess(client, Person(email=email))) == "INVALID_CREDENTIALS"
     error = guess(client, Person(email=email))
@@ -62,7 +62,7 @@ def retry_after(error: grpc.RpcError) -> float:
 
 
 def but_for_the_wait(error: grpc.RpcError) -> tuple:
-    """All that a caller can see of a refusal, but how long it asks to wait."""
+    """Everything that a caller can see of an error, except the time to wait."""
     status = rpc_status.from_call(error)
     waits = error_details_pb2.RetryInfo.DESCRIPTOR
     details = [(part.type_url, b"" if part.Is(waits) else part.value) for part in status.details]
@@ -71,13 +71,13 @@ def but_for_the_wait(error: grpc.RpcError) -> tuple:
 
 
 def let_the_pause_pass(engine) -> None:
-    """As if the time of every pause was over. The clock is this machine's for both engines."""
+    """Ends every pause by changing its stored end. Both engines use the clock of this machine."""
     past = engine.as_time(datetime.now(UTC) - timedelta(seconds=1))
     assert engine.execute("UPDATE login_attempts SET blocked_until = ?", past) >= 1
 
 
 def counted(engine) -> int:
-    """How many addresses there are guesses at that count."""
+    """The number of addresses with failed attempts that count."""
     return engine.query("SELECT count(*) FROM login_attempts WHERE failures > 0")[0][0]
 
 
@@ -91,7 +91,7 @@ def hashes(servers) -> float:
 
 
 async def guess_all_at_once(addresses: list[str], email: str, guesses: int) -> list[grpc.RpcError]:
-    """Wrong logins, all under way together, spread over the replicas."""
+    """Makes wrong logins concurrently, spread over the replicas, and returns their errors."""
     channels = [grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for address in addresses]
     stubs = [pb.stub("AuthService", channel) for channel in channels]
 
@@ -101,7 +101,7 @@ async def guess_all_at_once(addresses: list[str], email: str, guesses: int) -> l
             await stubs[number % len(stubs)].Login(request, timeout=30)
         except grpc.RpcError as error:
             return error
-        raise AssertionError("a wrong password was right")
+        raise AssertionError("a wrong password was accepted")
 
     try:
         return await asyncio.gather(*(one(number) for number in range(guesses)))
@@ -130,7 +130,7 @@ def test_hundreds_of_parallel_wrong_logins_over_3_replicas_are_10_hashes(engine,
             judge(error, error.code(), reason_of(error))
             assert reason_of(error) != "THROTTLED" or retry_after(error) <= FIRST_PAUSE
 
-    # Now the right password is worth as much as any other is for an address that nobody has.
+    # During the pause the right password gets the same answer as any password for an unknown address.
     before = hashes(servers)
     for server in servers:
         right, unknown = guess(server.client, person), guess(server.client, stranger)
@@ -140,7 +140,7 @@ def test_hundreds_of_parallel_wrong_logins_over_3_replicas_are_10_hashes(engine,
         assert 0 < retry_after(unknown) <= FIRST_PAUSE
     assert hashes(servers) == before
 
-    # The owner is not locked out meanwhile.
+    # The owner is not locked out: a reset of the password still works.
     client.request_password_reset(person.email)
     again = replace(person, password=Person().password)
     servers[1].client.reset_password(mailbox.token(person.email, RESET), again.password)
@@ -194,7 +194,7 @@ def test_the_pause_doubles_up_to_15_minutes_and_is_no_lock(server, known):
     asked = [retry_after(guess_until_throttled(client, person.email))]
     for _ in range(7):
         let_the_pause_pass(server.engine)
-        # One guess is let through, wrong or not.
+        # After a pause one attempt is let through, and its failure starts the next pause.
         asked.append(retry_after(guess_until_throttled(client, person.email, most=1)))
     expected = [min(FIRST_PAUSE * 2**number, LONGEST_PAUSE) for number in range(len(asked))]
     for waits, longest in zip(asked, expected, strict=True):
@@ -282,7 +282,7 @@ def test_a_pause_outlives_a_restart_and_its_row_tells_nobody_the_address(server)
     judge(guess(server.client, person), EXHAUSTED, "THROTTLED")
     rows = repr(server.engine.query("SELECT * FROM login_attempts"))
     assert person.email not in rows
-    assert stranger.email not in server.engine.dump(), "what somebody typed is not kept"
+    assert stranger.email not in server.engine.dump(), "the typed address is not stored"
 
 
 def test_malformed_guesses_count_for_nothing(server):
@@ -306,7 +306,7 @@ def test_rest_says_429_and_when_to_come_back(server):
 
 
 def client_ip(way: str, server, forwarded: str | None) -> str:
-    """Where a session that is opened by way of a proxy is said to come from."""
+    """The client address of a session that is opened through a proxy."""
     person, tokens = server.client.newcomer()
     fields = {"email": person.email, "password": person.password}
     if way == "REST":
@@ -370,7 +370,7 @@ def test_an_invalid_trusted_network_stops_the_start_and_is_named(embedded, start
 
 
 def attempt(way: str, server, forwarded: str) -> str | None:
-    """A login with a wrong password by a client behind a proxy: the reason of its refusal."""
+    """Makes a wrong login from a client behind a proxy, and returns the reason of the error."""
     person = Person()
     if way == "REST":
         fields = {"email": person.email, "password": person.password}
@@ -384,7 +384,7 @@ def test_a_client_has_so_many_passwords_a_minute_whosever_they_are(embedded, sta
     server = start_server(embedded, login_limit_per_client=3, **PROXIED)
     for forwarded in ("203.0.113.7", "203.0.113.8", "2001:db8:1:2::1"):
         assert [attempt(way, server, forwarded) for _ in range(4)] == ["INVALID_CREDENTIALS"] * 3 + ["THROTTLED"]
-    # What one customer of IPv6 gets is one client; so is an address in another's clothes.
+    # A /64 network of IPv6 is one client. An IPv4 address mapped to IPv6 is the same client as the IPv4 address.
     assert attempt(way, server, "2001:db8:1:2:ffff::9") == "THROTTLED"
     assert attempt(way, server, "::ffff:203.0.113.7") == "THROTTLED"
     assert attempt(way, server, "2001:db8:1:3::1") == "INVALID_CREDENTIALS"
@@ -404,7 +404,7 @@ def test_a_throttled_client_is_told_to_come_back_within_a_third_of_a_minute(embe
     error = guess(server.client, person)
     judge(error, EXHAUSTED, "THROTTLED")
     assert 0 < retry_after(error) <= 20
-    # That it is the client and not the account: another one of the account's owner is let in.
+    # The limit was that of the client, not of the account: without it, the owner of the account can log in.
     server.restart(login_limit_per_client=0)
     for _ in range(6):
         assert server.client.login(person)
@@ -431,10 +431,10 @@ def test_a_new_client_of_the_same_address_is_the_same_client(embedded, start_ser
 
 
 def test_sixteen_right_logins_of_one_account_at_once_all_succeed(engine, start_server):
-    """Attempts under way are no failures: a burst of right ones waits for its turn instead of for a pause."""
+    """Attempts in progress do not count as failures: concurrent right logins wait briefly and start no pause."""
     server = start_server(engine, argon2_memory_kib=19_456, argon2_iterations=2)
     person, _ = server.client.newcomer()
-    # Some guesses before it leave less room for attempts under way.
+    # Earlier failures leave fewer places for attempts in progress.
     for _ in range(5):
         wrong = replace(person, password=Person().password)
         judge(guess(server.client, wrong), grpc.StatusCode.UNAUTHENTICATED, "INVALID_CREDENTIALS")

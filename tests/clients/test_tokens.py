@@ -45,7 +45,7 @@ def test_an_access_token_verifies_with_pyjwt_and_carries_the_promised_claims(cli
     assert set(claims) <= {
         "iss", "aud", "sub", "exp", "iat", "nbf", "jti", "sid", "username", "email", "email_verified", "roles",
         "client_id", "auth_time",
-    }, "nothing else about a person leaves in a token"  # fmt: skip
+    }, "a token holds no other data about a person"  # fmt: skip
 
 
 def test_an_access_token_names_its_type_algorithm_and_key_and_nothing_else(client, jwks):

@@ -30,7 +30,7 @@ TOKEN = re.compile(r"[\w-]{64}", re.ASCII)
 
 
 class Operator:
-    """Whoever has the binary and the settings of a database."""
+    """An operator, who has the binary and the settings of a database."""
 
     def __init__(self, binary, engine):
         self._binary, self._engine = binary, engine
@@ -41,13 +41,13 @@ class Operator:
         return command(self._binary, self._engine, "user", *arguments, stdin=stdin)
 
     def done(self, *arguments: str, stdin: str = "") -> str:
-        """What a command prints that has to succeed."""
+        """Runs a command that must succeed, and returns its output."""
         ended = self.user(*arguments, stdin=stdin)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
     def refused(self, *arguments: str, stdin: str = "") -> str:
-        """What a command complains of that has to fail: one line, and nothing else happens."""
+        """Runs a command that must fail and change nothing, and returns its error message."""
         before = state_of(self._engine)
         ended = self.user(*arguments, stdin=stdin)
         assert ended.returncode != 0, ended.stdout
@@ -57,7 +57,7 @@ class Operator:
         return ended.stderr
 
     def create(self, person: Person, *roles: str) -> list[str]:
-        """Creates an account and returns the fields of the line that tells so."""
+        """Creates an account and returns the fields of the printed line."""
         named = ["--username", person.username, "--email", person.email]
         more = [part for role in roles for part in ("--role", role)]
         [line] = self.done("create", *named, *more, stdin=f"{person.password}\n").splitlines()
@@ -146,7 +146,7 @@ def test_nobody_who_lists_processes_sees_the_password(binary, engine, operator):
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(arguments, env=environment(engine), text=True, **pipes)
     try:
-        # It waits for its input: all that it will ever show of itself is there.
+        # The command now waits for its input. Its arguments and its environment do not change any more.
         time.sleep(0.3)
         assert process.poll() is None
         for name in ("cmdline", "environ"):
@@ -165,16 +165,16 @@ def environment(engine) -> dict[str, str]:
 
 
 def at_a_terminal(binary, engine, arguments: list[str], answers: list[str]) -> tuple[int, str]:
-    """Runs a command at a terminal, which it asks for passwords: its exit code, and what is seen there."""
+    """Runs a command at a terminal and types the answers. Returns the exit code and the text on the terminal."""
     master, slave = pty.openpty()
-    # `setsid --ctty` makes the terminal the command's own, as a login shell's is.
+    # `setsid --ctty` makes this the controlling terminal of the command, as for a login shell.
     asked = ["setsid", "--ctty", "--wait", binary, *arguments]
     process = subprocess.Popen(asked, env=environment(engine), stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     seen = bytearray()
 
     def read() -> None:
-        # Reading a terminal that nobody has open any more is an error on Linux.
+        # On Linux it is an error to read a terminal that no process has open any more.
         with contextlib.suppress(OSError):
             while part := os.read(master, 4096):
                 seen.extend(part)
@@ -239,7 +239,7 @@ def test_of_a_new_account_the_audit_names_no_actor(operator, engine):
     mine = engine.as_id(uuid.UUID(id))
     rows = engine.query("SELECT action, actor_id, client_ip FROM audit_events WHERE user_id = ? ORDER BY id", mine)
     assert [action for action, *_ in rows] == ["sign_up", "roles_changed"]
-    assert {(actor, ip) for _, actor, ip in rows} == {(None, None)}, "the contract: empty for the command line"
+    assert {(actor, ip) for _, actor, ip in rows} == {(None, None)}, "both are empty for the command line"
 
 
 # -- list ----------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_accounts_are_listed_one_a_line_and_searched(operator, engine):
 
 
 def wait_for(what: str, probe) -> None:
-    """Waits until `probe` says so. The promise is a second; a busy machine may take longer."""
+    """Waits until `probe` is true. The promised time is one second; a busy machine may take longer."""
     wait_until(what, probe, pause=0.01)
 
 
@@ -357,7 +357,7 @@ def test_a_link_resets_the_password_once(operator, way):
     link, token = link_for(operator, somebody.email.upper())
     parts = urlsplit(link)
     assert (parts.scheme, parts.netloc, parts.path) == ("http", "localhost:8080", "/reset-password")
-    assert way.me(somebody.tokens), "nothing happens before it is used"
+    assert way.me(somebody.tokens), "printing a link changes nothing"
     assert way.login(somebody.person)
 
     again = replace(somebody.person, password=Person().password)

@@ -185,10 +185,10 @@ async fn attempts_under_way_and_failures_together_stay_within_the_limit(database
         assert!(fails(store.as_ref(), attempt).await);
     }
     assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 4);
-    // One of them fails: three are still under way, and that is as many as may fail without a pause.
+    // One of them fails. Seven failures and three attempts under way reach the limit.
     store.attempt_failed(attempt, None, audit_context()).await.expect("the store");
     assert_eq!(reserve(store.as_ref(), attempt).await, Reservation::Busy);
-    // One is right: it forgives the failures, and two are still under way.
+    // One succeeds, which resets the failures. Two are still under way.
     store.attempt_succeeded(attempt.subject).await.expect("the store");
     assert_eq!(attempts_until_busy(store.as_ref(), attempt).await, 8);
 }

@@ -143,9 +143,9 @@ impl Database {
     }
 }
 
-/// The name of a database with the schema, which each test copies, because copying is faster than migrating. It is created
-/// once for each state of the migrations, and later runs on the same server use it again. Nobody stays connected to it:
-/// PostgreSQL copies no database that is in use.
+/// The name of a database with the schema. Each test copies it, because copying is faster than migrating. It is created
+/// once for each state of the migrations, and later runs on the same server use it again. No connection to it stays
+/// open, because PostgreSQL does not copy a database that is in use.
 async fn migrated_template(server: &str) -> &'static str {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
     let template = TEMPLATE.get_or_init(async || {

@@ -1,4 +1,4 @@
-// Verifies an access token as another team's Node service would, with nothing but the URL of the keys.
+// Verifies an access token as another team's Node service would, with only the URL of the keys.
 //
 //   node verify.mjs DIRECTORY JWKS_URL ISSUER AUDIENCE < token
 //
@@ -9,7 +9,7 @@ import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { webcrypto } from "node:crypto";
 
-// Node 18 has it, but not where jose looks.
+// Node 18 has Web Crypto, but not as the global variable that jose uses.
 globalThis.crypto ??= webcrypto;
 
 const [directory, jwksUrl, issuer, audience] = process.argv.slice(2);

@@ -1,11 +1,11 @@
-"""What the outside tests stand on: the server, the databases, the clients.
+"""Helpers of the black-box tests: the server, the databases and the clients.
 
-Nothing here knows how Postern is built. It knows the contract, the command
-line, the log's ready line and a few table names to look at afterwards.
+They do not depend on the code of Postern. They depend on the contract, the command line, the ready line of the log and
+a few names of tables and columns.
 """
 
 import os
 
-# Before grpc is imported: PostgreSQL is started as another user, which Python does by a real fork(), and
-# gRPC's fork handlers abort the child now and then when calls are under way. No child here uses gRPC.
+# This must be set before grpc is imported. PostgreSQL is started as another user, for which Python calls fork(), and
+# the fork handlers of gRPC sometimes abort the child while calls are in progress. No child process here uses gRPC.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

@@ -1,6 +1,6 @@
-"""Calls of any RPC by either transport, and SQL that makes a user an admin.
+"""Calls to any RPC over either transport, and SQL that makes a user an admin.
 
-It knows the routes' templates and two tables (`users`, `user_roles`). What an RPC is for, the tests know.
+It depends on the templates of the routes and on two tables (`users`, `user_roles`), but not on what an RPC does.
 """
 
 import re
@@ -23,7 +23,7 @@ PARAMETER = re.compile(r"\{(\w+)\}")
 
 
 class AnyByRest(ByRest):
-    """REST, with fields in the path and in the query where the route has them there."""
+    """REST calls that send fields in the path or in the query if the route requires it."""
 
     def _call(self, rpc: str, credential: str | None, fields: dict):
         [route] = [route for route in contract.routes() if route.rpc.endswith(f".{rpc}")]
@@ -32,7 +32,7 @@ class AnyByRest(ByRest):
 
 
 def bind(route: contract.Route, fields: dict) -> tuple[str, dict | None]:
-    """The path with its query, and the body, of a call of a route. An id that is not given is left empty."""
+    """The path with its query, and the body, for a call to a route. A missing path parameter becomes `-`."""
     named = {name: quote(str(fields.get(name, "-")), safe="") for name in PARAMETER.findall(route.template)}
     path, rest = route.template.format(**named), {name: value for name, value in fields.items() if name not in named}
     if route.method in ("PUT", "POST", "PATCH"):
@@ -42,7 +42,7 @@ def bind(route: contract.Route, fields: dict) -> tuple[str, dict | None]:
 
 @contextmanager
 def any_way(name: str, server) -> Iterator[Transport]:
-    """Calls to a server by gRPC or by REST, of every service."""
+    """Calls to every service of a server, by gRPC or by REST."""
     if name == "REST":
         yield AnyByRest(Rest(server))
         return
@@ -54,7 +54,7 @@ def any_way(name: str, server) -> Iterator[Transport]:
 
 
 class Somebody:
-    """An account with these roles beside `user`, and a session of it."""
+    """An account with a session, and with these roles in addition to `user`."""
 
     def __init__(self, way: Transport, engine=None, *roles: str):
         self.person = Person()
@@ -99,12 +99,12 @@ def session_id(tokens: dict) -> str:
 
 
 def everything(way: Transport, rpc: str, credential: str, of: str, **fields) -> list[dict]:
-    """What all the pages of a list hold together."""
+    """The entries of all pages of a list."""
     return [entry for page in pages(way, rpc, credential, **fields) for entry in page.get(of, [])]
 
 
 def pages(way: Transport, rpc: str, credential: str, **fields) -> Iterator[dict]:
-    """All pages of a list, each fetched when it is asked for."""
+    """All pages of a list. Each is fetched when the caller asks for it."""
     page_token = ""
     while True:
         page = way.ok(rpc, credential=credential, page_token=page_token, **fields)

@@ -1,4 +1,4 @@
-"""A real browser, Debian's Chromium, driven over the DevTools protocol by its own pipe: no driver, no port.
+"""A real browser (Debian's Chromium), driven over the DevTools protocol through a pipe, without a driver or a port.
 
 A `Page` is used as a person uses one: open, look, click, type, press keys. Scripts are off unless a test turns them
 on. What the browser complains about (console, Content-Security-Policy) is kept.
@@ -22,7 +22,7 @@ DEADLINE = 30
 PHONE, DESKTOP = (390, 844), (1280, 800)
 NO_USERNAME = "Password forms should have (optionally hidden) username fields"
 KEYS = {"Tab": (9, None), "Enter": (13, "\r")}
-# What reads a page aloud, or drives it by other means than a pointer, can act upon.
+# The roles of elements that users of a keyboard or a screen reader can operate.
 INTERACTIVE = {"button", "link", "textbox", "checkbox", "radio", "combobox"}
 
 
@@ -40,7 +40,7 @@ class Node:
 
 
 class Browser:
-    """One headless Chromium with a profile of its own. It ends with the pipe, or by its own process id."""
+    """One headless Chromium with its own profile. It is closed over the pipe, or killed by its process id."""
 
     def __init__(self, executable: str, directory: Path):
         self._directory = directory
@@ -49,11 +49,11 @@ class Browser:
         self.events: list[dict] = []
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        # Out of the way of 3 and 4, which is where Chromium looks for them.
+        # Chromium uses descriptors 3 and 4. These copies have higher numbers, so that they do not conflict.
         far = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (to_browser, from_browser)]
         command = [executable, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={directory / 'profile'}"]
         command += ["--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--lang=en"]
-        # Nothing but the page that is asked for.
+        # Chromium must make no requests of its own.
         command += [
             "--disable-background-networking",
             "--disable-component-update",
@@ -88,7 +88,7 @@ class Browser:
             os.close(self._out)
 
     def page(self, size: tuple[int, int] = DESKTOP, dark: bool = False, scripts: bool = False) -> "Page":
-        """A page in a context of its own: no cookies, no cache of another."""
+        """A page in its own context: it shares no cookies and no cache with other pages."""
         context = self.send("Target.createBrowserContext")["browserContextId"]
         target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -109,7 +109,7 @@ class Browser:
             self.events.append(heard)
 
     def listen(self, seconds: float) -> None:
-        """Reads the browser's events for so many seconds."""
+        """Reads the events of the browser for this number of seconds."""
         end = time.monotonic() + seconds
         while select.select([self._in], [], [], max(0, end - time.monotonic()))[0]:
             self.events.append(self._read(end + DEADLINE))
@@ -162,7 +162,7 @@ class Page:
         return self
 
     def click(self, selector: str) -> None:
-        """Clicks into the middle of an element; whatever page that leads to is loaded."""
+        """Clicks the middle of an element, and waits until the page that this opens is loaded."""
         begun = len(self._browser.events)
         node = self._node(selector)
         self._send("DOM.scrollIntoViewIfNeeded", nodeId=node)
@@ -177,11 +177,11 @@ class Page:
         self.type(text)
 
     def type(self, text: str) -> None:
-        """Types into whatever has the focus."""
+        """Types into the element that has the focus."""
         self._send("Input.insertText", text=text)
 
     def press(self, key: str, leads_on: bool = False) -> None:
-        """Presses a key; if it `leads_on`, the page after it is loaded."""
+        """Presses a key. If it `leads_on` to another page, waits until that page is loaded."""
         begun = len(self._browser.events)
         code, text = KEYS[key]
         event = {"key": key, "code": key, "windowsVirtualKeyCode": code, **({"text": text} if text else {})}
@@ -212,7 +212,7 @@ class Page:
         return answer["result"].get("value")
 
     def accessibility(self) -> list[Node]:
-        """The accessibility tree, without what is ignored in it."""
+        """The accessibility tree, without the nodes that assistive technology ignores."""
         nodes = self._send("Accessibility.getFullAXTree")["nodes"]
         return [
             Node(
@@ -229,7 +229,7 @@ class Page:
         return found[0] if found else None
 
     def document(self) -> dict:
-        """The response that the page was made of: `status` and `headers`, by lower-case name."""
+        """The response of the current page: `status`, and `headers` by lower-case name."""
         newest = self._documents()[-1]
         return {**newest, "headers": {name.lower(): value for name, value in newest["headers"].items()}}
 
@@ -240,8 +240,8 @@ class Page:
     def complaints(self) -> list[str]:
         """What the browser complained about: errors, violated policies, and everything in the console.
 
-        That a document's own status is 400 is logged as an error, and is none; a form that shall not tell whose it
-        is has no username.
+        Two complaints are ignored. Chromium logs an error if the status of a document is 400, which is expected. It
+        also wants a username field in password forms, which ours must not have because it would reveal the account.
         """
         self._browser.listen(0.2)
         found = []
@@ -258,7 +258,7 @@ class Page:
         return found
 
     def requests(self) -> list[str]:
-        """Every URL that was asked for."""
+        """Every URL that was requested."""
         return [event["params"]["request"]["url"] for event in self._events("Network.requestWillBeSent")]
 
     def screenshot(self, file: Path) -> None:
@@ -280,7 +280,7 @@ class Page:
         return node
 
     def _wait_for_load(self, begun: int) -> None:
-        """Waits until the first document that was navigated to since then is loaded completely."""
+        """Waits until the first document that was opened after event number `begun` is loaded completely."""
 
         def loaded() -> bool:
             self._browser.listen(0.01)

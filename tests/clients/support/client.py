@@ -1,7 +1,7 @@
 """A client of Postern as another team would write it, on grpcio and the generated stubs.
 
-It owns deadlines (no call can hang a test) and remembers every secret it sent or
-received, so that errors and logs can be searched for them. It knows no rules.
+It sets deadlines, so that no call can hang a test. It remembers every secret that it has sent or received, so that
+tests can search errors and logs for them. It checks nothing.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from support import pb
 SERVICE = f"{pb.PACKAGE}.AuthService"
 ACCOUNT_SERVICE = f"{pb.PACKAGE}.AccountService"
 ADMIN_SERVICE = f"{pb.PACKAGE}.AdminService"
-# Above the server's own ten seconds, so that its answer is seen and not ours.
+# Longer than the server's deadline of ten seconds, so that a test sees the server's error and not the client's.
 TIMEOUT = 15
 
 CHANNEL_OPTIONS = [
@@ -74,7 +74,7 @@ class Client:
         return reply
 
     def send_bytes(self, method: str, body: bytes, metadata=(), timeout: float = TIMEOUT) -> bytes:
-        """Sends bytes as they are to a method, of AuthService if nobody has it, or to a whole path with its slash."""
+        """Sends bytes unchanged to a path (with a leading slash) or a method. The default service is AuthService."""
         path = method if method.startswith("/") else f"/{service_of(method)}/{method}"
         call = self.channel.unary_unary(path, request_serializer=None, response_deserializer=None)
         return call(body, metadata=list(metadata), timeout=timeout)
@@ -116,7 +116,7 @@ class Client:
         self.call("ResetPassword", pb.ResetPasswordRequest(token=token, new_password=new_password))
 
     def change_password(self, access_token: str, current_password: str, new_password: str):
-        """Changes the password and returns the tokens of the fresh session."""
+        """Changes the password and returns the tokens of the new session."""
         request = pb.ChangePasswordRequest(current_password=current_password, new_password=new_password)
         return self.call("ChangePassword", request, token=access_token).tokens
 
@@ -140,5 +140,5 @@ class Client:
         return next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
 
     def _remember(self, values) -> None:
-        # Shorter strings, and those a log line holds by chance, prove nothing.
+        # Shorter strings may be in a log line by chance.
         self._remembered.update(value for value in values if 20 <= len(value) <= 4096)

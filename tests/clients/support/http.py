@@ -1,8 +1,8 @@
-"""REST as another team would call it: one HTTP request at a time, with nothing repaired on the way.
+"""REST clients as another team would write them: they send one HTTP request at a time, and correct nothing in it.
 
-`Rest` is Python's own http.client, `Curl` the same calls by curl, in a chosen HTTP version. Both
-remember the secrets that went in and came out, by the contract's `debug_redact`, so that refusals
-and the log can be searched for them. `raw` is a socket, for what neither would send.
+`Rest` uses Python's http.client. `Curl` makes the same calls with curl, in a chosen version of HTTP. Both remember the
+secrets that they have sent and received (the fields marked `debug_redact`), so that tests can search errors and the log
+for them. `raw` uses a socket, for requests that neither would send.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ JSON = "application/json"
 
 
 def address_of(server, name: str) -> str:
-    """An address of a running server as its newest ready line tells it: `http_addr` or `ops_addr`."""
+    """An address of a running server from its newest ready line: `http_addr` or `ops_addr`."""
     for line in reversed(server.log):
         if READY in line:
             return json.loads(line)[name]
@@ -33,7 +33,7 @@ class Answer:
 
     version: str
     status: int
-    # By lower-case name; several of one name are joined with a comma.
+    # Names are in lower case. Several headers with the same name are joined with a comma.
     headers: dict[str, str]
     body: bytes
     secrets: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Answer:
         return json.loads(self.body)
 
     def ok(self) -> dict:
-        """The message of a call that has to succeed."""
+        """Asserts that the call has succeeded, and returns its message."""
         assert self.status == 200, f"{self.status}: {self.body[:500]!r}"
         assert self.header("content-type") == JSON
         return self.json()
@@ -89,7 +89,7 @@ class Rest:
         return self.post("/v1/auth/login", {"email": person.email, "password": person.password}).ok()["tokens"]
 
     def newcomer(self) -> tuple[Person, dict]:
-        """Signs somebody new up and logs them in: the person and their tokens."""
+        """Signs a new person up and logs them in. Returns the person and their tokens."""
         person = Person()
         self.sign_up(person)
         return person, self.login(person)
@@ -102,7 +102,7 @@ class Rest:
                 connection.putheader("content-length", len(body))
             for name, value in headers.items():
                 connection.putheader(name, value)
-            # A body that is refused while it is being sent still has its answer.
+            # If the server refuses the body while it is being sent, there still is an answer to read.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.endheaders(body, encode_chunked="transfer-encoding" in headers)
             response = connection.getresponse()
@@ -111,12 +111,12 @@ class Rest:
             connection.close()
 
     def _remember(self, values) -> None:
-        # As the gRPC client does: shorter ones may stand in a log line by chance.
+        # Shorter strings may be in a log line by chance.
         self._remembered.update(value for value in values if 20 <= len(value) <= 4096)
 
 
 class Curl(Rest):
-    """The same calls by curl, in HTTP "1.1" or "2" (by prior knowledge, as there is no TLS to negotiate in)."""
+    """The same calls with curl, in HTTP "1.1" or "2" (with prior knowledge, because negotiation needs TLS)."""
 
     def __init__(self, server, version: str = "1.1", curl: str = "curl"):
         super().__init__(server)
@@ -162,7 +162,7 @@ def raw(address: str, request: bytes, deadline: float = 5) -> Reply:
 
 
 def _parse(output: bytes):
-    """What `curl --include` prints: heads of interim responses, the head, the body."""
+    """Parses the output of `curl --include`: heads of interim responses, the head, the body."""
     while True:
         head, _, output = output.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -181,7 +181,7 @@ def _joined(headers) -> dict[str, str]:
 
 
 def _read(body: bytes | None):
-    """A body as JSON if it is any; in what is no JSON no field can be told from another."""
+    """A body as JSON, or `None` if it is not JSON: then its fields are unknown."""
     try:
         return json.loads(body) if body else None
     except (ValueError, RecursionError):

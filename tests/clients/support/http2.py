@@ -1,7 +1,7 @@
-"""One gRPC request written by hand on HTTP/2, for what no gRPC library would send.
+"""One gRPC request written directly in HTTP/2, for requests that no gRPC library would send.
 
-It owns a socket for one call and reports what came back, down to the reset. Nothing
-is validated on the way out: odd paths and raw `grpc-timeout` values are the point.
+It opens a socket for one call and returns everything that came back, including a reset. It does not validate requests,
+because tests send unusual paths and raw `grpc-timeout` values.
 """
 
 import socket

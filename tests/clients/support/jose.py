@@ -1,6 +1,6 @@
-"""JWTs taken apart and put together by hand, as an attacker does.
+"""Decodes and builds JWTs without a JWT library, as an attacker does.
 
-It signs with whatever it is told to and checks nothing; PyJWT does the checking.
+It signs with any function that it is given, and it verifies nothing. The tests verify tokens with PyJWT.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Inserts many accounts at once by SQL, and reads the plans by which the database finds a page of them.
+"""Inserts many accounts at once by SQL, and reads the query plans of the database for a page of them.
 
 It knows the columns of `users`. PostgreSQL logs the plan of each statement that the server sends (`auto_explain`).
 SQLite cannot, so this module also knows the shape of the statements that list accounts.
@@ -11,7 +11,7 @@ from pathlib import Path
 from support.engine import Engine, Postgres
 from support.wait import wait_until
 
-# Ids in the order of their numbers, which no id of a real account comes near: 16 digits, as bytes.
+# Ids in the order of their numbers: 16 digits, as bytes. The ids of real accounts are in another range.
 _IDS = {
     "postgres": "encode(convert_to(lpad(n::text, 16, '0'), 'UTF8'), 'hex')::uuid",
     "sqlite": "CAST(printf('%016d', n) AS BLOB)",
@@ -39,7 +39,7 @@ def insert(engine: Engine, first: int, last: int, step: int = 1, names: str = "c
 
 def delete(engine: Engine, first: int, last: int) -> None:
     ids = f"SELECT {_IDS[engine.name]} FROM {_NUMBERS[engine.name].format(first=first, last=last, step=1)}"
-    # SQLite cascades only where it is asked to.
+    # This connection to SQLite does not cascade deletions.
     for table, column in (("user_roles", "user_id"), ("users", "id")):
         engine.execute(f"DELETE FROM {table} WHERE {column} IN ({ids})")
 
@@ -49,7 +49,7 @@ def settle_statistics(engine: Engine) -> None:
     engine.execute("ANALYZE")
 
 
-# -- how it is found, on SQLite ------------------------------------------------------------------------------------
+# -- query plans of SQLite -----------------------------------------------------------------------------------------
 
 _OF_USERS = "SELECT u.id, u.username, u.email FROM users u WHERE"
 SQLITE_SHAPES = {
@@ -67,7 +67,7 @@ def sqlite_plan(engine: Engine, statement: str) -> str:
     return "; ".join(row[3] for row in engine.query(f"EXPLAIN QUERY PLAN {statement}"))
 
 
-# -- how it is found, on PostgreSQL --------------------------------------------------------------------------------
+# -- query plans of PostgreSQL -------------------------------------------------------------------------------------
 
 
 class Plans:
@@ -78,7 +78,7 @@ class Plans:
         self._start = log.stat().st_size
 
     def watch(self) -> None:
-        """Has the plans of all further connections logged."""
+        """Makes PostgreSQL log the plans of all new connections."""
         settings = {
             "session_preload_libraries": "'auto_explain'",
             "auto_explain.log_min_duration": "0",
@@ -99,7 +99,7 @@ class Plans:
             text = log.read().decode(errors="replace")
         found = []
         for part in text.split("plan:\n")[1:]:
-            # Everything that goes on from line to line begins with a tab.
+            # The continuation lines of a log entry begin with a tab.
             lines = part.split("\n")
             end = next((number for number, line in enumerate(lines) if not line.startswith("\t")), len(lines))
             plan = json.loads("\n".join(lines[:end]))

@@ -1,7 +1,7 @@
 """An SMTP server that keeps the mails it receives, and that can be as unreliable as a real one.
 
-It runs in a thread of its own on a private port, which it keeps when it goes down and comes back. It knows how
-Postern's mails look from outside: they have a link with a token in it, or none. TLS is by a private CA.
+It runs in its own thread on a private port, which it keeps when it goes down and comes back. It knows that a mail of
+Postern has one link with a token, or none. Its TLS certificates are from a private CA.
 """
 
 import asyncio
@@ -40,19 +40,19 @@ class Mail:
     sender: str
     recipients: tuple[str, ...]
     message: EmailMessage
-    # The message as it came over the wire.
+    # The message as it was received.
     content: bytes = b""
-    # Of the connection it came by.
+    # Whether the connection was encrypted.
     encrypted: bool = False
     # When it was accepted, by `time.monotonic`.
     arrival: float = 0
 
     @property
     def author(self) -> tuple[str, str]:
-        """The name and the address that stand in `From`.
+        """The name and the address in `From`.
 
-        Read by the older parser: in `email.policy.default`, Python 3.11's keeps the space between two encoded words
-        (RFC 2047 §6.2 drops it), so that a name which takes two comes out with a gap.
+        This uses the older parser. With `email.policy.default`, Python 3.11 keeps the space between two encoded words,
+        which RFC 2047 §6.2 removes. So a name of two encoded words would contain an additional space.
         """
         name, address = email.utils.parseaddr(email.message_from_bytes(self.content)["From"].replace("\r\n", ""))
         return str(email.header.make_header(email.header.decode_header(name))), address
@@ -69,7 +69,7 @@ class Mail:
     def link(self) -> str:
         """The one link that carries a token."""
         links = [link for link in LINK.findall(self.text) if TOKEN.search(link)]
-        assert len(links) == 1, f"wanted one link with a token in: {self.text}"
+        assert len(links) == 1, f"wanted one link with a token: {self.text}"
         return links[0]
 
     @property
@@ -91,20 +91,20 @@ def parse(content: bytes) -> EmailMessage:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What the server does with its clients."""
+    """How the server treats its clients."""
 
-    # Connections are accepted, and nothing is ever said.
+    # It accepts connections and never sends anything.
     silent: bool = False
-    # Connections are accepted, and reset at once.
+    # It accepts connections and resets them at once.
     resets: bool = False
-    # What RCPT and DATA are answered, instead of being obeyed.
+    # The replies to RCPT and DATA, if the server rejects these commands.
     at_recipient: str | None = None
     at_data: str | None = None
-    # The whole mail is read, and nothing is said to it.
+    # It reads the whole mail and does not reply.
     hangs_in_data: bool = False
-    # The connection is reset when the whole mail has been read.
+    # It reads the whole mail and resets the connection.
     resets_in_data: bool = False
-    # Whom the four above concern; everybody if `None`.
+    # The recipients to which the four fields above apply. `None` means all.
     towards: frozenset[str] | None = None
 
     def concerns(self, recipients) -> bool:
@@ -116,7 +116,7 @@ GOOD = Behaviour()
 
 @dataclass(frozen=True)
 class Tls:
-    """A certificate for the server, and the file that names who issued it."""
+    """A certificate for the server, and the file with the certificate of its CA."""
 
     context: ssl.SSLContext
     ca_file: str
@@ -133,7 +133,7 @@ def make_tls(directory, *names: str) -> Tls:
 
 
 class Mailbox:
-    """An SMTP server, and everything that was ever delivered to it."""
+    """An SMTP server, and all mails that were delivered to it."""
 
     def __init__(
         self,
@@ -143,9 +143,9 @@ class Mailbox:
         credentials: tuple[str, str] | None = None,
     ):
         self.behaviour = GOOD
-        # How many mails were read to their end, whatever was said to them.
+        # How many mails were read completely, whether or not they were accepted.
         self.seen_in_data = 0
-        # Recipients as RCPT named them, whatever was said to them, with the time.
+        # The time and the recipient of every RCPT command, whether or not it was accepted.
         self.attempts: list[tuple[float, str]] = []
         self.connections = 0
         # Whole mails that were not accepted.
@@ -157,12 +157,12 @@ class Mailbox:
         self._taken: set[int] = set()
         self._lock = threading.Lock()
         self._open: set[asyncio.BaseTransport] = set()
-        # Those of the open ones that are never answered again.
+        # The open connections that get no further reply.
         self._hung: set[asyncio.BaseTransport] = set()
         self._listener: asyncio.Server | None = None
         self._port = 0
         self._loop = asyncio.new_event_loop()
-        # A transport of a connection that we reset tells the loop so; that is not news.
+        # The loop would report every connection that this server resets, which is expected.
         self._loop.set_exception_handler(lambda _loop, _context: None)
         self._thread = threading.Thread(target=self._loop.run_forever, name="smtp", daemon=True)
 
@@ -232,7 +232,7 @@ class Mailbox:
         self._run(reset())
 
     def offer_starttls(self, tls: Tls) -> None:
-        """To those who connect from now on."""
+        """Offers STARTTLS on new connections."""
         self._starttls = tls
 
     def _run(self, task):
@@ -264,18 +264,18 @@ class Mailbox:
 
     def _authenticate(self, _server, _session, _envelope, _mechanism, given) -> AuthResult:
         right = (given.login.decode(), given.password.decode()) == self._credentials
-        # `handled` would say that the refusal was sent already.
+        # With `handled`, aiosmtpd would assume that the refusal was sent already.
         return AuthResult(success=right, handled=right)
 
     # -- as a collection of mails ---------------------------------------------------------------------------------
 
     def mails(self, address: str | None = None) -> list[Mail]:
-        """All that were delivered, to this address alone if one is given. Addresses are compared as they are."""
+        """All delivered mails, or only those to one address. Addresses are compared exactly."""
         with self._lock:
             return [mail for mail in self._delivered if address is None or address in mail.recipients]
 
     def take(self, address: str, kind: str | None, deadline: float = DELIVERY_DEADLINE) -> Mail:
-        """The next mail of this kind to this address which nobody took yet; waits for it. `None` is a notice."""
+        """Waits for the next mail of this kind to this address and takes it. The kind of a notice is `None`."""
 
         def next_one() -> Mail | None:
             with self._lock:
@@ -312,7 +312,7 @@ class _Conversation(SMTP):
         self._mailbox = mailbox
 
     def connection_made(self, transport):
-        # Again after STARTTLS, by the transport that is then inside.
+        # This is called again after STARTTLS, with the transport inside TLS.
         if self.transport is None:
             self._mailbox.connections += 1
         self._mailbox._open.add(transport)
@@ -325,7 +325,7 @@ class _Conversation(SMTP):
 
 
 class _Handler:
-    """What is said to each step, by the behaviour of the mailbox."""
+    """Replies to the SMTP commands according to the behaviour of the mailbox."""
 
     def __init__(self, mailbox: Mailbox):
         self._mailbox = mailbox
@@ -334,7 +334,7 @@ class _Handler:
         behaviour = self._mailbox.behaviour
         self._mailbox.attempts.append((time.monotonic(), address))
         if behaviour.at_recipient and behaviour.concerns([address]):
-            # As real ones do, it repeats whom it means.
+            # The reply repeats the address, as that of real servers does.
             return f"{behaviour.at_recipient} <{address}>"
         envelope.rcpt_tos.append(address)
         return "250 OK"
@@ -351,7 +351,7 @@ class _Handler:
             self._mailbox.refused.append(mail)
             if behaviour.hangs_in_data:
                 self._mailbox._hung.add(server.transport)
-                # Until the connection is lost, which cancels this.
+                # This lasts until the connection is lost, which cancels it.
                 await asyncio.sleep(3600)
             if behaviour.resets_in_data:
                 _reset(server.transport)
@@ -382,8 +382,8 @@ class _Silent(asyncio.Protocol):
 
 
 def _reset(transport: asyncio.BaseTransport) -> None:
-    """RST instead of FIN: what a process that dies, or a firewall, does."""
-    # One of TLS that is closed already has lost what is below it.
+    """Closes a connection with RST instead of FIN, as a dying process or a firewall does."""
+    # A TLS transport that is closed already has no transport below it.
     with contextlib.suppress(AttributeError):
         wire = transport.get_extra_info("socket")
         if wire is not None and wire.fileno() != -1:

@@ -1,6 +1,6 @@
-"""Prometheus's text format, read far enough to compare it with the page that lists the metrics.
+"""Reads Prometheus's text format, as far as needed to compare it with the page that lists the metrics.
 
-It judges nothing; `promtool` does that.
+It does not check the format; `promtool` does.
 """
 
 import re
@@ -16,7 +16,7 @@ QUOTED = re.compile(r"`(\w+)`")
 
 @dataclass(frozen=True)
 class Exposition:
-    """What `/metrics` said at one time."""
+    """The contents of `/metrics` at one time."""
 
     text: str
     # The type of each metric, by its name.
@@ -25,11 +25,11 @@ class Exposition:
     samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, name: str, **labels: str) -> float:
-        """One sample; zero if it is not there, as a metric appears with its first event."""
+        """The value of a sample. It is zero if the sample is missing: a metric appears with its first event."""
         return self.samples.get((name, frozenset(labels.items())), 0.0)
 
     def label_values(self) -> set[tuple[str, str, str]]:
-        """Every metric, label and value there is, but for the bounds of buckets."""
+        """Every combination of metric, label and value, without the bounds of buckets."""
         return {
             (self.family(name), label, value)
             for name, labels in self.samples
@@ -38,7 +38,7 @@ class Exposition:
         }
 
     def family(self, sample: str) -> str:
-        """The metric that a sample belongs to: a histogram's have endings of their own."""
+        """The metric of a sample. The samples of a histogram have additional suffixes."""
         for ending in ("_bucket", "_sum", "_count"):
             if self.types.get(sample.removesuffix(ending)) == "histogram":
                 return sample.removesuffix(ending)
@@ -69,14 +69,14 @@ class Documented:
 
 
 def documented(page: Path) -> dict[str, Documented]:
-    """The table of metrics in the operations page, by name. Behind a colon stand the values of the label before it."""
+    """The table of metrics in the operations page, by name. After a colon it lists the values of the last label."""
     rows = {}
     for line in page.read_text().splitlines():
         if row := ROW.match(line):
             label, _, values = row["labels"].partition(":")
             names = QUOTED.findall(label)
             listed = set(QUOTED.findall(values))
-            assert names or not listed, f"whose values are these? {line}"
+            assert names or not listed, f"values without a label: {line}"
             rows[row["name"]] = Documented(
                 row["type"], {name: listed if name == names[-1] else set() for name in names}
             )

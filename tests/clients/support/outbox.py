@@ -1,4 +1,4 @@
-"""What the database knows of mail: what is still to be sent, and the tokens that mails carry.
+"""Mail in the database: the mails that are not sent yet, and the tokens in mails.
 
 It looks at two tables, as an operator would: `mail_outbox` and `one_time_tokens`.
 """
@@ -14,7 +14,7 @@ from support.wait import wait_until
 
 @dataclass(frozen=True)
 class Waiting:
-    """A mail that is still to be sent, or that was given up."""
+    """A mail that is not sent yet, or that was given up."""
 
     kind: str
     recipient: str
@@ -28,25 +28,25 @@ def waiting(engine) -> list[Waiting]:
 
 
 def outbox_is_empty(engine) -> bool:
-    """Whether all that was to be mailed was sent or dropped: what has not arrived by then never will."""
+    """Whether every mail was sent or dropped. A mail that has not arrived by then never will."""
     left = [mail for mail in waiting(engine) if not mail.dead]
     assert not left, left
     return True
 
 
 def lapse_claims(engine) -> None:
-    """Lets what was claimed be claimed again at once, as if the time of a claim had passed."""
+    """Makes every claimed mail due again at once, as if its claim had expired."""
     engine.execute("UPDATE mail_outbox SET next_attempt_time = ?", engine.as_time(datetime.now(UTC)))
 
 
 def settle(engine, deadline: float = DELIVERY_DEADLINE) -> None:
-    """Waits until nothing is left to be mailed."""
+    """Waits until no mail is left to send."""
     wait_until("the outbox is empty", lambda: outbox_is_empty(engine), deadline)
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """What the database knows of a token."""
+    """The stored data of a token."""
 
     purpose: str
     email: str
@@ -64,7 +64,7 @@ def row_of(engine, token: str) -> TokenRow | None:
 
 
 def set_expiry(engine, token: str, from_now: timedelta) -> None:
-    """Lets a token expire so long from now, which may be in the past. The server's clock is this machine's."""
+    """Sets the expiry of a token relative to now; it may be in the past. The server uses this machine's clock."""
     moment = engine.as_time(datetime.now(UTC) + from_now)
     statement = "UPDATE one_time_tokens SET expire_time = ? WHERE id = ?"
     assert engine.execute(statement, moment, engine.as_id(id_of(token))) == 1, "there is no such token"

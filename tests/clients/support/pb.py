@@ -1,9 +1,9 @@
-"""The contract as a client has it: stubs generated from `proto/` when the session starts.
+"""The contract as a client sees it: stubs that are generated from `proto/` when the test session starts.
 
-One process generates them (`generate`); the workers of a parallel run load what it made (`load`).
-A message is an attribute (`pb.LoginRequest(email=…)`), whichever file declares it.
-`google/api` and `google/protobuf` are the published packages: two registrations of
-one file name cannot live in one process, and a client would have those installed.
+One process generates them (`generate`), and the workers of a parallel run load the result (`load`). Every message is an
+attribute of this module (`pb.LoginRequest(email=…)`), in whichever file it is declared. `google/api` and
+`google/protobuf` come from the published packages, which a client would have installed. One process cannot register
+two files of the same name.
 """
 
 import importlib
@@ -65,13 +65,13 @@ def service(name: str):
 
 
 def error_reasons() -> set[str]:
-    """Every value of `ErrorReason`, as the wire spells it."""
+    """Every value of `ErrorReason`, as it is sent."""
     values = descriptor_pool.Default().FindEnumTypeByName(f"{PACKAGE}.ErrorReason").values_by_name
     return {name.removeprefix("ERROR_REASON_") for name in values} - {"UNSPECIFIED"}
 
 
 def secrets_of(message) -> list[str]:
-    """The values of every field that the contract marks `debug_redact`, however deep."""
+    """The values of every field that the contract marks `debug_redact`, at any depth."""
     found = []
     for field, value in message.ListFields():
         if field.GetOptions().debug_redact:

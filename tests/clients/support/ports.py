@@ -1,7 +1,7 @@
 """Ports for the servers of the tests.
 
-They lie below the ports that the kernel gives to those who ask for any: a server that comes back on its port would now and
-then find it taken by a connection of another test. Each worker of pytest-xdist has its own thousand.
+They are below the ephemeral ports of the kernel. Otherwise a connection of another test could take the port of a server
+that restarts. Each worker of pytest-xdist has its own thousand ports.
 """
 
 import itertools

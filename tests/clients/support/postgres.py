@@ -1,7 +1,7 @@
-"""A private PostgreSQL cluster: its own directory, port and socket, gone when the tests are.
+"""A private PostgreSQL cluster with its own directory, port and socket. It is removed after the tests.
 
-`POSTERN_TEST_PG_BIN` names the directory of the binaries; otherwise the installed
-ones are looked for. The server refuses to run as root, so root runs it as `postgres`.
+`POSTERN_TEST_PG_BIN` names the directory of the binaries. If it is not set, installed binaries are searched for. The
+server refuses to run as root, so root runs it as the user `postgres`.
 """
 
 import base64
@@ -43,13 +43,13 @@ def find_binaries() -> Path | None:
 
 
 class Cluster:
-    """One cluster. `stop` is a crash by default, which is what the tests want to see survived."""
+    """One cluster. By default `stop` crashes it, because tests check that Postern survives a crash."""
 
     def __init__(self, binaries: Path):
         self._binaries = binaries
         self._directory = Path(tempfile.mkdtemp(prefix="postern-pg-"))
         self.password = secrets.token_hex(16)
-        # The migrated database that others are copies of, once there is one.
+        # The migrated database of which the others are copies, once it exists.
         self.template: str | None = None
         # Connections by database and thread.
         self._kept: dict[tuple[str, int], psycopg.Connection] = {}
@@ -87,7 +87,7 @@ class Cluster:
             self._kept.pop(key).close()
 
     def dump(self, database: str) -> bytes:
-        """What `pg_dump` makes of a database."""
+        """The output of `pg_dump` for a database."""
         command = [self._binaries / "pg_dump", "--dbname", self.url(database)]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60).stdout
 
@@ -98,9 +98,9 @@ class Cluster:
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": self._directory,
             "max_connections": 200,
-            # The machine does not lose power in these tests; only processes die.
+            # These tests kill processes, but the machine keeps running.
             "fsync": "off",
-            # For whoever reads the statements of one database (`statements_since`).
+            # `statements_since` finds the statements of a database by this prefix.
             "log_line_prefix": "%d %a ",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -118,11 +118,11 @@ class Cluster:
         return self
 
     def log_position(self) -> int:
-        """Where the log ends now."""
+        """The current end of the log."""
         return (self._directory / "log").stat().st_size
 
     def statements_since(self, position: int, database: str) -> list[str]:
-        """The statements that Postern has sent to a database since then, which must have `log_statement = 'all'`."""
+        """The statements that Postern has sent since then to a database, which must have `log_statement = 'all'`."""
         with (self._directory / "log").open("rb") as log:
             log.seek(position)
             text = log.read().decode()
@@ -167,10 +167,10 @@ class Cluster:
 
 
 def _cheap_verifier(password: str) -> str:
-    """The password as `pg_authid` keeps it (RFC 5803), but with 1 round of hashing instead of 4,096.
+    """A SCRAM verifier of the password as in `pg_authid` (RFC 5803), but with 1 iteration instead of 4,096.
 
-    PostgreSQL takes what looks like a verifier as it is. Every connection signs in by SCRAM all the same, and thousands
-    of connections do so at little cost.
+    PostgreSQL stores a password that looks like a verifier unchanged. Connections still authenticate with SCRAM, and
+    the tests can afford thousands of them.
     """
     rounds, salt = 1, secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)

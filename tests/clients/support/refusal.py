@@ -1,6 +1,6 @@
-"""What every HTTP answer, and every refusal in AIP-193 form, looks like; and that no secret is in any of it.
+"""Checks of HTTP answers: the headers of all answers, the AIP-193 form of errors, and that they contain no secret.
 
-The gRPC side of the same rules is `expect`.
+`expect` checks the same rules for gRPC.
 """
 
 from google.protobuf import duration_pb2, json_format
@@ -32,16 +32,16 @@ CODES = {
 
 
 def expect_own_headers(answer: Answer) -> None:
-    """Demands the headers of every response: its id, and what keeps browsers from doing more than they are told."""
+    """Asserts the headers of every response: the request id, and the security headers for browsers."""
     assert answer.header("x-request-id"), answer
     for name, value in SECURITY_HEADERS.items():
         assert answer.header(name) == value, f"{name} of {answer}"
 
 
 def expect_refusal(answer: Answer, status: int, reason: str | None = None, *, fields=()) -> dict:
-    """Demands a refusal with exactly this HTTP status, reason and set of violated fields, and returns its `error`.
+    """Asserts an error with exactly this HTTP status, reason and set of violated fields, and returns its `error`.
 
-    Without a reason the refusal is one of HTTP's own, which the contract gives none: no such route, method or type.
+    Without a reason it is an error of HTTP itself, such as an unknown route, a wrong method or a wrong content type.
     """
     shown = f"{answer.status}: {answer.body[:600]!r}"
     assert answer.status == status, f"wanted {status} {reason or ''}, got {shown}"
@@ -55,7 +55,7 @@ def expect_refusal(answer: Answer, status: int, reason: str | None = None, *, fi
     assert set(error) == {"code", "status", "message", "details"}, shown
     assert error["code"] == status, shown
     assert error["status"] in CODES[status], shown
-    assert error["message"], "a refusal says something to a person"
+    assert error["message"], "an error has a message for people"
 
     info = detail(error, "ErrorInfo")
     if reason is None:
@@ -64,9 +64,9 @@ def expect_refusal(answer: Answer, status: int, reason: str | None = None, *, fi
         assert reason in pb.error_reasons(), f"{reason} is not in the contract's ErrorReason"
         assert (info.get("domain"), info.get("reason")) == (pb.PACKAGE, reason), shown
     violations = detail(error, "BadRequest").get("fieldViolations", [])
-    # proto3 JSON leaves an empty string out: the violation is of the body as a whole.
+    # A violation of the body as a whole has an empty field, which proto3 JSON leaves out.
     assert {violation.get("field", "") for violation in violations} == set(fields), shown
-    assert all(violation.get("description") for violation in violations), f"a violation says why: {shown}"
+    assert all(violation.get("description") for violation in violations), f"every violation has a description: {shown}"
 
     assert (answer.header("www-authenticate") == "Bearer") == (status == 401), answer.headers
     _expect_when_to_come_back(answer, error)

@@ -1,4 +1,4 @@
-"""Checking many rows of one kind in one test, where a test of each would cost more than the check."""
+"""Checks many rows in one test, where a separate test for each row would cost more than the check."""
 
 from collections.abc import Callable, Iterable
 

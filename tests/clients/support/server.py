@@ -1,7 +1,7 @@
-"""A running Postern: the real binary, started, killed, stopped and restarted by its own pid.
+"""A running Postern: starts, stops, kills and restarts the real binary by its process id.
 
-It knows the command line, the `POSTERN_*` variables and the ready line of the log.
-Closing it searches everything it logged for panics and for the secrets of its clients.
+It depends on the command line, the `POSTERN_*` variables and the ready line of the log. When it is closed, it searches
+the log for panics and for the secrets of its clients.
 """
 
 import json
@@ -16,7 +16,7 @@ from support.ports import free_port
 
 READY = "Postern is ready"
 START_DEADLINE = 60
-# The contract drains for up to thirty seconds, and a busy machine takes some more.
+# The server drains for up to thirty seconds, and a busy machine needs more.
 STOP_DEADLINE = 60
 
 # The tests need many hashes, and few of them depend on what a hash costs.
@@ -47,7 +47,7 @@ class Server:
 
     @property
     def client(self) -> Client:
-        """A connection of its own to this run of the server."""
+        """The connection of the tests to the current process of the server."""
         if self._client is None:
             self._client = Client(self.address, self.secrets)
         return self._client
@@ -82,7 +82,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            # Ctrl-C reaches the tests alone, and they stop what they started.
+            # Ctrl-C must reach only the tests, which then stop the server.
             start_new_session=True,
         )
         ready_or_ended = threading.Event()
@@ -94,11 +94,11 @@ class Server:
         return self
 
     def kill(self) -> None:
-        """SIGKILL: no warning, no clean-up."""
+        """Sends SIGKILL, so that the server cannot clean up."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, and demands that the server exits cleanly."""
+        """Sends SIGTERM, and asserts that the server exits cleanly."""
         code = self._end(signal.SIGTERM)
         assert code == 0, f"SIGTERM ended in exit code {code}; the log ends:\n{self.log_tail()}"
 
@@ -114,7 +114,7 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def close(self) -> None:
-        """Ends it at once (what SIGTERM does is for the tests that say so), then judges its log."""
+        """Kills the server and checks its log. Tests of SIGTERM call `stop` before."""
         if self.running:
             self.kill()
         text = "\n".join(self.log)
@@ -158,7 +158,7 @@ class Server:
                 continue
             fields = _log_fields(line)
             if fields.get("message") == READY:
-                # The addresses that it names, in case a test asked for any port.
+                # The ready line names the real addresses, because a test may have asked for any free port.
                 self._addresses.update({name: fields[name] for name in self._addresses if name in fields})
                 self._is_ready = True
                 ready_or_ended.set()

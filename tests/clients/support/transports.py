@@ -1,7 +1,7 @@
-"""The same call by gRPC and by REST, for tests of what an RPC does and not of how it is carried.
+"""The same calls by gRPC and by REST, for tests of RPCs that do not depend on the transport.
 
-A call names an RPC of the contract and its fields as the proto spells them; what comes back is its message as
-proto3 JSON. A refusal is judged by the rules of its own transport: `expect` for gRPC, `refusal` for REST.
+A call names an RPC of the contract and its fields as in the proto, and returns its message as proto3 JSON. An error is
+checked by the rules of its transport: `expect` for gRPC, `refusal` for REST.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ HTTP_STATUS = {
 
 @dataclass(frozen=True)
 class Refused:
-    """What a caller can see of a refusal by either transport. `seen` is all of it, to compare."""
+    """What a caller can see of an error, over either transport. `seen` is all of it, for comparisons."""
 
     message: str
     seen: object
@@ -39,13 +39,13 @@ class Transport:
     """Calls by one of the two transports. `credential` is an access token."""
 
     def ok(self, rpc: str, credential: str | None = None, **fields) -> dict:
-        """Makes a call that has to succeed."""
+        """Makes a call that must succeed."""
         raise NotImplementedError
 
     def refused(
         self, rpc: str, code: str, reason: str, /, naming=frozenset(), credential: str | None = None, **fields
     ) -> Refused:
-        """Makes a call that has to be refused with this code and reason, naming exactly these fields."""
+        """Makes a call that must be refused with this code and reason and exactly these fields."""
         raise NotImplementedError
 
     def sign_up(self, person: Person) -> dict:
@@ -62,17 +62,17 @@ class Transport:
         return self.ok("Refresh", refresh_token=tokens["refreshToken"])["tokens"]
 
     def expect_wrong(self, person: Person) -> None:
-        """Demands that this address and password are no way in."""
+        """Asserts that a login with this address and password is refused."""
         login = {"email": person.email, "password": person.password}
         self.refused("Login", "UNAUTHENTICATED", "INVALID_CREDENTIALS", **login)
 
     def expect_dead(self, tokens: dict) -> None:
-        """Demands that a session has ended."""
+        """Asserts that a session has ended."""
         self.refused("GetMe", "UNAUTHENTICATED", "SESSION_REVOKED", credential=tokens["accessToken"])
         self.refused("Refresh", "UNAUTHENTICATED", "REFRESH_TOKEN_INVALID", refresh_token=tokens["refreshToken"])
 
     def expect_bad_token(self, rpc: str, token: str, **fields) -> Refused:
-        """Demands that a one-time token is refused as such."""
+        """Asserts that a one-time token is refused as invalid."""
         return self.refused(rpc, "INVALID_ARGUMENT", "ONE_TIME_TOKEN_INVALID", token=token, **fields)
 
 
@@ -116,6 +116,6 @@ class ByRest(Transport):
 
 
 def comparable(answer) -> tuple:
-    """All of an HTTP answer but what is new in each: its id and the time."""
+    """An HTTP answer without the two values that are new in each: its id and the time."""
     headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "date")}
     return answer.status, answer.body, tuple(sorted(headers.items()))

@@ -1,10 +1,10 @@
-"""Waiting for something to become true, and saying what was seen last if it does not."""
+"""Waits until a condition is true. On a timeout the error shows the last value."""
 
 import time
 from collections.abc import Callable
 
-# No test fails because its machine is slow: whatever is waited for has this many seconds. Where the product promises a
-# time, a test demands the condition, and reports how long it took.
+# The time for every condition in seconds, long enough that no test fails because its machine is slow. Where the product
+# promises a shorter time, a test asserts the condition and reports how long it took.
 PATIENCE = 60
 
 
