@@ -48,7 +48,7 @@ def test_every_rpc_is_unavailable_while_the_database_is_away(outage):
     client = server.client
     cluster.stop()
 
-    # At once, on connections that the server believes to be good, and again when it knows better.
+    # First while the server still considers its connections open, then after it has noticed the outage.
     for _ in range(2):
         calls = [
             lambda: client.sign_up(Person()),
@@ -57,7 +57,7 @@ def test_every_rpc_is_unavailable_while_the_database_is_away(outage):
             lambda: client.refresh(tokens.refresh_token),
             lambda: client.logout(tokens.refresh_token),
             lambda: client.me(tokens.access_token),
-            # Tokens of the right form: what they are worth is in the database.
+            # Well-formed tokens. Only the database knows whether they are valid.
             lambda: client.verify_email("A" * 64),
             lambda: client.confirm_email_change("A" * 64),
             lambda: client.reset_password("A" * 64, Person().password),
@@ -96,7 +96,7 @@ def test_health_follows_the_database_both_ways_and_calls_heal_by_themselves(outa
     cluster.start()
     wait_until("the server is healed", lambda: healed(client, tokens))
 
-    # What was acknowledged before the crash is there, and everything works again.
+    # Changes that were acknowledged before the crash are there, and everything works again.
     assert client.me(tokens.access_token) == made
     fresh = client.refresh(tokens.refresh_token)
     client.logout(fresh.refresh_token)
@@ -123,7 +123,7 @@ def test_a_health_watcher_is_told_of_the_outage_and_of_its_end(outage):
             for reply in stream:
                 seen.append(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
         except grpc.RpcError:
-            # Cancelled below, when everything has been seen.
+            # The stream is cancelled below, when the test has seen every status.
             return
 
     watcher = threading.Thread(target=follow, daemon=True)
@@ -151,7 +151,7 @@ def test_impatient_sign_ups_amid_a_database_crash_lose_nothing_acknowledged_and_
                 client.sign_up(person)
                 acknowledged.append(person.email)
             except grpc.RpcError as error:
-                # UNAVAILABLE may or may not have happened; OK must have.
+                # After UNAVAILABLE the account may or may not exist; after OK it must.
                 refused.append(person.email)
                 if reason_of(error) != "STORE_UNAVAILABLE":
                     surprises.append(f"{error.code()}: {error.details()}")
@@ -170,7 +170,7 @@ def test_impatient_sign_ups_amid_a_database_crash_lose_nothing_acknowledged_and_
         wait_until("the callers know and insist", lambda: len(refused) >= 100)
         before = len(acknowledged)
         cluster.start()
-        # Callers that do not wait as RetryInfo asks keep every core busy; healing must not starve behind them.
+        # Callers that ignore RetryInfo keep every core busy. They must not prevent the server from recovering.
         wait_until("more are acknowledged", lambda: more_acknowledged(before))
     finally:
         done.set()
@@ -179,3 +179,18 @@ def test_impatient_sign_ups_amid_a_database_crash_lose_nothing_acknowledged_and_
 
     assert not surprises, surprises
     assert set(acknowledged) <= engine.emails()
+
+
+def test_writes_that_wait_leave_connections_to_reads(outage):
+    cluster, server, _, tokens = outage
+    client, database = server.client, server.engine.database
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = ? AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(40) as pool, cluster.connect(database) as other:
+        with other.transaction():
+            other.execute("LOCK TABLE sessions IN EXCLUSIVE MODE")
+            refreshes = [pool.submit(client.refresh, tokens.refresh_token) for _ in range(40)]
+            wait_until("most connections wait", lambda: server.engine.query(waiting, database)[0][0] >= 12)
+            for _ in range(20):
+                assert client.me(tokens.access_token)
+            assert server.engine.query(waiting, database)[0][0] == 12, "three quarters of 16 connections are for writes"
+        assert len({refresh.result(15).refresh_token for refresh in refreshes}) == 1

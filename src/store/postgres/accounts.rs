@@ -10,7 +10,7 @@ use crate::{
     store::{
         rows::UserRow,
         statement::Statement,
-        steps::{self, Backend as _, bind_mail},
+        steps::{self, bind_mail},
     },
 };
 
@@ -52,7 +52,7 @@ impl PostgresStore {
             .bind(account.context.client_ip.map(|ip| ip.to_string()))
             .bind(account.id.0)
             .bind(account.email.as_str());
-        match self.rows::<UserRow>(statement).await?.pop() {
+        match self.written::<UserRow>(statement).await? {
             Some(user) => {
                 self.mail_queued.notify_one();
                 Ok(AccountCreation::Created(user.into_user()?))

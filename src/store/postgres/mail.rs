@@ -43,7 +43,7 @@ impl MailStore for PostgresStore {
                  RETURNING id, kind, recipient, user_id, new_email, create_time, attempts",
             )
             .bind(lease.as_secs_f64());
-            let Some(leased) = store.rows::<OutboxRow>(statement).await?.pop() else {
+            let Some(leased) = store.written::<OutboxRow>(statement).await? else {
                 return Ok(MailClaim::NoneDue);
             };
             let leased = leased.into_leased()?;

@@ -18,7 +18,7 @@ use std::{
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, Row as _,
+    ConnectOptions, Connection, PgConnection,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow},
 };
 use tokio::{
@@ -32,7 +32,7 @@ use crate::{
 };
 
 use self::{
-    pool::{Lease, Pool},
+    pool::{Lease, Pool, Purpose},
     transaction::{REVOCATIONS, Tx},
 };
 use super::{
@@ -102,7 +102,7 @@ impl PostgresStore {
         };
         match migrate {
             Migrate::Apply => {
-                let mut connection = store.pool.take().await?;
+                let mut connection = store.pool.take(Purpose::Write).await?;
                 migrator(&MIGRATIONS).run(connection.get()?).await?;
                 connection.give_back();
             }
@@ -113,7 +113,7 @@ impl PostgresStore {
 
     async fn check_schema(&self) -> Result<(), OpenError> {
         let known = Statement::new("SELECT to_regclass('_sqlx_migrations') IS NOT NULL");
-        let applied = if self.one_row(known).await?.try_get(0).map_err(StoreError::from)? {
+        let applied = if self.rows::<(bool,)>(known).await?.contains(&(true,)) {
             let versions = Statement::new("SELECT version FROM _sqlx_migrations WHERE success");
             self.rows::<(i64,)>(versions).await?.into_iter().map(|(version,)| version).collect()
         } else {
@@ -124,25 +124,31 @@ impl PostgresStore {
     }
 
     /// A connection of the pool, unless the database is known to be down.
-    async fn connection(&self) -> Result<Lease, StoreError> {
+    async fn connection(&self, purpose: Purpose) -> Result<Lease, StoreError> {
         self.ensure_reachable()?;
-        self.pool.take().await
+        self.pool.take(purpose).await
     }
 
     /// Runs one statement outside a transaction, to its end, even if its caller goes away. Returns its rows.
-    async fn all_rows(&self, statement: Statement) -> Result<Vec<PgRow>, StoreError> {
+    async fn all_rows(&self, purpose: Purpose, statement: Statement) -> Result<Vec<PgRow>, StoreError> {
         let store = self.clone();
         run_to_completion(async move {
-            let mut connection = store.connection().await?;
+            let mut connection = store.connection(purpose).await?;
             let rows = statement.into_query().fetch_all(connection.get()?).await;
             connection.give_back_after(rows)
         })
         .await
     }
 
-    /// Runs a statement that returns one row.
-    async fn one_row(&self, statement: Statement) -> Result<PgRow, StoreError> {
-        let row = self.all_rows(statement).await?.pop();
+    /// Runs a statement that writes and returns at most one row.
+    async fn written<R: StoredRow>(&self, statement: Statement) -> Result<Option<R>, StoreError> {
+        let rows = self.all_rows(Purpose::Write, statement).await?;
+        Ok(rows.first().map(R::from_row).transpose()?)
+    }
+
+    /// Runs a statement that writes and always returns one row.
+    async fn written_row(&self, statement: Statement) -> Result<PgRow, StoreError> {
+        let row = self.all_rows(Purpose::Write, statement).await?.pop();
         row.ok_or_else(|| StoreError::broken("a statement returned no row"))
     }
 
@@ -150,7 +156,7 @@ impl PostgresStore {
     async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
         let store = self.clone();
         run_to_completion(async move {
-            let mut connection = store.connection().await?;
+            let mut connection = store.connection(Purpose::Write).await?;
             let done = statement.into_query().execute(connection.get()?).await;
             Ok(connection.give_back_after(done)?.rows_affected())
         })
@@ -224,11 +230,11 @@ impl Backend for PostgresStore {
     };
 
     async fn begin(&self) -> Result<Tx, StoreError> {
-        Tx::begin(self.connection().await?, Arc::clone(&self.mail_queued)).await
+        Tx::begin(self.connection(Purpose::Write).await?, Arc::clone(&self.mail_queued)).await
     }
 
     async fn rows<R: StoredRow>(&self, query: Statement) -> Result<Vec<R>, StoreError> {
-        let rows = self.all_rows(query).await?;
+        let rows = self.all_rows(Purpose::Read, query).await?;
         Ok(rows.iter().map(R::from_row).collect::<Result<_, _>>()?)
     }
 

@@ -1,10 +1,15 @@
 //! The pool of connections. A connection goes back only when its step has ended cleanly, so nothing has to be sent to
 //! the server when it is released. Any other connection is closed.
+//!
+//! A quarter of the connections is for reads. Writes wait for the disk or for a locked row, and without this share a slow
+//! disk would stop the reads too.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{domain::ports::Connections, error::StoreError};
 
@@ -15,9 +20,22 @@ const TEST_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// How long the test may take.
 const TEST_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What a connection is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A statement that only reads.
+    Read,
+    /// Everything else.
+    Write,
+}
+
 /// A handle to the pool.
 #[derive(Debug, Clone)]
-pub(super) struct Pool(managed::Pool<Connector>);
+pub(super) struct Pool {
+    connections: managed::Pool<Connector>,
+    /// The connections that writes may take.
+    for_writes: Arc<Semaphore>,
+}
 
 impl Pool {
     /// A pool that connects when the first connection is needed.
@@ -25,21 +43,33 @@ impl Pool {
         // The connection that was used last is taken first: its statements are prepared, and it needs no test.
         let max_size = usize::try_from(max_connections).unwrap_or(usize::MAX);
         let pool = managed::Pool::builder(Connector { options }).max_size(max_size).queue_mode(QueueMode::Lifo).build();
-        Ok(Self(pool.map_err(StoreError::broken)?))
+        let for_writes = Arc::new(Semaphore::new((max_size - max_size.div_ceil(4)).max(1)));
+        Ok(Self { connections: pool.map_err(StoreError::broken)?, for_writes })
     }
 
     /// Takes a connection, a free one if there is one.
-    pub(super) async fn take(&self) -> Result<Lease, StoreError> {
-        match tokio::time::timeout(ACQUIRE_TIMEOUT, self.0.get()).await {
-            Ok(Ok(connection)) => Ok(Lease { connection, is_clean: false }),
-            Ok(Err(PoolError::Backend(error))) => Err(error.into()),
-            Ok(Err(other)) => Err(StoreError::Unavailable(Box::new(other))),
+    pub(super) async fn take(&self, purpose: Purpose) -> Result<Lease, StoreError> {
+        let taking = async {
+            let write = match purpose {
+                Purpose::Read => None,
+                Purpose::Write => {
+                    Some(Arc::clone(&self.for_writes).acquire_owned().await.map_err(StoreError::broken)?)
+                }
+            };
+            match self.connections.get().await {
+                Ok(connection) => Ok(Lease { connection, is_clean: false, _write: write }),
+                Err(PoolError::Backend(error)) => Err(error.into()),
+                Err(other) => Err(StoreError::Unavailable(Box::new(other))),
+            }
+        };
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, taking).await {
+            Ok(taken) => taken,
             Err(elapsed) => Err(StoreError::Unavailable(Box::new(elapsed))),
         }
     }
 
     pub(super) fn connections(&self) -> Connections {
-        let status = self.0.status();
+        let status = self.connections.status();
         Connections { open: u32::try_from(status.size).unwrap_or(u32::MAX), idle: status.available }
     }
 }
@@ -49,6 +79,8 @@ impl Pool {
 pub(super) struct Lease {
     connection: Object<Connector>,
     is_clean: bool,
+    /// The share of a write. It is free again when the connection has gone back.
+    _write: Option<OwnedSemaphorePermit>,
 }
 
 impl Lease {

@@ -28,12 +28,13 @@ use crate::{
         rows::{CredentialsRow, LogoutTargetRow, RevocationRow, StoredSessionRow, UserRow, user_columns},
         shared::run_to_completion,
         statement::Statement,
-        steps::{self, Backend as _, WriteTransaction as _, bind_session},
+        steps::{self, WriteTransaction as _, bind_session},
     },
 };
 
 use super::{
     PostgresStore,
+    pool::Purpose,
     transaction::{REVOCATIONS, Tx},
 };
 
@@ -159,7 +160,7 @@ impl SessionStore for PostgresStore {
             attempt,
         )
         .bind(email.as_str());
-        let row = self.one_row(statement).await?;
+        let row = self.written_row(statement).await?;
         let reservation = reservation(&row)?;
         let found = row.try_get::<Option<uuid::Uuid>, _>("id")?.is_some();
         let account = if found { Some(CredentialsRow::from_row(&row)?.into_credentials()?) } else { None };
@@ -172,7 +173,7 @@ impl SessionStore for PostgresStore {
 
     async fn reserve_attempt(&self, attempt: LoginAttempt) -> Result<Reservation, StoreError> {
         let statement = Statement::new(concat!(reserve_attempt!(), "SELECT ", reservation_columns!(), relaxed!()));
-        reservation(&self.one_row(bind_attempt(statement, attempt)).await?)
+        reservation(&self.written_row(bind_attempt(statement, attempt)).await?)
     }
 
     async fn attempt_succeeded(&self, subject: AttemptSubject) -> Result<(), StoreError> {
@@ -216,7 +217,7 @@ impl SessionStore for PostgresStore {
         if let Some(rehash) = rehash {
             statement = statement.bind(rehash.from.as_str()).bind(rehash.to.as_str());
         }
-        match self.rows::<UserRow>(statement).await?.pop() {
+        match self.written::<UserRow>(statement).await? {
             Some(user) => Ok(SessionOpening::Opened(user.into_user()?)),
             None => Ok(SessionOpening::Refused),
         }
@@ -225,7 +226,7 @@ impl SessionStore for PostgresStore {
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {
         // Nearly every refresh ends here. Of several that present the same generation, the first takes the row; the
         // others wait for it and then find another generation.
-        match self.rows::<UserRow>(rotate(&rotation)).await?.pop() {
+        match self.written::<UserRow>(rotate(&rotation)).await? {
             Some(user) => Ok(RotationOutcome::Rotated(user.into_user()?)),
             None => steps::write(self, |tx| classify(tx, rotation)).await,
         }
@@ -247,7 +248,7 @@ impl SessionStore for PostgresStore {
             .bind(RevokeReason::Logout.action().as_str())
             .bind(context.client_ip.map(|ip| ip.to_string()))
             .bind(REVOCATIONS);
-        let found: bool = self.one_row(statement).await?.try_get("found")?;
+        let found: bool = self.written_row(statement).await?.try_get("found")?;
         Ok(if found { LogoutOutcome::LoggedOut } else { LogoutOutcome::Refused })
     }
 
@@ -255,7 +256,7 @@ impl SessionStore for PostgresStore {
         let store = self.clone();
         let missed = missed.to_vec();
         let rows = run_to_completion(async move {
-            let mut connection = store.connection().await?;
+            let mut connection = store.connection(Purpose::Read).await?;
             let rows = sqlx::query_as::<_, RevocationRow>(
                 "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
                  WHERE number > $1 OR number = ANY($2) ORDER BY number",
