@@ -21,9 +21,12 @@ use super::{
     throttle::{AttemptSubject, network},
 };
 
-/// How long a caller waits for a place before it is refused. A wait costs nothing; a refusal costs an answer, and a
-/// client that comes back at once.
+/// How long a caller waits for a place before it is refused, on average. A wait costs nothing; a refusal costs an
+/// answer, and a client that comes back at once.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The waits differ, from half of [`PATIENCE`] to one and a half times as long, in so many steps. Callers that come at
+/// the same moment are then not refused at the same moment, which would make every other call wait.
+const STEPS: u32 = 256;
 /// The most callers that wait for a place: three quarters of the calls that a process serves at the same time
 /// (`grpc::limits`), so that the other calls find room beside them.
 const MOST_WAITING: usize = 1_536;
@@ -159,8 +162,8 @@ impl Admission {
             // Behind a few others of its own account it waits as long as it can: each of them is done soon.
             let patient =
                 !state.is_crowded(&applicant, self.limits) && state.waiting_of(applicant.client) < FEW_WAITING;
-            let until = if patient { latest } else { latest.min(now + PATIENCE) };
-            (state.join(applicant, grant), until)
+            let ticket = state.join(applicant, grant);
+            (ticket, if patient { latest } else { latest.min(now + patience(ticket)) })
         };
         let wait = Wait { admission: self, client: applicant.client, ticket };
         if let Ok(Ok(place)) = tokio::time::timeout_at(until.into(), granted).await {
@@ -188,6 +191,13 @@ impl Admission {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long the caller with this ticket waits. Neighbouring tickets are far apart.
+fn patience(ticket: u64) -> Duration {
+    // 157 and 256 have no common factor, so 256 tickets in a row get 256 different steps.
+    let step = u32::try_from(ticket.wrapping_mul(157) % u64::from(STEPS)).unwrap_or(0);
+    PATIENCE / 2 + PATIENCE * step / STEPS
 }
 
 impl State {
@@ -422,6 +432,14 @@ mod tests {
         assert!(matches!(refused, Err(Error::Overloaded { retry_after }) if retry_after == hash_time), "{refused:?}");
         drop((first, second, third));
         assert!(is_idle(&admission));
+    }
+
+    #[test]
+    fn callers_that_come_at_once_are_refused_one_after_the_other() {
+        let waits: std::collections::BTreeSet<_> = (1_000..1_256).map(patience).collect();
+        assert_eq!(waits.len(), 256);
+        assert_eq!(waits.first(), Some(&(PATIENCE / 2)));
+        assert!(waits.last().is_some_and(|longest| *longest < PATIENCE * 3 / 2));
     }
 
     #[tokio::test]

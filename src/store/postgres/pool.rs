@@ -52,9 +52,7 @@ impl Pool {
         let taking = async {
             let write = match purpose {
                 Purpose::Read => None,
-                Purpose::Write => {
-                    Some(Arc::clone(&self.for_writes).acquire_owned().await.map_err(StoreError::broken)?)
-                }
+                Purpose::Write => Some(Arc::clone(&self.for_writes).acquire_owned().await.map_err(StoreError::broken)?),
             };
             match self.connections.get().await {
                 Ok(connection) => Ok(Lease { connection, is_clean: false, _write: write }),
