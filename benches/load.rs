@@ -3,11 +3,13 @@
 //!     load argon2         Argon2id alone, as fast as the machine computes it
 //!     load limit-server   a server of tonic alone, or of tonic and one SELECT
 //!     load calls          clients that call one RPC without pause, or at a steady pace
+//!     load revocations    a set of revoked sessions, read from a log of a million lines
 //!     load storm          clients that log in without pause, and cheap calls at a steady pace beside them
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark may panic")]
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,13 +19,20 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use clap::{Parser, ValueEnum};
 use futures_util::future::join_all;
 use postern::{
-    domain::env::Env,
+    database_url::DatabaseUrl,
+    domain::{
+        env::Env,
+        ids::{SessionId, UserId},
+        revocation::Revocations,
+        role::Caller,
+    },
     proto::{
         GetMeRequest, GetMeResponse, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, RefreshRequest,
         RefreshResponse, SignUpRequest, SignUpResponse, User,
         auth_service_client::AuthServiceClient,
         auth_service_server::{AuthService, AuthServiceServer},
     },
+    store::{self, Migrate},
 };
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool, Row as _, postgres::PgPoolOptions};
@@ -41,6 +50,8 @@ const ITERATIONS: u32 = 2;
 const PASSWORD: &str = "correct horse battery staple";
 /// The pause between two cheap calls of one kind, long enough that these calls are no load.
 const PACE: Duration = Duration::from_millis(4);
+/// How many clients make the cheap calls of one kind in turn, so that a slow call does not delay the next one.
+const CHEAP_CALLERS: u32 = 16;
 
 #[derive(Parser)]
 enum Command {
@@ -76,6 +87,13 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         pace: u64,
     },
+    Revocations {
+        /// An empty database with the schema of Postern.
+        #[arg(long)]
+        database_url: String,
+        #[arg(long, default_value_t = 1_000_000)]
+        lines: i64,
+    },
     Storm {
         #[arg(long)]
         address: String,
@@ -83,35 +101,35 @@ enum Command {
         clients: usize,
         #[arg(long)]
         seconds: u64,
-        /// What the clients send: logins, or sign-ups with passwords that are expensive to judge.
+        /// What the clients send: logins, or sign-ups with passwords that are expensive to check.
         #[arg(long, default_value = "login")]
         of: Storm,
         /// The cheap calls at a steady pace beside it.
         #[arg(long, value_delimiter = ',')]
-        beside: Vec<Cheap>,
+        beside: Vec<Rpc>,
     },
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
 enum Rpc {
     Login,
     GetMe,
     Refresh,
-    /// GetMe of the limit server, which wants no token.
+    Health,
+    /// GetMe of the limit server, which requires no token.
     Limit,
+}
+
+impl Rpc {
+    fn name(self) -> String {
+        self.to_possible_value().unwrap().get_name().replace('-', "_")
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Storm {
     Login,
     HostileSignUp,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Cheap {
-    GetMe,
-    Refresh,
-    Health,
 }
 
 type Client = AuthServiceClient<Channel>;
@@ -133,6 +151,7 @@ async fn main() {
         Command::Calls { address, rpc, clients, seconds, pace } => {
             calls(&address, rpc, clients, Duration::from_secs(seconds), Duration::from_micros(pace)).await
         }
+        Command::Revocations { database_url, lines } => revocations(database_url, lines).await,
         Command::Storm { address, clients, seconds, of, beside } => {
             storm(&address, clients, Duration::from_secs(seconds), of, &beside).await
         }
@@ -162,7 +181,53 @@ fn argon2(threads: usize, seconds: u64) -> Value {
     json!({ "per_second": ratio(total, started.elapsed()) })
 }
 
-/// What a server can do at most: it answers without checking anything, or with one SELECT.
+/// The size and the speed of the set of revocations.
+async fn revocations(database_url: String, lines: i64) -> Value {
+    let pool = PgPoolOptions::new().max_connections(1).connect(&database_url).await.unwrap();
+    let write = async |lines: i64| {
+        let statement = "INSERT INTO revocations (session_id, revoke_time, forget_time) \
+                         SELECT gen_random_uuid(), now(), now() + interval '1 hour' FROM generate_series(1, $1)";
+        sqlx::query(statement).bind(lines).execute(&pool).await.unwrap();
+    };
+    write(lines).await;
+    let url = DatabaseUrl::Postgres { url: database_url.into(), max_connections: 2, notifications: false };
+    let store = store::connect(&url, Migrate::Check).await.unwrap();
+    let (set, now) = (Revocations::default(), Env::system().now());
+    let before = resident_bytes();
+    set.poll(store.as_ref(), now).await.unwrap();
+    let grown = resident_bytes() - before;
+
+    let mut polls = Vec::new();
+    for _ in 0..21 {
+        write(10).await;
+        let started = Instant::now();
+        set.poll(store.as_ref(), now).await.unwrap();
+        polls.push(started.elapsed());
+    }
+    polls.sort_unstable();
+
+    // A multiplication spreads the ids over the set.
+    let id = |number: u128| Uuid::from_u128(number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+    let caller =
+        |number| Caller { user_id: UserId(id(number)), session_id: SessionId(id(number + 1)), roles: Vec::new() };
+    let callers: Vec<_> = (0..200_000).map(caller).collect();
+    let (count, started) = (callers.len(), Instant::now());
+    let accepted = callers.into_iter().filter(|caller| set.check(caller.clone()).is_ok()).count();
+    assert_eq!(accepted, count, "none of them was revoked");
+    let check = started.elapsed() / u32::try_from(count).unwrap();
+    json!({
+        "lines": lines, "bytes_per_line": grown / lines, "check_ns": u64::try_from(check.as_nanos()).unwrap(),
+        "poll_us": u64::try_from(polls[10].as_micros()).unwrap(),
+    })
+}
+
+/// The resident memory of this process.
+fn resident_bytes() -> i64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap() * 4_096
+}
+
+/// A server that shows the limit: it checks nothing, and answers at once or after one SELECT.
 struct Limit {
     pool: Option<PgPool>,
     statement: String,
@@ -201,10 +266,11 @@ impl AuthService for Limit {
     }
 }
 
-/// Somebody with an account, a session and a connection.
+/// A user with an account, a session and a connection.
 #[derive(Clone)]
 struct Person {
     client: Client,
+    health: HealthClient<Channel>,
     login: LoginRequest,
     access_token: String,
     refresh_token: String,
@@ -212,7 +278,8 @@ struct Person {
 
 impl Person {
     async fn new(address: &str) -> Self {
-        let mut client = connect(address).await;
+        let mut person = Self::without_account(address).await;
+        let client = &mut person.client;
         let name = new_name();
         let email = format!("{name}@example.com");
         let sign_up = SignUpRequest { username: name, email: email.clone(), password: PASSWORD.to_owned() };
@@ -226,7 +293,18 @@ impl Person {
                 Err(refused) => wait_for_room(&refused).await,
             }
         };
-        Self { client, login, access_token: tokens.access_token, refresh_token: tokens.refresh_token }
+        Self { login, access_token: tokens.access_token, refresh_token: tokens.refresh_token, ..person }
+    }
+
+    async fn without_account(address: &str) -> Self {
+        let channel = connect(address).await;
+        Self {
+            client: AuthServiceClient::new(channel.clone()),
+            health: HealthClient::new(channel),
+            login: LoginRequest::default(),
+            access_token: String::new(),
+            refresh_token: String::new(),
+        }
     }
 
     async fn call(&mut self, rpc: Rpc) -> Result<(), Status> {
@@ -244,27 +322,28 @@ impl Person {
                 self.refresh_token = answer.tokens.unwrap().refresh_token;
                 Ok(())
             }
+            Rpc::Health => self.health.check(HealthCheckRequest::default()).await.map(drop),
             Rpc::Limit => self.client.get_me(GetMeRequest {}).await.map(drop),
         }
     }
 }
 
-/// Somebody new comes in the middle of a storm too.
+/// Waits before a refused call is repeated, because users are also created in the middle of a storm.
 async fn wait_for_room(refused: &Status) {
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// A username that nobody has.
+/// A username that is not taken.
 fn new_name() -> String {
     format!("load-{}", Env::system().uuid().unwrap().simple())
 }
 
-async fn connect(address: &str) -> Client {
-    AuthServiceClient::new(Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap())
+async fn connect(address: &str) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
-/// People, a few at a time: each needs two hashes.
+/// Signs up users, a few at a time, because each needs two hashes.
 async fn people(address: &str, count: usize) -> Vec<Person> {
     let mut people = Vec::new();
     while people.len() < count {
@@ -328,29 +407,20 @@ fn ratio(count: u64, within: Duration) -> f64 {
 
 async fn calls(address: &str, rpc: Rpc, clients: usize, within: Duration, pace: Duration) -> Value {
     let people = match rpc {
-        Rpc::Limit => {
-            let client = |client| Person {
-                client,
-                login: LoginRequest::default(),
-                access_token: String::new(),
-                refresh_token: String::new(),
-            };
-            join_all((0..clients).map(|_| connect(address))).await.into_iter().map(client).collect()
-        }
+        Rpc::Limit | Rpc::Health => join_all((0..clients).map(|_| Person::without_account(address))).await,
         Rpc::Login | Rpc::GetMe | Rpc::Refresh => people(address, clients).await,
     };
     eprintln!("ready");
     let started = Instant::now();
-    let running = people.into_iter().map(|person| tokio::spawn(call_for(person, rpc, within, pace)));
+    let running = people.into_iter().map(|person| tokio::spawn(call_for(person, rpc, started, within, pace)));
     let outcomes = join_all(running).await.into_iter().map(Result::unwrap).collect();
     Outcome::join(outcomes).report(started.elapsed())
 }
 
-/// Calls for a while, each time when it is due. The time of a call counts from then, so that a server that stands still
-/// shows in every call that it delays.
-async fn call_for(mut person: Person, rpc: Rpc, within: Duration, pace: Duration) -> Outcome {
-    let (started, mut outcome) = (Instant::now(), Outcome::default());
-    let mut due = started;
+/// Makes calls for a while from `started` on, each at the time when it is due. The latency of a call is measured from
+/// that time, so that a server that stalls adds to the latency of every call that it delays.
+async fn call_for(mut person: Person, rpc: Rpc, started: Instant, within: Duration, pace: Duration) -> Outcome {
+    let (mut due, mut outcome) = (started, Outcome::default());
     while started.elapsed() < within {
         if pace.is_zero() {
             due = Instant::now();
@@ -364,8 +434,8 @@ async fn call_for(mut person: Person, rpc: Rpc, within: Duration, pace: Duration
     outcome
 }
 
-async fn storm(address: &str, clients: usize, within: Duration, of: Storm, beside: &[Cheap]) -> Value {
-    let cheap = people(address, 2).await;
+async fn storm(address: &str, clients: usize, within: Duration, of: Storm, beside: &[Rpc]) -> Value {
+    let cheap = if beside.is_empty() { Vec::new() } else { people(address, CHEAP_CALLERS as usize).await };
     let crowd = if of == Storm::Login { people(address, clients.min(64)).await } else { Vec::new() };
     let connections = join_all((0..clients).map(|_| connect(address))).await;
     eprintln!("ready");
@@ -374,7 +444,8 @@ async fn storm(address: &str, clients: usize, within: Duration, of: Storm, besid
     let storming: Vec<_> = connections
         .into_iter()
         .enumerate()
-        .map(|(number, mut client)| {
+        .map(|(number, channel)| {
+            let mut client = Client::new(channel);
             let (crowd, stop) = (Arc::clone(&crowd), stop.clone());
             tokio::spawn(async move {
                 let mut outcome = Outcome::default();
@@ -390,30 +461,29 @@ async fn storm(address: &str, clients: usize, within: Duration, of: Storm, besid
             })
         })
         .collect();
-    let [me, refresh] = [0, 1].map(|number| cheap[number].clone());
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-    let health = HealthClient::new(endpoint.connect().await.unwrap());
-    let mut cheap = Vec::new();
-    for call in beside {
-        let (name, task) = match call {
-            Cheap::GetMe => ("get_me", tokio::spawn(call_for(me.clone(), Rpc::GetMe, within, PACE))),
-            Cheap::Refresh => ("refresh", tokio::spawn(call_for(refresh.clone(), Rpc::Refresh, within, PACE))),
-            Cheap::Health => ("health", tokio::spawn(check_for(health.clone(), within))),
-        };
-        cheap.push((name, task));
+    let mut calling = Vec::new();
+    for &rpc in beside {
+        for (number, person) in (0..).zip(&cheap) {
+            let first = started + PACE * number;
+            calling.push((rpc, tokio::spawn(call_for(person.clone(), rpc, first, within, PACE * CHEAP_CALLERS))));
+        }
     }
     tokio::time::sleep(within).await;
     stop.cancel();
     let elapsed = started.elapsed();
     let storm = Outcome::join(join_all(storming).await.into_iter().map(Result::unwrap).collect());
     let mut report = json!({ "storm": storm.report(elapsed) });
-    for (name, task) in cheap {
-        report[name] = Outcome::join(vec![task.await.unwrap()]).report(elapsed);
+    let mut outcomes = HashMap::<_, Vec<_>>::new();
+    for (rpc, calls) in calling {
+        outcomes.entry(rpc).or_default().push(calls.await.unwrap());
+    }
+    for (rpc, outcomes) in outcomes {
+        report[rpc.name()] = Outcome::join(outcomes).report(elapsed);
     }
     report
 }
 
-/// A sign-up whose password is as expensive to judge as one can be, as far as a search has found.
+/// A sign-up with the password that was the most expensive to check of all that a search has tried.
 fn hostile() -> SignUpRequest {
     let name = new_name();
     SignUpRequest {
@@ -421,16 +491,4 @@ fn hostile() -> SignUpRequest {
         username: name,
         password: "1|1|1k|11|1|4@8({[<369!1|0$5+7%2".repeat(4),
     }
-}
-
-async fn check_for(mut client: HealthClient<Channel>, within: Duration) -> Outcome {
-    let (started, mut outcome) = (Instant::now(), Outcome::default());
-    let mut due = started;
-    while started.elapsed() < within {
-        due += PACE;
-        tokio::time::sleep_until(due.into()).await;
-        let answer = client.check(HealthCheckRequest { service: String::new() }).await.map(drop);
-        outcome.add(answer, due.elapsed());
-    }
-    outcome
 }

@@ -7,7 +7,13 @@ use postern::domain::{
     audit::AuditContext,
     ids::SessionId,
     one_time::Purpose,
-    ports::{Logout, NewSession, PasswordChange, PasswordReset, Revocation, Revoked, Rotation, Store, UserDeletion},
+    ports::{
+        Logout, NewSession, PasswordChange, PasswordReset, REVOCATIONS_AT_ONCE, Revocation, Revoked, Rotation, Store,
+        UserDeletion,
+    },
+    revocation::Revocations,
+    role::Caller,
+    token::AccessTokenError,
 };
 use time::ext::NumericalDuration as _;
 
@@ -26,6 +32,7 @@ on_each_engine![
     concurrent_endings_of_one_session_log_one_revocation,
     a_step_that_ends_no_session_logs_no_revocation,
     new_revocations_are_returned_in_the_order_of_their_numbers,
+    a_log_that_is_longer_than_one_read_is_read_whole,
     revocations_are_purged_once_they_affect_no_token_and_numbers_are_not_reused,
 ];
 
@@ -183,6 +190,26 @@ async fn a_step_that_ends_no_session_logs_no_revocation(database: &Database) {
     store.enable_user(user.id, audit_context()).await.expect("the store");
     store.attempt_failed(attempt(subject("ada@example.com")), Some(user.id), audit_context()).await.expect("the store");
     assert_eq!(store.revocations(0, &[]).await.expect("the store"), []);
+}
+
+async fn a_log_that_is_longer_than_one_read_is_read_whole(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_without_mail(database, store, "ada").await;
+    let (first, last) = (log_in(store, &user).await, log_in(store, &user).await);
+    log_out(store, &first).await;
+    let double = "INSERT INTO revocations (session_id, revoke_time, forget_time) \
+                  SELECT session_id, revoke_time, forget_time FROM revocations";
+    while database.revocations().await < 2 * i64::from(REVOCATIONS_AT_ONCE) {
+        database.sql.execute(double).await;
+    }
+    log_out(store, &last).await;
+    assert_eq!(store.revocations(0, &[]).await.expect("the store").len(), REVOCATIONS_AT_ONCE as usize);
+
+    let revocations = Revocations::default();
+    revocations.poll(store, NOW).await.expect("the store");
+    let caller = Caller { user_id: user.id, session_id: last.grant.session_id, roles: Vec::new() };
+    assert_eq!(revocations.check(caller), Err(AccessTokenError::Revoked));
 }
 
 async fn new_revocations_are_returned_in_the_order_of_their_numbers(database: &Database) {

@@ -20,6 +20,9 @@ use crate::{
 
 use super::queries::Credentials;
 
+/// How many entries of the log of revocations are read at once.
+pub const REVOCATIONS_AT_ONCE: u32 = 10_000;
+
 /// The steps of a session's life.
 #[async_trait]
 pub trait SessionStore {
@@ -56,7 +59,8 @@ pub trait SessionStore {
         context: AuditContext,
     ) -> Result<(), StoreError>;
 
-    /// The log of revocations: every entry after number `after`, and the entries with the numbers in `missed`.
+    /// The log of revocations: the next [`REVOCATIONS_AT_ONCE`] entries after number `after`, and the entries with the
+    /// numbers in `missed`.
     async fn revocations(&self, after: i64, missed: &[i64]) -> Result<Vec<Revocation>, StoreError>;
 
     /// Waits until the log may have a new entry; for ever where the backend has no way to tell.

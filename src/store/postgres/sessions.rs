@@ -16,8 +16,8 @@ use crate::{
         audit::{Action, AuditContext},
         ids::UserId,
         ports::{
-            ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, Reservation, Revocation,
-            Rotation, RotationOutcome, SessionOpening, SessionStore,
+            ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, REVOCATIONS_AT_ONCE,
+            Reservation, Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore,
         },
         refresh::TokenState,
         session::RevokeReason,
@@ -258,11 +258,14 @@ impl SessionStore for PostgresStore {
         let rows = run_to_completion(async move {
             let mut connection = store.connection(Purpose::Read).await?;
             let rows = sqlx::query_as::<_, RevocationRow>(
-                "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
-                 WHERE number > $1 OR number = ANY($2) ORDER BY number",
+                // With OR instead of UNION ALL, PostgreSQL may walk the whole log.
+                "SELECT number, session_id, user_id, roles, forget_time FROM revocations WHERE number = ANY($2) \
+                 UNION ALL (SELECT number, session_id, user_id, roles, forget_time FROM revocations \
+                 WHERE number > $1 ORDER BY number LIMIT $3) ORDER BY number",
             )
             .bind(after)
             .bind(missed)
+            .bind(i64::from(REVOCATIONS_AT_ONCE))
             .fetch_all(connection.get()?)
             .await;
             connection.give_back_after(rows)

@@ -11,8 +11,8 @@ use crate::{
         audit::{Action, AuditContext, AuditTarget},
         ids::UserId,
         ports::{
-            ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, Queries as _, Reservation,
-            Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore,
+            ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, Queries as _,
+            REVOCATIONS_AT_ONCE, Reservation, Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore,
         },
         refresh::TokenState,
         throttle::{AttemptCount, AttemptSubject},
@@ -161,9 +161,10 @@ impl SessionStore for SqliteStore {
         // There is one writer, so the visible numbers have no gaps.
         sqlx::query_as::<_, RevocationRow>(
             "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
-             WHERE number > $1 ORDER BY number",
+             WHERE number > $1 ORDER BY number LIMIT $2",
         )
         .bind(after)
+        .bind(i64::from(REVOCATIONS_AT_ONCE))
         .fetch_all(&self.readers)
         .await?
         .into_iter()
