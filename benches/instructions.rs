@@ -2,7 +2,7 @@
 //!
 //!     instructions CALL COUNT    CALL is get-me, refresh or health
 
-#![expect(clippy::unwrap_used, reason = "a benchmark may panic")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark may panic")]
 
 use axum::{Router, body::Body};
 use clap::Parser as _;

@@ -31,7 +31,7 @@ use crate::{
     error::{Error, StoreError},
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
-    listen::{self, Protocol, TrustedProxies},
+    listen::{self, ConnectionLimits, Protocol, TrustedProxies},
     mail::{self, Mailer, outbox::Outbox},
     store::{self, Migrate, OpenError},
     telemetry::Metrics,
@@ -98,6 +98,7 @@ pub struct Addresses {
 struct Surface {
     listener: TcpListener,
     protocol: Protocol,
+    most_connections: usize,
     router: Router,
 }
 
@@ -118,7 +119,8 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     service.load_revocations().await?;
     let metrics = Metrics::of_process();
     let readiness = Arc::new(Readiness::default());
-    let (grpc_router, health) = grpc::router(Arc::clone(&service), env.clone(), config.listen.reflection).await?;
+    let (grpc_router, health) =
+        grpc::router(Arc::clone(&service), env.clone(), config.listen.serves_reflection()).await?;
     let http_options = HttpOptions {
         public_url: config.public_url().to_owned(),
         cors_origins: config.listen.cors_origins.clone(),
@@ -131,9 +133,11 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     let http_router = http::router(&grpc_router, Arc::clone(&service), &http_options)?;
     let ops_router = http::ops::router(Arc::clone(&readiness), metrics);
 
-    let (grpc, grpc_address) = listen_on(config.listen.grpc_addr, Protocol::Http2, grpc_router).await?;
-    let (http, http_address) = listen_on(config.listen.http_addr, Protocol::Http1AndHttp2, http_router).await?;
-    let (ops, ops_address) = listen_on(config.listen.ops_addr, Protocol::Http1AndHttp2, ops_router).await?;
+    let limits = ConnectionLimits::of_process(config.store.database_max_connections);
+    let (calls, ops) = (limits.calls, limits.ops);
+    let (grpc, grpc_address) = listen_on(config.listen.grpc_addr, Protocol::Http2, calls, grpc_router).await?;
+    let (http, http_address) = listen_on(config.listen.http_addr, Protocol::Http1AndHttp2, calls, http_router).await?;
+    let (ops, ops_address) = listen_on(config.listen.ops_addr, Protocol::Http1AndHttp2, ops, ops_router).await?;
     let addresses = Addresses { grpc: grpc_address, http: http_address, ops: ops_address };
     let store = Arc::clone(&service.store);
     let outbox = Outbox { store: Arc::clone(&store), tokens: Arc::clone(&service.one_time), mailer, templates, env };
@@ -173,10 +177,12 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
         mails: MailPolicy {
             per_address: config.mail.address_limit(),
             limiter: RateLimiter::per_minute(config.mail.client_limit()),
+            sign_up_limiter: RateLimiter::per_minute(config.mail.client_limit()),
             conceal_existing_accounts: config.mail.conceal_existing_accounts,
         },
         login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &master)?,
         login_limiter: RateLimiter::per_minute(config.limits.client_limit()),
+        sign_up_limiter: RateLimiter::per_minute(config.limits.sign_up_limit()),
         revocations: Revocations::default(),
         pages: PageTokens::new(&master)?,
         audit_retention: config.limits.audit_retention,
@@ -187,12 +193,13 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
 async fn listen_on(
     address: SocketAddr,
     protocol: Protocol,
+    most_connections: usize,
     router: Router,
 ) -> Result<(Surface, SocketAddr), BuildError> {
     let cannot_listen = |error| BuildError::Listen(address, error);
     let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
-    Ok((Surface { listener, protocol, router }, bound))
+    Ok((Surface { listener, protocol, most_connections, router }, bound))
 }
 
 /// Whether `serve` applies migrations. A SQLite file belongs to one process and is migrated when it is opened. A
@@ -262,8 +269,8 @@ impl App {
         let reachable = store.ping().await.is_ok();
         report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
-        for Surface { listener, protocol, router } in surfaces {
-            servers.spawn(listen::serve(listener, protocol, proxies.clone(), router, close.clone()));
+        for Surface { listener, protocol, most_connections, router } in surfaces {
+            servers.spawn(listen::serve(listener, protocol, most_connections, proxies.clone(), router, close.clone()));
         }
         servers.close();
         let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable));

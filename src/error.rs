@@ -13,6 +13,9 @@ pub struct FieldViolation {
     pub description: String,
 }
 
+/// How many violations an error names. A request can have thousands, and the answer must not be larger than the request.
+pub const MOST_VIOLATIONS: usize = 20;
+
 impl FieldViolation {
     pub fn new(field: impl Into<Cow<'static, str>>, description: impl Into<String>) -> Self {
         Self { field: field.into(), description: description.into() }

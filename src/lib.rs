@@ -5,15 +5,17 @@
 //! |---|---|---|
 //! | [`cli`], `main` | the commands | everything |
 //! | [`app`] | builds the parts, connects, starts and stops them | everything |
-//! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail` (the types of their settings), `error` |
+//! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail` (the types of their settings), `error`, `private_file` |
 //! | [`database_url`] | names a database | nothing here |
-//! | [`listen`] | connections | nothing here |
-//! | [`grpc`] | the RPCs, and the layers in front of them | `domain`, `error`, `proto`, `listen` (the client's address) |
-//! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `telemetry` (metrics) |
+//! | [`listen`] | connections | `shares` |
+//! | [`grpc`] | the RPCs, and the layers in front of them | `domain`, `error`, `proto`, `listen` (the client's address), `shares` |
+//! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics) |
 //! | [`domain`] | the rules, and the ports that a store implements | `error` |
 //! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error` |
-//! | [`store`] | the two backends | `domain` (the ports), `database_url`, `error` |
+//! | [`shares`] | places of which there is a bounded number, shared between client addresses | `domain` (which addresses are one client) |
+//! | [`store`] | the two backends | `domain` (the ports), `database_url`, `error`, `private_file` |
 //! | [`error`] | why a call fails | nothing here |
+//! | [`private_file`] | files that only their owner may read | nothing here |
 //! | [`proto`] | the generated contract | nothing here |
 //! | [`telemetry`] | logging, metrics | `config` |
 //!
@@ -30,6 +32,8 @@ pub mod grpc;
 pub mod http;
 pub mod listen;
 pub mod mail;
+pub mod private_file;
 pub mod proto;
+pub mod shares;
 pub mod store;
 pub mod telemetry;

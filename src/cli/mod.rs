@@ -111,7 +111,7 @@ async fn serve(config: &Config) -> Result<ExitCode, CliError> {
         ops_addr = %addresses.ops,
         "Postern is ready"
     );
-    if config.listen.reflection {
+    if config.listen.serves_reflection() {
         tracing::info!("next: grpcurl -plaintext {} describe postern.auth.v1.AuthService", addresses.grpc);
     }
     app.run(stop).await;

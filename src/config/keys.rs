@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::{
     database_url::DatabaseUrl,
     domain::{env::Env, master_key::MasterKey},
+    private_file::keep_private,
 };
 
 use super::{error::ConfigError, value::read_secret};
@@ -53,6 +54,11 @@ pub fn master_key_beside(database: &Path, has_signing_keys: bool, env: &Env) -> 
         }
         write_new_secret(&path, &MasterKey::generate(env)?)?;
     }
+    keep_private(&path).map_err(|source| ConfigError::Unreadable {
+        variable: "the master key",
+        path: path.clone(),
+        source,
+    })?;
     MasterKey::parse(&read_secret("the master key", &path)?)
         .map_err(|source| ConfigError::MasterKey { from_file: true, source })
 }

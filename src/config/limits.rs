@@ -33,6 +33,9 @@ pub struct LimitSettings {
     /// How many passwords one client address may try per minute, at each replica; 0 for no limit
     #[arg(long, env = "POSTERN_LOGIN_LIMIT_PER_CLIENT", default_value_t = 3_000, value_name = "COUNT")]
     pub login_limit_per_client: u32,
+    /// How many accounts one client address may ask for per minute, at each replica; 0 for no limit
+    #[arg(long, env = "POSTERN_SIGN_UP_LIMIT_PER_CLIENT", default_value_t = 3_000, value_name = "COUNT")]
+    pub sign_up_limit_per_client: u32,
     /// Networks of proxies whose X-Forwarded-For is trusted, as CIDRs separated by commas [default: none]
     #[arg(long, env = "POSTERN_TRUSTED_PROXIES", value_name = "CIDRS", value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
@@ -62,6 +65,11 @@ impl LimitSettings {
     /// How many passwords one client address may try per minute. `None` means no limit.
     pub fn client_limit(&self) -> Option<NonZeroU32> {
         NonZeroU32::new(self.login_limit_per_client)
+    }
+
+    /// How many accounts one client address may ask for per minute. `None` means no limit.
+    pub fn sign_up_limit(&self) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.sign_up_limit_per_client)
     }
 
     pub fn trusted_proxies(&self) -> TrustedProxies {

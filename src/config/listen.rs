@@ -36,13 +36,19 @@ pub struct ListenSettings {
     /// How long to go on serving after SIGTERM while health is NOT_SERVING, so that load balancers stop sending calls
     #[arg(long, env = "POSTERN_LAME_DUCK", default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub lame_duck: Duration,
-    /// Serve gRPC reflection (v1 and v1alpha), so that clients such as grpcurl can read the API
-    #[arg(long, env = "POSTERN_REFLECTION", default_value_t = true, action = ArgAction::Set,
+    /// Serve gRPC reflection (v1 and v1alpha), so that clients such as grpcurl can read the API [default: only if the
+    /// gRPC address is loopback]
+    #[arg(long, env = "POSTERN_REFLECTION", action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
-    pub reflection: bool,
+    pub reflection: Option<bool>,
 }
 
 impl ListenSettings {
+    /// Whether to serve gRPC reflection. Other machines have no need to read the whole API.
+    pub fn serves_reflection(&self) -> bool {
+        self.reflection.unwrap_or_else(|| self.grpc_addr.ip().is_loopback())
+    }
+
     /// Checks the lame duck time and the public URL. Refuses plaintext on an address that other machines can reach,
     /// unless it is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {

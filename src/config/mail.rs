@@ -56,7 +56,8 @@ pub struct MailSettings {
     #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_ADDRESS", default_value_t = 10, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub mail_limit_per_address: u32,
-    /// How many mails per minute one client address can cause, at each replica; 0 for no limit
+    /// How many mails per minute one client address can cause, by sign-ups and in other ways each, at each replica; 0 for
+    /// no limit
     #[arg(long, env = "POSTERN_MAIL_LIMIT_PER_CLIENT", default_value_t = 60, value_name = "COUNT")]
     pub mail_limit_per_client: u32,
     /// Do not reveal at sign-up or change of address that an address has an account; mail its owner instead

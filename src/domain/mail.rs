@@ -109,6 +109,9 @@ pub struct MailPolicy {
     pub per_address: AddressLimit,
     /// For each client, at this replica.
     pub limiter: RateLimiter,
+    /// The same for the mails of sign-ups. They count on their own, so that nobody who signs up many accounts keeps others
+    /// behind the same address from a reset.
+    pub sign_up_limiter: RateLimiter,
     /// Whether sign-up and change of address hide that an address is taken.
     pub conceal_existing_accounts: bool,
 }

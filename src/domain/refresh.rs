@@ -84,11 +84,13 @@ impl LogoutDecision {
 impl LogoutTarget {
     pub(crate) fn decide(&self, logout: &Logout) -> LogoutDecision {
         let decision = |reason, others_too, outcome| LogoutDecision { reason, others_too, outcome };
+        // The previous token counts like the live one: the client may never have received the successor. An older one was
+        // stolen, or its client lost count, as at a refresh.
+        let newest = logout.presented_generation >= self.generation - 1;
         if !logout.everywhere {
-            return decision(RevokeReason::Logout, false, LogoutOutcome::LoggedOut);
+            let reason = if newest { RevokeReason::Logout } else { RevokeReason::TokenReused };
+            return decision(reason, false, LogoutOutcome::LoggedOut);
         }
-        // The previous token counts like the live one: the client may never have received the successor.
-        let newest = [self.generation, self.generation - 1].contains(&logout.presented_generation);
         if self.revoked_by_logout_everywhere {
             // The same request again; the answer to the first one was lost.
             decision(RevokeReason::LogoutEverywhere, false, LogoutOutcome::LoggedOut)

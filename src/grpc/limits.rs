@@ -1,19 +1,32 @@
-//! Limits on calls: how many run at the same time, and for how long.
+//! Limits on calls: how many run at the same time, for how long, and what their messages and streams may take.
+//!
+//! A call takes a place among those that run when its message is there, so whoever sends headers alone takes nothing
+//! from the others. Places are shared fairly between clients: see `shares`.
 
 use std::{
-    sync::Arc,
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use axum::{
+    body::{Body, Bytes, HttpBody, to_bytes},
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
 use http::HeaderMap;
-use tokio::sync::Semaphore;
+use http_body_util::Limited;
+use hyper::body::Frame;
+use tonic::Status;
 
-use crate::{domain::env::Deadline, error::Error};
+use crate::{
+    domain::env::Deadline,
+    error::Error,
+    listen::ClientAddr,
+    shares::{Share, Shares},
+};
 
 use super::response::respond;
 
@@ -21,31 +34,142 @@ use super::response::respond;
 pub const LONGEST_CALL: Duration = Duration::from_secs(10);
 /// The largest request message, in bytes. Valid messages of the contract are much smaller.
 pub const MAX_MESSAGE: usize = 64 * 1024;
+/// The length of the prefix of a message: a flag and the size, in bytes.
+const FRAME_HEADER: usize = 5;
+/// How long a message may take to arrive.
+const LONGEST_RECEIVING: Duration = Duration::from_secs(5);
+/// The most requests of gRPC reflection on one stream, in bytes. A client asks for a few names.
+pub const MAX_REFLECTION: usize = 4 * 1024;
 /// The start of the path of every RPC in our own package.
 const OWN_SERVICES: &str = "/postern.auth.v1.";
+/// The start of the paths of gRPC reflection.
+const REFLECTION: &str = "/grpc.reflection.";
+/// The RPC that reports the health again and again.
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+/// The number of calls whose message is on its way.
+const RECEIVED_AT_ONCE: usize = 1_024;
 /// The number of calls that run at the same time in the process. A further one is refused, not queued.
 const CALLS_AT_ONCE: usize = 2_048;
+/// The number of streams that watch the health, and how long one may last. Clients then begin another one.
+const WATCHES_AT_ONCE: usize = 1_024;
+const LONGEST_WATCH: Duration = Duration::from_hours(1);
+/// The same for gRPC reflection.
+const REFLECTIONS_AT_ONCE: usize = 64;
+const LONGEST_REFLECTION: Duration = Duration::from_mins(1);
 /// When to retry a call that was refused for overload.
-const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+pub const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
-/// The free slots for calls.
+/// The places for calls.
 #[derive(Debug, Clone)]
-pub struct CallSlots(Arc<Semaphore>);
+pub struct Places {
+    receiving: Shares,
+    running: Shares,
+    watching: Shares,
+    reflecting: Shares,
+}
 
-impl Default for CallSlots {
+impl Default for Places {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(CALLS_AT_ONCE)))
+        Self {
+            receiving: Shares::new(RECEIVED_AT_ONCE),
+            running: Shares::new(CALLS_AT_ONCE),
+            watching: Shares::new(WATCHES_AT_ONCE),
+            reflecting: Shares::new(REFLECTIONS_AT_ONCE),
+        }
     }
 }
 
-/// Refuses calls to our own services while too many run. Health checks still pass, because a busy replica is healthy.
-pub async fn bound_concurrency(State(slots): State<CallSlots>, request: Request, next: Next) -> Response {
-    if !request.uri().path().starts_with(OWN_SERVICES) {
-        return next.run(request).await;
+/// Receives the message of a call, and then takes a place for the call. Refuses the call if there is none for its client.
+/// Health checks pass while too many calls run, because a busy replica is healthy.
+pub async fn bound_calls(State(places): State<Places>, request: Request, next: Next) -> Response {
+    let client = request.extensions().get::<ClientAddr>().map(|client| client.0.ip());
+    match admit(&places, client, request, next).await {
+        Ok(response) => response,
+        Err(refusal) => respond(refusal.into()),
     }
-    match slots.0.try_acquire() {
-        Ok(_slot) => next.run(request).await,
-        Err(_) => respond(Error::Overloaded { retry_after: OVERLOAD_RETRY }.into()),
+}
+
+async fn admit(places: &Places, client: Option<IpAddr>, request: Request, next: Next) -> Result<Response, Error> {
+    let path = request.uri().path();
+    if path.starts_with(REFLECTION) {
+        let share = take(&places.reflecting, client)?;
+        let request = request.map(|body| Body::new(Limited::new(body, MAX_REFLECTION)));
+        return Ok(next.run(request).await.map(|body| Body::new(Lasting::new(body, LONGEST_REFLECTION, share))));
+    }
+    let (runs, watches) = (path.starts_with(OWN_SERVICES), path == WATCH);
+    let receiving = take(&places.receiving, client)?;
+    let request = receive(request).await?;
+    drop(receiving);
+    if watches {
+        let share = take(&places.watching, client)?;
+        return Ok(next.run(request).await.map(|body| Body::new(Lasting::new(body, LONGEST_WATCH, share))));
+    }
+    let _running = if runs { Some(take(&places.running, client)?) } else { None };
+    Ok(next.run(request).await)
+}
+
+fn take(shares: &Shares, client: Option<IpAddr>) -> Result<Share, Error> {
+    shares.take(client).ok_or(Error::Overloaded { retry_after: OVERLOAD_RETRY })
+}
+
+/// Reads the body of a request, which then needs nothing more from its client.
+async fn receive(request: Request) -> Result<Request, Error> {
+    let (parts, body) = request.into_parts();
+    // The layers of REST pass a body that is complete.
+    let reading = to_bytes(body, FRAME_HEADER + MAX_MESSAGE);
+    let bytes = match tokio::time::timeout(LONGEST_RECEIVING, reading).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) if is_length_limit(&error) => {
+            return Err(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")));
+        }
+        Ok(Err(_)) => return Err(Error::field("", "the request is incomplete")),
+        Err(_) => return Err(Error::DeadlineExceeded),
+    };
+    Ok(Request::from_parts(parts, Body::from(bytes)))
+}
+
+/// Whether a body could not be read because it is larger than allowed.
+pub fn is_length_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
+}
+
+/// The body of a response that goes on until somebody ends it. It has a place, and it ends after a time with UNAVAILABLE, upon
+/// which clients begin another one.
+struct Lasting {
+    body: Body,
+    end: Pin<Box<tokio::time::Sleep>>,
+    _share: Share,
+    is_over: bool,
+}
+
+impl Lasting {
+    fn new(body: Body, longest: Duration, share: Share) -> Self {
+        Self { body, end: Box::pin(tokio::time::sleep(longest)), _share: share, is_over: false }
+    }
+}
+
+impl HttpBody for Lasting {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        if self.end.as_mut().poll(context).is_ready() {
+            self.is_over = true;
+            let mut trailers = HeaderMap::new();
+            let over = Status::unavailable("the stream has lasted as long as one may: begin another one");
+            return Poll::Ready(over.add_header(&mut trailers).is_ok().then(|| Ok(Frame::trailers(trailers))));
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over || self.body.is_end_stream()
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
 
 pub use access::{AccessRules, contract_rules, declared_access};
 pub use context::{REQUEST_ID, assign_request_id};
-pub use limits::{LONGEST_CALL, MAX_MESSAGE};
+pub use limits::{LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, is_length_limit};
 pub use status::{ERROR_DOMAIN, code_name, reason_name};
 
 /// The services whose health is reported. `""` is the server as a whole (grpc.health.v1).
@@ -60,6 +60,7 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
     let health = Health(reporter);
     health.set(false).await;
 
+    let health_service = health_service.max_decoding_message_size(MAX_MESSAGE);
     let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))).max_decoding_message_size(MAX_MESSAGE);
     let account = AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service)))
         .max_decoding_message_size(MAX_MESSAGE);
@@ -77,8 +78,12 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes
-            .add_service(configure().build_v1().map_err(Error::internal)?)
-            .add_service(configure().build_v1alpha().map_err(Error::internal)?);
+            .add_service(
+                configure().build_v1().map_err(Error::internal)?.max_decoding_message_size(limits::MAX_REFLECTION),
+            )
+            .add_service(
+                configure().build_v1alpha().map_err(Error::internal)?.max_decoding_message_size(limits::MAX_REFLECTION),
+            );
     }
 
     let rules = contract_rules()?;
@@ -92,10 +97,10 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
         .layer(context::catch_panics())
         // Around the services, because it rewrites their decoding errors.
         .layer(from_fn(context::normalize_errors))
-        // Before any work is done for the call.
-        .layer(from_fn_with_state(limits::CallSlots::default(), limits::bound_concurrency))
-        // Around the rest, so that the time spent waiting counts too.
+        // Around the rest, so that the time spent receiving and waiting counts too.
         .layer(from_fn(limits::bound_time))
+        // Before any work is done for the call.
+        .layer(from_fn_with_state(limits::Places::default(), limits::bound_calls))
         // Authenticates the caller.
         .layer(from_fn_with_state(service, authenticate::authenticate))
         // Authorizes the call. Innermost, so that no service can be reached without it.

@@ -6,7 +6,10 @@ use std::{collections::HashMap, error::Error as _, sync::Arc, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::{error::Error, proto::ErrorReason};
+use crate::{
+    error::{Error, MOST_VIOLATIONS},
+    proto::ErrorReason,
+};
 
 /// `google.rpc.ErrorInfo.domain` of every error.
 pub const ERROR_DOMAIN: &str = "postern.auth.v1";
@@ -14,6 +17,9 @@ pub const ERROR_DOMAIN: &str = "postern.auth.v1";
 pub const INTERNAL_MESSAGE: &str = "internal error";
 /// When to retry while the database is down.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// The longest message of an error with violations, in characters.
+const LONGEST_MESSAGE: usize = 1_000;
 
 /// The mark of a status that Postern made. It is the status's source, which is never sent.
 #[derive(Debug, thiserror::Error)]
@@ -67,13 +73,22 @@ impl From<Error> for Status {
         details.set_error_info(reason_name(reason), ERROR_DOMAIN, HashMap::new());
         let mut message = error.to_string();
         if let Error::InvalidFields(violations) = &error {
-            let messages: Vec<_> = violations
+            let named = violations.get(..MOST_VIOLATIONS).unwrap_or(violations);
+            let messages: Vec<_> = named
                 .iter()
                 .map(|violation| format!("{} {}", violation.field, violation.description).trim_start().to_owned())
                 .collect();
             message = messages.join("; ");
+            if violations.len() > named.len() {
+                message.push_str("; and more");
+            }
+            // The names that a caller made up are in the details, and not a second time here.
+            if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+                message.truncate(end);
+                message.push('…');
+            }
             details.set_bad_request(
-                violations
+                named
                     .iter()
                     .map(|violation| FieldViolation::new(violation.field.clone(), violation.description.clone()))
                     .collect::<Vec<_>>(),

@@ -1,14 +1,21 @@
 //! A call from the HTTP address to the gRPC layers in this process: it sends one framed message and returns one message
 //! or status. `gateway.rs` and `pages` use it.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
-    extract::Request,
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
+use hyper::body::{Body as _, Frame, SizeHint};
 use prost::Message;
 use tonic::{Code, Status};
 use tower::ServiceExt;
@@ -16,9 +23,12 @@ use zeroize::Zeroizing;
 
 use crate::{
     error::Error,
-    grpc::{LONGEST_CALL, MAX_MESSAGE},
+    grpc::{LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, is_length_limit},
     listen::ClientAddr,
+    shares::{Share, Shares},
 };
+
+use super::refusal::ErrorResponse;
 
 /// The length of the prefix of a gRPC message: a flag and the size, in bytes.
 const FRAME_HEADER: usize = 5;
@@ -34,6 +44,53 @@ pub enum BodyError {
     TooSlow,
 }
 
+/// The number of requests whose body is on its way.
+const RECEIVED_AT_ONCE: usize = 1_024;
+
+/// The places for requests whose body is on its way, shared fairly between clients.
+pub fn places_for_bodies() -> Shares {
+    Shares::new(RECEIVED_AT_ONCE)
+}
+
+/// Refuses a request with a body if there is no place for another body of its client. The place is free again when the
+/// body has been read.
+pub async fn bound_receiving(State(places): State<Shares>, request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let client = request.extensions().get::<ClientAddr>().map(|client| client.0.ip());
+    match places.take(client) {
+        Some(share) => next.run(request.map(|body| Body::new(Received { body, _share: share }))).await,
+        None => ErrorResponse::from(Error::Overloaded { retry_after: OVERLOAD_RETRY }).into_response(),
+    }
+}
+
+/// A body that has a place until it has been read.
+struct Received {
+    body: Body,
+    _share: Share,
+}
+
+impl hyper::body::Body for Received {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Reads the body of a request, up to the size of a message.
 pub async fn read_body(body: Body) -> Result<Bytes, BodyError> {
     // A client that sends its length is refused before the body is read.
@@ -46,10 +103,6 @@ pub async fn read_body(body: Body) -> Result<Bytes, BodyError> {
         Ok(Err(_)) => Err(BodyError::Disconnected),
         Err(_) => Err(BodyError::TooSlow),
     }
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
 }
 
 /// Calls an RPC by its path (`/package.Service/Method`) and returns the bytes of its reply. Passes on `metadata` and

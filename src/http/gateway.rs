@@ -19,7 +19,7 @@ use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, M
 use serde_json::{Map, Value};
 
 use crate::{
-    error::{Error, FieldViolation},
+    error::{Error, FieldViolation, MOST_VIOLATIONS},
     grpc::MAX_MESSAGE,
     listen::ClientAddr,
 };
@@ -161,6 +161,8 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
         let mut violations: Vec<_> = object
             .into_iter()
             .filter(|(name, value)| read(Map::from_iter([(name.clone(), value.clone())])).is_err())
+            // One more than an error names, so that it says that there are more.
+            .take(MOST_VIOLATIONS + 1)
             .map(|(name, _)| {
                 let description =
                     field(descriptor, &name).map_or("is not a field of this request", |field| expected_type(&field));

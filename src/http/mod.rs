@@ -13,7 +13,7 @@ mod wellknown;
 
 use std::sync::Arc;
 
-use axum::{Router, middleware::from_fn_with_state, routing::get};
+use axum::{Router, body::Bytes, middleware::from_fn_with_state, routing::get};
 use http::{HeaderValue, Method, header};
 use prost_reflect::DescriptorPool;
 use tower_http::{
@@ -44,7 +44,8 @@ pub struct HttpOptions {
 pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions) -> Result<Router, Error> {
     let contract = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
     let routes = routes::routes(&contract)?;
-    let description = openapi::document(&routes).to_string();
+    // One copy for everybody: answers that nobody reads hold no copies of their own.
+    let description = Bytes::from(openapi::document(&routes).to_string());
     let description = move || {
         let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let response = ([json], description.clone());
@@ -60,6 +61,7 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     }
     // Added after CORS, because no script needs the pages.
     let surface = surface.merge(pages::router(grpc_router, &options.pages)?);
+    let surface = surface.layer(from_fn_with_state(call::places_for_bodies(), call::bound_receiving));
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
 

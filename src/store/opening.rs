@@ -21,6 +21,9 @@ pub enum OpenError {
     Migration(#[from] sqlx::migrate::MigrateError),
     #[error("POSTERN_DATABASE_URL is not a usable PostgreSQL URL: {0}")]
     Url(String),
+    /// Other users can read the file of the database.
+    #[error("the database is not private: {0}")]
+    Exposed(#[source] std::io::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -13,18 +13,20 @@ use crate::imports;
 const MOST_LINES: usize = 600;
 
 /// The top-level modules that each one may name. `app`, `cli` and `main` may name all of them.
-const RULES: [(&str, &[&str]); 12] = [
-    ("config", &["database_url", "domain", "error", "listen", "mail"]),
+const RULES: [(&str, &[&str]); 14] = [
+    ("config", &["database_url", "domain", "error", "listen", "mail", "private_file"]),
     ("database_url", &[]),
     ("domain", &["error"]),
     ("error", &[]),
-    ("grpc", &["domain", "error", "listen", "proto"]),
-    ("http", &["domain", "error", "grpc", "listen", "proto", "telemetry"]),
+    ("grpc", &["domain", "error", "listen", "proto", "shares"]),
+    ("http", &["domain", "error", "grpc", "listen", "proto", "shares", "telemetry"]),
     ("lib", &[]),
-    ("listen", &[]),
+    ("listen", &["shares"]),
     ("mail", &["domain", "error"]),
+    ("private_file", &[]),
     ("proto", &[]),
-    ("store", &["database_url", "domain", "error"]),
+    ("shares", &["domain"]),
+    ("store", &["database_url", "domain", "error", "private_file"]),
     ("telemetry", &["config"]),
 ];
 

@@ -101,6 +101,15 @@ fn no_secret_prints() {
 }
 
 #[test]
+fn reflection_is_served_beyond_loopback_only_if_it_is_asked_for() {
+    let beyond = "--grpc-addr=0.0.0.0:50051";
+    assert!(config(&["--grpc-addr=[::1]:50051"]).listen.serves_reflection());
+    assert!(!config(&[beyond]).listen.serves_reflection());
+    assert!(config(&[beyond, "--reflection"]).listen.serves_reflection());
+    assert!(!config(&["--reflection=false"]).listen.serves_reflection());
+}
+
+#[test]
 fn plaintext_beyond_loopback_requires_a_setting() {
     for (flag, variable) in [("--grpc-addr", "POSTERN_GRPC_ADDR"), ("--http-addr", "POSTERN_HTTP_ADDR")] {
         for address in ["127.0.0.1:0", "127.8.9.10:50051", "[::1]:50051"] {
@@ -188,7 +197,7 @@ fn hashing_settings_out_of_range_are_refused() {
 fn the_defaults_are_those_of_the_contract() {
     let config = config(&[]);
     assert_eq!(config.listen.grpc_addr.to_string(), "127.0.0.1:50051");
-    assert!(config.listen.reflection && !config.listen.allow_plaintext);
+    assert!(config.listen.serves_reflection() && !config.listen.allow_plaintext);
     let tokens = &config.tokens;
     assert_eq!((tokens.issuer.as_str(), tokens.audience.as_str()), ("http://localhost:8080", "postern"));
     let lifetimes =

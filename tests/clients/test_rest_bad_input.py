@@ -56,6 +56,20 @@ def rest(server):
     return Rest(server)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [{f"{number:x}": 1 for number in range(6_000)}, {f"{name}{'é' * 3_000}": 1 for name in "abcdefghij"}],
+    ids=["thousands of fields", "long names"],
+)
+def test_an_answer_is_not_much_larger_than_its_request(rest, body):
+    request = json.dumps(body, ensure_ascii=False).encode()
+    answer = rest.post("/v1/auth/signup", request)
+    assert answer.status == 400
+    violations = detail(answer.json()["error"], "BadRequest")["fieldViolations"]
+    assert 1 <= len(violations) <= 20, "an error names the first twenty"
+    assert len(answer.body) <= len(request) + 8_192
+
+
 @pytest.fixture(scope="session")
 def curl(left_out) -> str:
     return shutil.which("curl") or left_out("everything with curl: run `scripts/tools curl`")

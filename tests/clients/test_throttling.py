@@ -23,6 +23,7 @@ from support.client import CHANNEL_OPTIONS, Client, Person
 from support.expect import expect_invalid, failure_of, judge, reason_of
 from support.http import Rest
 from support.mail import RESET
+from support.outbox import settle
 from support.refusal import detail, expect_refusal
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -394,6 +395,24 @@ def test_an_untrusted_client_counts_as_one_client_whatever_it_forwards(embedded,
     server = start_server(embedded, login_limit_per_client=3)
     said = [attempt("gRPC", server, f"203.0.113.{number}") for number in range(4)]
     assert said == ["INVALID_CREDENTIALS"] * 3 + ["THROTTLED"]
+
+
+def test_a_client_can_ask_for_so_many_accounts_a_minute(embedded, start_server):
+    server = start_server(embedded, sign_up_limit_per_client=3)
+    for _ in range(3):
+        server.client.sign_up(Person())
+    judge(failure_of(lambda: server.client.sign_up(Person())), EXHAUSTED, "THROTTLED")
+
+
+def test_sign_ups_count_in_the_mails_that_a_client_causes(engine, start_server, tmp_path):
+    (tmp_path / "mails").mkdir()
+    server = start_server(engine, mail_limit_per_client="5", mail_url=f"file:{tmp_path / 'mails'}")
+    strangers = [Person() for _ in range(30)]
+    for stranger in strangers:
+        server.client.sign_up(stranger)
+    settle(engine)
+    assert len(list((tmp_path / "mails").glob("*.eml"))) == 5
+    assert engine.emails() >= {stranger.email for stranger in strangers}, "they have their accounts all the same"
 
 
 def test_a_throttled_client_is_told_to_come_back_within_a_third_of_a_minute(embedded, start_server):

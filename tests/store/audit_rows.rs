@@ -144,17 +144,17 @@ async fn each_session_step_writes_one_audit_row(database: &Database) {
     assert_eq!(audit_event_of(store, store.logout(logout)).await, expected);
 
     // A consumed token does not authenticate its user, so the row has no actor.
-    for everywhere in [false, true] {
+    for way in ["refresh", "logout", "logout everywhere"] {
         let (consumed, context) = (log_in(store, &user).await, audit_context_by(None));
         let newer = refresh(store, &consumed).await;
         refresh(store, &newer).await;
         let expected = with_session(event(&context, Action::RefreshReused, None, user.id), consumed.grant.session_id);
-        let event = if everywhere {
-            audit_event_of(store, store.logout(Logout { context, ..consumed.logout_everywhere() })).await
-        } else {
-            audit_event_of(store, store.rotate_refresh(Rotation { context, ..consumed.rotation() })).await
+        let event = match way {
+            "refresh" => audit_event_of(store, store.rotate_refresh(Rotation { context, ..consumed.rotation() })).await,
+            "logout" => audit_event_of(store, store.logout(Logout { context, ..consumed.logout() })).await,
+            _ => audit_event_of(store, store.logout(Logout { context, ..consumed.logout_everywhere() })).await,
         };
-        assert_eq!(event, expected);
+        assert_eq!(event, expected, "{way}");
     }
 
     let (token, context) = (log_in(store, &user).await, audit_context_by(Some(user.id)));

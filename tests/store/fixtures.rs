@@ -71,6 +71,7 @@ pub fn new_account(name: &str) -> NewAccount {
         password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
         context: audit_context(),
         verification: mail(MailKind::VerifyEmail, &format!("{name}@example.com"), Some(id)),
+        withholds_mail: false,
         owner_notice: None,
         limit: LIMIT,
     }
@@ -289,6 +290,7 @@ pub fn confirmation_by(token: OneTimeGrant) -> EmailConfirmation {
 pub fn password_change(user: &User) -> PasswordChange {
     PasswordChange {
         password_hash: PasswordHash::from_phc(NEW_HASH.to_owned()),
+        caller: SessionId(new_id()),
         session: new_session(user.id),
         notice: mail(MailKind::PasswordChanged, user.email.as_str(), Some(user.id)),
     }
@@ -299,6 +301,7 @@ pub fn email_change(user: &User, new: &str) -> EmailChange {
     let with_new_email = |mail: NewMail| NewMail { new_email: Some(address(new)), ..mail };
     EmailChange {
         user_id: user.id,
+        caller: SessionId(new_id()),
         password_version: 0,
         confirmation: with_new_email(mail(MailKind::ConfirmEmailChange, new, Some(user.id))),
         notice: with_new_email(mail(MailKind::EmailChangeRequested, user.email.as_str(), Some(user.id))),

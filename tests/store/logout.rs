@@ -2,12 +2,17 @@
 
 use postern::domain::{
     ids::{SessionId, UserId},
-    ports::{Logout, LogoutOutcome, RotationOutcome, Store},
+    ports::{
+        EmailChange, EmailChangeRequest, Logout, LogoutOutcome, PasswordChange, RotationOutcome, SessionOpening, Store,
+    },
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
-    fixtures::{NOW, Token, audit_context_at, is_alive, log_in, log_out, new_id, new_session, refresh, sign_up},
+    fixtures::{
+        NOW, Token, audit_context_at, email_change, is_alive, log_in, log_out, new_id, new_session, password_change,
+        refresh, sign_up,
+    },
     support::{Database, on_each_engine},
 };
 
@@ -15,6 +20,7 @@ on_each_engine![
     a_logout_ends_only_its_own_session,
     a_repeated_logout_succeeds_and_changes_nothing,
     a_logout_with_a_consumed_token_ends_its_own_session,
+    nothing_that_was_under_way_survives_a_logout_everywhere,
     a_logout_of_an_unknown_session_is_refused,
     a_logout_with_another_users_id_is_refused,
     a_logout_everywhere_ends_all_sessions_of_that_user_only,
@@ -70,6 +76,22 @@ async fn a_logout_with_a_consumed_token_ends_its_own_session(database: &Database
     assert_eq!(log_out_with(store.as_ref(), first.logout()).await, LogoutOutcome::LoggedOut);
     assert_ended(database, store.as_ref(), &third).await;
     assert!(is_alive(store.as_ref(), &other).await);
+}
+
+async fn nothing_that_was_under_way_survives_a_logout_everywhere(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up(store, "ada").await;
+    let token = log_in(store, &user).await;
+    let caller = token.grant.session_id;
+    assert_eq!(log_out_with(store, token.logout_everywhere()).await, LogoutOutcome::LoggedOut);
+    // Both verified the password before the logout.
+    let change = PasswordChange { caller, ..password_change(&user) };
+    let opened = change.session.grant.session_id;
+    assert_eq!(store.change_password(change).await.expect("the store"), SessionOpening::Refused);
+    assert_eq!(store.user_of_session(opened, user.id).await.expect("the store"), None);
+    let change = EmailChange { caller, ..email_change(&user, "new@example.com") };
+    assert_eq!(store.request_email_change(change).await.expect("the store"), EmailChangeRequest::Refused);
 }
 
 async fn a_logout_of_an_unknown_session_is_refused(database: &Database) {

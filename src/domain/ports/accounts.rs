@@ -6,7 +6,7 @@ use crate::{
     domain::{
         account::{Email, User, Username},
         audit::AuditContext,
-        ids::{MailId, UserId},
+        ids::{MailId, SessionId, UserId},
         mail::NewMail,
         one_time::OneTimeGrant,
         password::PasswordHash,
@@ -59,6 +59,8 @@ pub struct NewAccount {
     pub owner_notice: Option<NewMail>,
     /// Applies to both mails.
     pub limit: AddressLimit,
+    /// The client has caused too many mails: the account is created, and neither mail is queued.
+    pub withholds_mail: bool,
 }
 
 /// The result of creating an account.
@@ -94,6 +96,8 @@ pub enum PasswordResetOutcome {
 #[derive(Debug, Clone)]
 pub struct PasswordChange {
     pub password_hash: PasswordHash,
+    /// The session of the caller, which must not have ended meanwhile.
+    pub caller: SessionId,
     /// The new session. Its `password_version` is that of the password that was verified.
     pub session: NewSession,
     pub notice: NewMail,
@@ -103,6 +107,8 @@ pub struct PasswordChange {
 #[derive(Debug, Clone)]
 pub struct EmailChange {
     pub user_id: UserId,
+    /// The session of the caller, which must not have ended meanwhile.
+    pub caller: SessionId,
     /// The version of the password that was verified.
     pub password_version: i64,
     /// To the address to change to.

@@ -56,6 +56,7 @@ impl Service {
         let notice = self.new_mail(MailKind::EmailChangeRequested, account.user.email, Some(caller.user_id))?;
         let change = EmailChange {
             user_id: caller.user_id,
+            caller: caller.session_id,
             password_version: account.password_version,
             confirmation: with_new_email(confirmation),
             notice: with_new_email(notice),
@@ -67,7 +68,10 @@ impl Service {
             EmailChangeRequest::Requested => Ok(()),
             EmailChangeRequest::EmailTaken => Err(Error::EmailTaken),
             EmailChangeRequest::OverLimit => Err(Error::Throttled { retry_after: self.mails.per_address.interval }),
-            EmailChangeRequest::Refused => Err(Error::InvalidCredentials),
+            EmailChangeRequest::Refused => {
+                self.credentials_of(caller).await?;
+                Err(Error::InvalidCredentials)
+            }
         }
     }
 

@@ -37,19 +37,19 @@ impl Service {
     ) -> Result<(), Error> {
         self.store.ensure_reachable()?;
         if self.mails.limiter.check(client_ip).is_err() {
-            count_suppressed("client");
+            count_withheld("client");
             return Ok(());
         }
         let mail = self.new_mail(kind, recipient, None)?;
         match self.store.request_mail(mail, self.mails.per_address).await? {
             Enqueued::Queued => {}
-            Enqueued::OverLimit => count_suppressed("address"),
+            Enqueued::OverLimit => count_withheld("address"),
         }
         Ok(())
     }
 }
 
-fn count_suppressed(limit: &'static str) {
+pub(super) fn count_withheld(limit: &'static str) {
     metrics::counter!("postern_mails_withheld_total", "limit" => limit).increment(1);
-    tracing::debug!(limit, "mail was requested too often and was not queued");
+    tracing::debug!(limit, "a mail was caused too often and was not queued");
 }

@@ -47,6 +47,8 @@ pub struct Service {
     pub(crate) login_attempts: LoginAttempts,
     /// Password attempts of one client.
     pub(crate) login_limiter: RateLimiter,
+    /// Sign-ups of one client.
+    pub(crate) sign_up_limiter: RateLimiter,
     pub(crate) revocations: Revocations,
     pub(crate) pages: PageTokens,
     /// How long audit rows are kept.

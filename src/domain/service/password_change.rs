@@ -93,15 +93,23 @@ impl Service {
         let (session, refresh) = self.new_session(caller.user_id, account.password_version, client)?;
         let session_id = session.grant.session_id;
         let notice = self.new_mail(MailKind::PasswordChanged, account.user.email, Some(caller.user_id))?;
-        match self.store.change_password(PasswordChange { password_hash, session, notice }).await? {
+        match self
+            .store
+            .change_password(PasswordChange { password_hash, caller: caller.session_id, session, notice })
+            .await?
+        {
             SessionOpening::Opened(user) => {
                 self.sync_revocations().await;
                 metrics::counter!("postern_sessions_opened_total").increment(1);
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;
                 Ok(TokenPair { access, refresh })
             }
-            // The password was changed, or the account disabled or deleted, while the hashes were computed.
-            SessionOpening::Refused => Err(Error::InvalidCredentials),
+            // While the hashes were computed, the caller's session ended, the password was changed, or the account was
+            // disabled or deleted.
+            SessionOpening::Refused => {
+                self.credentials_of(caller).await?;
+                Err(Error::InvalidCredentials)
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
     error::{Error, FieldViolation},
 };
 
-use super::Service;
+use super::{Service, mail::count_withheld};
 
 /// How long the command line waits for a hash.
 const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
@@ -28,12 +28,15 @@ impl Service {
         self.passwords.check_cheaply(field, password)
     }
 
-    /// Creates an account with the role `user` and mails a verification token to its address.
+    /// Creates an account with the role `user` and mails a verification token to its address. A client that has caused
+    /// too many mails gets its account, and the mail when somebody asks for it later.
     ///
     /// The password is hashed even if the address turns out to be taken, so that probing a thousand addresses costs a
     /// thousand hashes. Where the deployment conceals which accounts exist, a taken address gets the answer of a free
     /// one, and its owner gets a mail instead.
     pub async fn sign_up(&self, request: SignUp, client: &Client, deadline: Deadline) -> Result<User, Error> {
+        self.store.ensure_reachable()?;
+        self.sign_up_limiter.check(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
         let owner_notice = self.owner_notice(&request.email)?;
         self.register(request, owner_notice, Some(client), deadline).await
     }
@@ -75,7 +78,11 @@ impl Service {
             owner_notice,
             verification,
             limit: self.mails.per_address,
+            withholds_mail: client.is_some_and(|client| self.mails.sign_up_limiter.check(client.ip).is_err()),
         };
+        if account.withholds_mail {
+            count_withheld("client");
+        }
         let conceal = account.owner_notice.is_some();
         match self.store.create_account(account).await? {
             AccountCreation::Created(user) => Ok(user),

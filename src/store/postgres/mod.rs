@@ -8,6 +8,7 @@ mod sessions;
 mod transaction;
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +20,7 @@ use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     ConnectOptions, Connection, PgConnection,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow, PgSslMode},
 };
 use tokio::{
     sync::{Mutex, Notify},
@@ -84,9 +85,9 @@ impl PostgresStore {
         notifications: bool,
         migrate: Migrate,
     ) -> Result<Self, OpenError> {
-        let options: PgConnectOptions =
-            url.expose_secret().parse().map_err(|error: sqlx::Error| OpenError::Url(error.to_string()))?;
-        let options = options.application_name("postern").log_statements(tracing::log::LevelFilter::Trace);
+        let options = connect_options(url.expose_secret())?
+            .application_name("postern")
+            .log_statements(tracing::log::LevelFilter::Trace);
         let pool = Pool::new(options.clone(), max_connections)?;
         let revocation_written = Arc::new(Notify::new());
         let listening = listen(options.clone(), Arc::clone(&revocation_written));
@@ -175,6 +176,22 @@ impl PostgresStore {
         *probe = Some(connection);
         Ok(())
     }
+}
+
+/// The options in a URL. Beyond this machine the certificate of the server is verified, unless the URL or `PGSSLMODE` asks
+/// for another `sslmode`: with the default of the protocol, whoever stands in between can turn TLS off.
+fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {
+    let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| OpenError::Url(error.to_string()))?;
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    // `prefer` is the default, which `PGSSLMODE` changes.
+    let is_chosen = !matches!(options.get_ssl_mode(), PgSslMode::Prefer)
+        || form_urlencoded::parse(parameters.as_bytes()).any(|(name, _)| name == "sslmode" || name == "ssl-mode");
+    let host = options.get_host();
+    let is_local = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host.eq_ignore_ascii_case("localhost")
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    Ok(if is_chosen || is_local { options } else { options.ssl_mode(PgSslMode::VerifyFull) })
 }
 
 /// A task that is aborted when its owner is dropped.
@@ -292,5 +309,35 @@ async fn with_timeout<T>(limit: Duration, step: impl Future<Output = Result<T, s
     match tokio::time::timeout(limit, step).await {
         Ok(outcome) => Ok(outcome?),
         Err(elapsed) => Err(StoreError::Unavailable(Box::new(elapsed))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verifies(url: &str) -> bool {
+        matches!(connect_options(url).expect("a URL").get_ssl_mode(), PgSslMode::VerifyFull)
+    }
+
+    #[test]
+    fn the_certificate_is_verified_beyond_this_machine_unless_the_url_says_otherwise() {
+        for remote in [
+            "postgres://u:p@db.example/postern",
+            "postgres://u@192.0.2.1:5433/x?application_name=a",
+            "postgres://[2001:db8::1]/x",
+        ] {
+            assert!(verifies(remote), "{remote}");
+        }
+        let local = [
+            "postgres://localhost/x",
+            "postgres://u@127.0.0.1:5433/x",
+            "postgres://[::1]/x",
+            "postgres:///x?host=/var/run/postgresql",
+        ];
+        let chosen = ["postgres://db.example/x?sslmode=disable", "postgres://db.example/x?a=b&ssl-mode=require"];
+        for other in local.iter().chain(&chosen) {
+            assert!(!verifies(other), "{other}");
+        }
     }
 }

@@ -121,13 +121,15 @@ const ROTATE: &str = concat!(
     user_columns!()
 );
 
-/// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. Returns whether
-/// the session exists.
-const LOGOUT: &str = "WITH ended AS (UPDATE sessions SET revoke_time = $3, revoke_reason = $4 \
-     WHERE id = $1 AND user_id = $2 AND revoke_time IS NULL RETURNING id), \
+/// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. A token older than
+/// the previous one is a reused one: `$10` is the presented generation, `$11` and `$12` the reason and the action then.
+/// Returns whether the session exists. The rule is that of `LogoutTarget::decide`.
+const LOGOUT: &str = "WITH ended AS (UPDATE sessions SET revoke_time = $3, \
+     revoke_reason = CASE WHEN $10 >= generation - 1 THEN $4 ELSE $11 END \
+     WHERE id = $1 AND user_id = $2 AND revoke_time IS NULL RETURNING id, $10 >= generation - 1 AS is_newest), \
      logged AS (INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $3, $5 FROM ended), \
      audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip) \
-     SELECT $6, $3, $7, $2, $2, id, $8 FROM ended) \
+     SELECT $6, $3, CASE WHEN is_newest THEN $7 ELSE $12 END, CASE WHEN is_newest THEN $2 END, $2, id, $8 FROM ended) \
      SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND user_id = $2) AS found, \
      (SELECT count(pg_notify($9, '')) FROM ended) AS told";
 
@@ -247,7 +249,10 @@ impl SessionStore for PostgresStore {
             .bind(context.event.0)
             .bind(RevokeReason::Logout.action().as_str())
             .bind(context.client_ip.map(|ip| ip.to_string()))
-            .bind(REVOCATIONS);
+            .bind(REVOCATIONS)
+            .bind(logout.presented_generation)
+            .bind(RevokeReason::TokenReused.as_str())
+            .bind(RevokeReason::TokenReused.action().as_str());
         let found: bool = self.written_row(statement).await?.try_get("found")?;
         Ok(if found { LogoutOutcome::LoggedOut } else { LogoutOutcome::Refused })
     }

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use crate::{
     domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
     error::StoreError,
+    private_file::keep_private,
 };
 
 use self::transaction::Tx;
@@ -62,6 +63,11 @@ impl SqliteStore {
     pub async fn open(path: &Path, migrate: Migrate) -> Result<Self, OpenError> {
         if migrate == Migrate::Apply {
             make_private(path).map_err(|error| StoreError::from(sqlx::Error::Io(error)))?;
+        }
+        for suffix in ["", "-wal", "-shm"] {
+            let mut file = path.as_os_str().to_owned();
+            file.push(suffix);
+            keep_private(Path::new(&file)).map_err(OpenError::Exposed)?;
         }
         let options = SqliteConnectOptions::new()
             .filename(path)

@@ -6,6 +6,7 @@ use crate::{
     domain::{
         account::User,
         audit::{Action, AuditContext, AuditTarget},
+        ids::SessionId,
         mail::{MailKind, NewMail},
         one_time::{OneTimeGrant, Purpose},
         ports::{
@@ -17,6 +18,7 @@ use crate::{
         session::RevokeReason,
     },
     error::StoreError,
+    store::statement::Statement,
 };
 
 use super::transaction::{Backend, WriteTransaction, consume_token, queue_within, void_tokens, write};
@@ -62,7 +64,9 @@ pub(in crate::store) async fn create_account(
         return Ok(outcome);
     }
     tx.add_role(account.id, &Role::user()).await?;
-    queue_within(&mut tx, &account.verification, account.limit).await?;
+    if !account.withholds_mail {
+        queue_within(&mut tx, &account.verification, account.limit).await?;
+    }
     tx.record(Action::SignUp, &account.context, AuditTarget::user(account.id)).await?;
     let user = tx.user(account.id).await?;
     tx.commit().await?;
@@ -79,7 +83,9 @@ async fn why_not_created<T: WriteTransaction>(tx: &mut T, account: &NewAccount) 
     if tx.is_username_taken(&account.username).await? {
         return Ok(AccountCreation::UsernameTaken);
     }
-    queue_within(tx, owner_notice, account.limit).await?;
+    if !account.withholds_mail {
+        queue_within(tx, owner_notice, account.limit).await?;
+    }
     Ok(AccountCreation::EmailTaken)
 }
 
@@ -121,10 +127,19 @@ async fn reset_password(
     Ok(PasswordResetOutcome::Reset)
 }
 
+/// Whether a session was ended, by a logout for example.
+async fn has_ended<T: WriteTransaction>(tx: &mut T, session: SessionId) -> Result<bool, StoreError> {
+    tx.finds(Statement::new("SELECT id FROM sessions WHERE id = $1 AND revoke_time IS NOT NULL").bind(session.0)).await
+}
+
 async fn change_password(mut tx: impl WriteTransaction, change: PasswordChange) -> Result<SessionOpening, StoreError> {
-    let PasswordChange { password_hash, session, notice } = change;
+    let PasswordChange { password_hash, caller, session, notice } = change;
     let (id, context) = (session.grant.user_id, session.context);
     if !tx.replace_password(id, session.password_version, &password_hash, context.now).await? {
+        return Ok(SessionOpening::Refused);
+    }
+    // A logout everywhere locks the account too. If it came first, nothing may open a session for its caller.
+    if has_ended(&mut tx, caller).await? {
         return Ok(SessionOpening::Refused);
     }
     tx.revoke_all(id, RevokeReason::PasswordChanged, &context).await?;
@@ -142,7 +157,9 @@ async fn request_email_change(
     mut tx: impl WriteTransaction,
     change: EmailChange,
 ) -> Result<EmailChangeRequest, StoreError> {
-    if !tx.lock_enabled_user(change.user_id, change.password_version).await? {
+    if !tx.lock_enabled_user(change.user_id, change.password_version).await?
+        || has_ended(&mut tx, change.caller).await?
+    {
         return Ok(EmailChangeRequest::Refused);
     }
     let taken = tx.is_email_taken(&change.confirmation.recipient).await?;

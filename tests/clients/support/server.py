@@ -46,6 +46,10 @@ class Server:
         return self._addresses["grpc_addr"]
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def client(self) -> Client:
         """The connection of the tests to the current process of the server."""
         if self._client is None:

@@ -1,0 +1,376 @@
+//! Listening: accepts connections, limits what each may use, and lets calls finish when the server stops. It knows
+//! nothing of the calls themselves.
+
+mod connections;
+mod progress;
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::Router;
+use http::HeaderMap;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulConnection},
+    service::TowerToHyperService,
+};
+use ipnet::IpNet;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+use self::{connections::Connections, progress::Progress};
+
+/// The most open streams of one connection.
+const MAX_STREAMS: u32 = 200;
+/// The largest size of the headers of one request, in bytes.
+const MAX_HEADERS: u32 = 16 * 1024;
+/// How many streams a client may reset before they are handled. One more closes its connection. The library's default
+/// of 20 is reached by a proxy when many of its clients hang up at once, and all other clients of the proxy would lose
+/// their calls. Each such stream costs one entry in a queue.
+const MAX_PENDING_RESETS: usize = 1_000;
+/// How often an idle connection is pinged.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long the answer to a ping may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that sends nothing for this long is closed. A working HTTP/2 client answers pings, so this closes
+/// connections that never send a request, stop in the middle of a header, or are dead.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long the headers of an HTTP/1.1 request may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most open connections of an address, if there are enough file descriptors.
+const MAX_CONNECTIONS: usize = 10_000;
+/// The most open connections of the operations address.
+const MAX_OPS_CONNECTIONS: usize = 64;
+/// File descriptors for everything but connections of clients and of the database: listeners, files, mail.
+const OTHER_DESCRIPTORS: usize = 96;
+/// How long an answer may wait until its client takes more of it. Then the connection is closed.
+const LONGEST_STANDSTILL: Duration = Duration::from_secs(30);
+/// How often that is looked for.
+const STANDSTILL_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a connection that has to give way may still take to end.
+const GIVING_WAY: Duration = Duration::from_secs(1);
+/// How often the log says that connections are refused.
+const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
+/// How long calls may take to finish after the server has stopped accepting.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How long to wait before accepting again when the machine has no file descriptors left.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The address of the client of a call: the peer of its connection, or the client that a trusted proxy names.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientAddr(pub SocketAddr);
+
+/// CIDR ranges of proxies whose `X-Forwarded-For` is trusted.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl TrustedProxies {
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks.into())
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// The client of a request. Every proxy appends the address of its own client to X-Forwarded-For, so the entries
+    /// are read from the end, as long as the proxy that wrote one is trusted. Earlier entries may be forged, and need not
+    /// be text.
+    fn caller(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+        if !self.trusts(peer.ip()) {
+            return peer;
+        }
+        let mut caller = peer.ip();
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        for entry in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
+            let Some(address) = str::from_utf8(entry).ok().and_then(|entry| forwarded_address(entry.trim())) else {
+                break;
+            };
+            caller = address;
+            if !self.trusts(address) {
+                break;
+            }
+        }
+        SocketAddr::new(caller, peer.port())
+    }
+}
+
+/// Parses an address of X-Forwarded-For. Some proxies add the port, and put an IPv6 address in brackets then.
+fn forwarded_address(text: &str) -> Option<IpAddr> {
+    let address: IpAddr = match text.parse() {
+        Ok(address) => address,
+        Err(_) => text.parse::<SocketAddr>().ok()?.ip(),
+    };
+    Some(address.to_canonical())
+}
+
+/// The protocol of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 with prior knowledge, as gRPC clients use it.
+    Http2,
+    /// HTTP/1.1, or HTTP/2 with prior knowledge.
+    Http1AndHttp2,
+}
+
+/// How many connections each address may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Of an address that serves calls.
+    pub calls: usize,
+    /// Of the operations address, in addition.
+    pub ops: usize,
+}
+
+impl ConnectionLimits {
+    /// What the file descriptors allow, beside so many connections to the database. Raises the soft limit of the process
+    /// to the hard one first.
+    pub fn of_process(database_connections: u32) -> Self {
+        Self::within(raise_descriptor_limit(), database_connections)
+    }
+
+    fn within(descriptors: usize, database_connections: u32) -> Self {
+        let database = usize::try_from(database_connections).unwrap_or(usize::MAX);
+        let left = descriptors.saturating_sub(OTHER_DESCRIPTORS).saturating_sub(database);
+        let ops = MAX_OPS_CONNECTIONS.min(left / 8).max(4);
+        // Two addresses serve calls: gRPC and HTTP.
+        Self { calls: (left.saturating_sub(ops) / 2).clamp(4, MAX_CONNECTIONS), ops }
+    }
+}
+
+/// Returns how many file descriptors the process may have.
+fn raise_descriptor_limit() -> usize {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limits.maximum, ..limits };
+    let allowed = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limits.maximum,
+        Err(error) => {
+            tracing::debug!(%error, "the limit of file descriptors could not be raised");
+            limits.current
+        }
+    };
+    allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(usize::MAX)
+}
+
+/// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most `DRAIN`, and
+/// returns.
+pub async fn serve(
+    listener: TcpListener,
+    protocol: Protocol,
+    most_connections: usize,
+    proxies: TrustedProxies,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let builder = Arc::new(builder(protocol));
+    let running = TaskTracker::new();
+    let connections = Connections::new(most_connections);
+    let mut complaints = Complaints::default();
+    let mut number = 0;
+
+    while let Some((stream, peer)) = accept(&listener, &stop, &mut complaints).await {
+        number += 1;
+        let Some(entered) = connections.enter(number, peer.ip()) else {
+            metrics::counter!("postern_connections_refused_total").increment(1);
+            complaints.make(|refused| tracing::warn!(refused, most_connections, "connections were refused"));
+            continue;
+        };
+        let (close, entered, progress) = (entered.close.clone(), Arc::new(entered), Progress::default());
+        let (router, proxies, answers) = (router.clone(), proxies.clone(), progress.clone());
+        let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            let caller = proxies.caller(peer, request.headers());
+            request.extensions_mut().insert(ClientAddr(caller));
+            let under_way = entered.call();
+            let call = router.clone().oneshot(request.map(axum::body::Body::new));
+            let answers = answers.clone();
+            async move {
+                let response = call.await.unwrap_or_else(|never| match never {});
+                Ok::<_, Infallible>(response.map(|body| answers.follow(body, under_way)))
+            }
+        });
+        let connection = builder
+            .serve_connection(TokioIo::new(with_idle_timeout(stream)), TowerToHyperService::new(service))
+            .into_owned();
+        running.spawn(run(connection, peer, close, progress, stop.clone()));
+    }
+    drop(listener);
+    running.close();
+    if tokio::time::timeout(DRAIN, running.wait()).await.is_err() {
+        tracing::warn!("some calls did not finish in {DRAIN:?} and were cut off");
+    }
+}
+
+fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    if protocol == Protocol::Http2 {
+        builder = builder.http2_only();
+    }
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADERS as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder
+}
+
+/// Runs a connection to its end: until its client ends it, until it has to give way, or until its client takes no more of
+/// an answer.
+async fn run<C: GracefulConnection<Error: std::fmt::Display>>(
+    connection: C,
+    peer: SocketAddr,
+    close: CancellationToken,
+    progress: Progress,
+    stop: CancellationToken,
+) {
+    let mut connection = pin!(connection);
+    let mut is_stopping = false;
+    let mut look = tokio::time::interval_at((Instant::now() + STANDSTILL_INTERVAL).into(), STANDSTILL_INTERVAL);
+    loop {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "a connection ended with an error");
+                }
+                return;
+            }
+            () = stop.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = close.cancelled() => {
+                // It was idle. A call that has begun in this moment may still end.
+                connection.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(GIVING_WAY, &mut connection).await;
+                tracing::debug!(%peer, "an idle connection gave way to another one");
+                return;
+            }
+            _ = look.tick() => {
+                if progress.is_stuck(LONGEST_STANDSTILL) {
+                    tracing::debug!(%peer, "a connection was closed because its client did not take an answer");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What the log says at most once in [`COMPLAINT_INTERVAL`].
+#[derive(Debug, Default)]
+struct Complaints {
+    last: Option<Instant>,
+    count: u64,
+}
+
+impl Complaints {
+    /// Calls `log` with the number of complaints since it was called last, if that was long enough ago.
+    fn make(&mut self, log: impl FnOnce(u64)) {
+        self.count += 1;
+        if self.last.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
+            log(std::mem::take(&mut self.count));
+            self.last = Some(Instant::now());
+        }
+    }
+}
+
+/// The next connection, or `None` once the server stops.
+async fn accept(
+    listener: &TcpListener,
+    stop: &CancellationToken,
+    complaints: &mut Complaints,
+) -> Option<(TcpStream, SocketAddr)> {
+    let next = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    // Small answers should be sent at once. If the socket refuses the option, they are only slower.
+                    let _ = stream.set_nodelay(true);
+                    return (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+                }
+                Err(error) => {
+                    complaints.make(|times| tracing::warn!(%error, times, "a connection could not be accepted"));
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        connection = next => Some(connection),
+    }
+}
+
+fn with_idle_timeout(stream: TcpStream) -> std::pin::Pin<Box<TimeoutStream<TcpStream>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_read_timeout(Some(IDLE_TIMEOUT));
+    stream.set_write_timeout(Some(IDLE_TIMEOUT));
+    Box::pin(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_file_descriptors_to_everything_else() {
+        for (descriptors, calls, ops) in [(1_024, 424, 64), (65_536, 10_000, 64), (256, 63, 18), (0, 4, 4)] {
+            let limits = ConnectionLimits::within(descriptors, 16);
+            assert_eq!(limits, ConnectionLimits { calls, ops }, "{descriptors} descriptors");
+        }
+    }
+
+    fn caller(trusted: &[&str], peer: &str, lines: &[&str]) -> String {
+        let networks = trusted.iter().map(|network| network.parse().expect("a network")).collect();
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append("x-forwarded-for", http::HeaderValue::from_str(line).expect("a header value"));
+        }
+        let peer = SocketAddr::new(peer.parse().expect("an address"), 4711);
+        TrustedProxies::new(networks).caller(peer, &headers).ip().to_string()
+    }
+
+    #[test]
+    fn the_header_of_an_untrusted_peer_is_ignored() {
+        assert_eq!(caller(&[], "10.0.0.1", &["192.0.2.1"]), "10.0.0.1");
+        assert_eq!(caller(&["10.0.0.0/8"], "192.0.2.9", &["192.0.2.1"]), "192.0.2.9");
+    }
+
+    #[test]
+    fn the_header_is_read_back_to_the_first_untrusted_address() {
+        let trusted = ["10.0.0.0/8", "2001:db8::/32"];
+        assert_eq!(caller(&trusted, "10.0.0.1", &["192.0.2.1"]), "192.0.2.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["1.1.1.1, 192.0.2.1"]), "192.0.2.1", "the first entry may be forged");
+        assert_eq!(
+            caller(&trusted, "10.0.0.1", &["1.1.1.1", "192.0.2.1, 10.2.3.4"]),
+            "192.0.2.1",
+            "through two proxies"
+        );
+        assert_eq!(caller(&trusted, "2001:db8::1", &["[2001:db9::7]:443"]), "2001:db9::7");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["192.0.2.1:80"]), "192.0.2.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["unknown"]), "10.0.0.1");
+        assert_eq!(caller(&trusted, "10.0.0.1", &["10.9.9.9"]), "10.9.9.9");
+        assert_eq!(
+            caller(&trusted, "10.0.0.1", &["\u{ff}, 203.0.113.9"]),
+            "203.0.113.9",
+            "what a client sent need not be text"
+        );
+        assert_eq!(
+            caller(&trusted, "10.0.0.1", &["203.0.113.9", "\u{ff}"]),
+            "10.0.0.1",
+            "the last one that can be read"
+        );
+    }
+}

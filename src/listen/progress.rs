@@ -1,0 +1,81 @@
+//! Whether a client takes the answers of its calls. HTTP/2 lets a client keep the window of a stream at zero, and the answer
+//! would then wait in memory for as long as the connection lives.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use axum::body::{Body, Bytes};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+
+/// The answers of one connection that wait for their client, and since when.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Progress {
+    waiting: Arc<Mutex<HashMap<u64, Instant>>>,
+    next: Arc<AtomicU64>,
+}
+
+impl Progress {
+    /// Follows a body: it waits for the client from the moment when it has something to send until it is asked for more.
+    pub(super) fn follow<G: Send + Unpin + 'static>(&self, body: Body, guard: G) -> Body {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(number, Instant::now());
+        Body::new(Followed { body, progress: self.clone(), number, _guard: guard })
+    }
+
+    /// Whether an answer has waited for its client for longer than this.
+    pub(super) fn is_stuck(&self, longest: Duration) -> bool {
+        self.lock().values().any(|since| since.elapsed() > longest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Followed<G> {
+    body: Body,
+    progress: Progress,
+    number: u64,
+    /// Kept as long as the body.
+    _guard: G,
+}
+
+impl<G: Unpin> HttpBody for Followed<G> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(_))) = frame {
+            self.progress.lock().insert(self.number, Instant::now());
+        } else {
+            self.progress.lock().remove(&self.number);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<G> Drop for Followed<G> {
+    fn drop(&mut self) {
+        self.progress.lock().remove(&self.number);
+    }
+}

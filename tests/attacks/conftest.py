@@ -1,0 +1,23 @@
+"""Fixtures of the attacks. They use the servers and the support modules of `tests/clients`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+CLIENTS = Path(__file__).resolve().parent.parent / "clients"
+sys.path.insert(0, str(CLIENTS))
+
+_spec = importlib.util.spec_from_file_location("clients_conftest", CLIENTS / "conftest.py")
+_clients = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_clients)
+
+binary, embedded, start_server = _clients.binary, _clients.embedded, _clients.start_server
+
+
+
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="for the fixtures of tests/clients; changes nothing here")
+
+
+def pytest_configure():
+    _clients.pb.load(_clients.pb.generate())
