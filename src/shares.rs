@@ -62,6 +62,14 @@ impl Shares {
         Some(Share { shares: self.clone(), client })
     }
 
+    /// Whether a client could take a place if one came back that is not its own.
+    pub fn could_take_a_freed_one(&self, client: IpAddr) -> bool {
+        let state = self.lock();
+        let free = self.places.saturating_sub(state.taken).saturating_add(1);
+        let taken = state.by_client.get(&Some(client_of(client))).copied().unwrap_or(0);
+        taken < free.saturating_mul(PER_FREE_PLACE)
+    }
+
     /// The client that has the most places.
     pub fn greediest(&self) -> Option<IpAddr> {
         self.lock().by_client.iter().max_by_key(|(_, taken)| **taken).and_then(|(client, _)| *client)

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
@@ -16,16 +19,25 @@ use crate::shares::{Share, Shares, client_of};
 pub(super) struct Connections {
     shares: Shares,
     open: Arc<Mutex<HashMap<u64, Open>>>,
+    started: Instant,
 }
 
 #[derive(Debug)]
 struct Open {
     client: IpAddr,
-    calls: usize,
-    idle_since: Instant,
+    activity: Arc<Activity>,
     close: CancellationToken,
     /// Free for the next connection when this one gives way.
     _share: Share,
+}
+
+/// What a connection does. Calls change it without a lock.
+#[derive(Debug)]
+struct Activity {
+    calls: AtomicUsize,
+    /// When it was entered or its last call ended, in milliseconds since `started`.
+    idle_since: AtomicU64,
+    started: Instant,
 }
 
 /// An open connection. It is forgotten when this is dropped.
@@ -33,39 +45,40 @@ struct Open {
 pub(super) struct Connection {
     all: Connections,
     number: u64,
+    activity: Arc<Activity>,
     /// Cancelled when the connection has to give way.
     pub(super) close: CancellationToken,
 }
 
 /// A call on a connection, which is not idle until this is dropped.
 #[derive(Debug)]
-pub(super) struct Call {
-    all: Connections,
-    number: u64,
-}
+pub(super) struct Call(Arc<Activity>);
 
 impl Connections {
     pub(super) fn new(most: usize) -> Self {
-        Self { shares: Shares::new(most), open: Arc::default() }
+        Self { shares: Shares::new(most), open: Arc::default(), started: Instant::now() }
     }
 
     /// Enters a connection under its number. Where its client has its share, or there is no place left, the connection
     /// that has been idle for longest gives way: one of the same client, or else of the client that has most. Returns
-    /// nothing if none of these is idle.
+    /// nothing if there is none.
     pub(super) fn enter(&self, number: u64, client: IpAddr) -> Option<Connection> {
         let client = client_of(client);
         let mut open = self.lock();
         let share = self.shares.take(Some(client)).or_else(|| {
-            let gives_way = longest_idle(&open, client)
-                .or_else(|| self.shares.greediest().and_then(|greediest| longest_idle(&open, greediest)))?;
+            let gives_way = longest_idle(&open, client).or_else(|| {
+                // Whoever has more than its share takes no place from others.
+                let greediest = self.shares.greediest().filter(|_| self.shares.could_take_a_freed_one(client))?;
+                longest_idle(&open, greediest)
+            })?;
             // Its share goes with it.
             open.remove(&gives_way)?.close.cancel();
             self.shares.take(Some(client))
         })?;
-        let close = CancellationToken::new();
-        let entry = Open { client, calls: 0, idle_since: Instant::now(), close: close.clone(), _share: share };
+        let (close, activity) = (CancellationToken::new(), Arc::new(Activity::new(self.started)));
+        let entry = Open { client, activity: Arc::clone(&activity), close: close.clone(), _share: share };
         open.insert(number, entry);
-        Some(Connection { all: self.clone(), number, close })
+        Some(Connection { all: self.clone(), number, activity, close })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
@@ -74,17 +87,34 @@ impl Connections {
 }
 
 fn longest_idle(open: &HashMap<u64, Open>, client: IpAddr) -> Option<u64> {
-    let idle = open.iter().filter(|(_, entry)| entry.client == client && entry.calls == 0);
-    idle.min_by_key(|(_, entry)| entry.idle_since).map(|(number, _)| *number)
+    let idle = open.iter().filter(|(_, entry)| entry.client == client && entry.activity.is_idle());
+    // Numbers grow, so of two that are idle for equally long the older one gives way.
+    let longest = idle.min_by_key(|(number, entry)| (entry.activity.idle_since.load(Ordering::Relaxed), **number));
+    longest.map(|(number, _)| *number)
+}
+
+impl Activity {
+    fn new(started: Instant) -> Self {
+        let activity = Self { calls: AtomicUsize::new(0), idle_since: AtomicU64::new(0), started };
+        activity.rest();
+        activity
+    }
+
+    fn rest(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.idle_since.store(now, Ordering::Relaxed);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) == 0
+    }
 }
 
 impl Connection {
     /// Counts a call until the returned value is dropped.
     pub(super) fn call(&self) -> Call {
-        if let Some(entry) = self.all.lock().get_mut(&self.number) {
-            entry.calls += 1;
-        }
-        Call { all: self.all.clone(), number: self.number }
+        self.activity.calls.fetch_add(1, Ordering::Relaxed);
+        Call(Arc::clone(&self.activity))
     }
 }
 
@@ -97,10 +127,8 @@ impl Drop for Connection {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if let Some(entry) = self.all.lock().get_mut(&self.number) {
-            entry.calls = entry.calls.saturating_sub(1);
-            entry.idle_since = Instant::now();
-        }
+        self.0.rest();
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -131,6 +159,21 @@ mod tests {
         let others: Vec<_> = (6..8).map(|number| all.enter(number, client(2)).expect("a place")).collect();
         assert!(all.enter(8, client(3)).is_some());
         assert!(crowd[0].close.is_cancelled() && others.iter().all(|other| !other.close.is_cancelled()));
+    }
+
+    #[test]
+    fn whoever_has_more_than_its_share_takes_no_place_from_others() {
+        let all = Connections::new(8);
+        let others: Vec<_> = (0..6).map(|number| all.enter(number, client(1)).expect("a place")).collect();
+        let mine: Vec<_> = (6..8).map(|number| all.enter(number, client(2)).expect("a place")).collect();
+        let third = all.enter(8, client(2)).expect("the place of an idle one of mine");
+        assert!(mine[0].close.is_cancelled());
+        let calls = [mine[1].call(), third.call()];
+        let more: Vec<_> = (9..20).map_while(|number| all.enter(number, client(2))).collect();
+        let busy: Vec<_> = more.iter().map(Connection::call).collect();
+        assert!(others.iter().filter(|other| other.close.is_cancelled()).count() <= 1, "three are its share");
+        assert!(all.enter(20, client(2)).is_none());
+        drop((calls, busy));
     }
 
     #[test]

@@ -79,3 +79,33 @@ impl<G> Drop for Followed<G> {
         self.progress.lock().remove(&self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_waits_for_its_client_until_it_is_asked_for_more() {
+        let progress = Progress::default();
+        let is_stuck = || progress.is_stuck(Duration::ZERO);
+        let mut answer = progress.follow(Body::from("text"), ());
+        assert!(is_stuck(), "nobody has asked for it");
+        assert!(answer.frame().await.is_some());
+        assert!(is_stuck(), "nobody has asked for more");
+        assert!(answer.frame().await.is_none());
+        assert!(!is_stuck());
+        drop(progress.follow(Body::from("text"), ()));
+        assert!(!is_stuck(), "it was not taken, and nothing is left of it");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_nothing_to_send_does_not_wait_for_its_client() {
+        let progress = Progress::default();
+        let silent = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+        let mut answer = progress.follow(silent, ());
+        assert!(futures_util::poll!(std::pin::pin!(answer.frame())).is_pending());
+        assert!(!progress.is_stuck(Duration::ZERO));
+    }
+}
