@@ -5,7 +5,7 @@ mod user;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, parser::ValueSource};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -71,7 +71,21 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failure(&error),
     };
-    runtime.block_on(execute(Cli::parse())).unwrap_or_else(|error| failure(&error))
+    let given = Cli::command().get_matches();
+    if has_secret_argument(&given) {
+        return failure(
+            &"--master-key would show the key to everybody who can list processes: set POSTERN_MASTER_KEY or POSTERN_MASTER_KEY_FILE instead",
+        );
+    }
+    let cli = Cli::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+    runtime.block_on(execute(cli)).unwrap_or_else(|error| failure(&error))
+}
+
+/// Whether a secret was given as an argument, and not in the environment.
+fn has_secret_argument(given: &ArgMatches) -> bool {
+    let is_argument = given.try_contains_id("master_key").unwrap_or(false)
+        && given.value_source("master_key") == Some(ValueSource::CommandLine);
+    is_argument || given.subcommand().is_some_and(|(_, given)| has_secret_argument(given))
 }
 
 fn failure(error: &dyn std::fmt::Display) -> ExitCode {

@@ -21,7 +21,8 @@ use super::{error::ConfigError, value::read_secret};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Keys")]
 pub struct MasterKeySettings {
-    /// 32 bytes in base64; required with PostgreSQL [default with SQLite: generated beside the database]
+    /// 32 bytes in base64, from the environment alone; required with PostgreSQL [default with SQLite: generated beside the
+    /// database]
     #[arg(long, env = "POSTERN_MASTER_KEY", hide_env_values = true, value_name = "BASE64")]
     pub master_key: Option<SecretString>,
     /// File that contains the master key

@@ -73,6 +73,9 @@ pub struct Hasher {
     admission: Arc<Admission>,
     /// A running mean of the time of one hash, in microseconds. `RetryInfo` is computed from it.
     hash_time: Arc<AtomicU64>,
+    /// What the dearest stored hash costs, as [`cost_of`]; 0 if that is not known.
+    dearest: Arc<AtomicU64>,
+    params: Params,
     env: Env,
     /// Verified in place of the hash of an unknown account. It has the current parameters and matches no password.
     dummy: PasswordHash,
@@ -110,13 +113,14 @@ impl Hasher {
         let places = config.queue.saturating_add(config.threads);
         let admission = Admission::new(places, config.attempts_per_account);
         let (queue, jobs) = flume::bounded(places.saturating_mul(JOBS_PER_PLACE));
-        let hash_time = Arc::new(AtomicU64::new(50_000));
+        let (hash_time, dearest) = (Arc::new(AtomicU64::new(50_000)), Arc::<AtomicU64>::default());
         for number in 0..config.threads {
             let worker = Worker {
                 params: params.clone(),
                 arena: Vec::new(),
                 admission: Arc::clone(&admission),
                 hash_time: Arc::clone(&hash_time),
+                dearest: Arc::clone(&dearest),
             };
             let jobs = jobs.clone();
             thread::Builder::new()
@@ -124,7 +128,7 @@ impl Hasher {
                 .spawn(move || worker.run(&jobs))
                 .map_err(Error::internal)?;
         }
-        Ok(Self { queue, threads: config.threads, admission, hash_time, env, dummy })
+        Ok(Self { queue, threads: config.threads, admission, hash_time, dearest, params, env, dummy })
     }
 
     /// Takes a place, before anything is spent on a call that needs a hash.
@@ -133,6 +137,17 @@ impl Hasher {
         let place = self.admission.take(applicant, deadline, per_hash).await;
         report_depth(self.queue.len(), &self.admission);
         place
+    }
+
+    /// Learns the parameters of stored passwords, from their PHC strings up to the salt. As long as some cost more than the
+    /// current ones, every wrong password costs as much, so that the time does not tell which account has such a hash, or
+    /// that there is an account.
+    pub fn expect_stored(&self, parameters: &[String]) {
+        let parsed = parameters.iter().filter_map(|text| phc::PasswordHash::new(text).ok());
+        let allowed = parsed
+            .filter_map(|phc| Params::try_from(&phc).ok())
+            .filter(|params| is_within_ceilings(params, &self.params));
+        self.dearest.store(allowed.map(|params| cost_of(&params)).max().unwrap_or(0), Ordering::Relaxed);
     }
 
     /// How long one hash takes on one thread, by a running mean.
@@ -191,6 +206,7 @@ struct Worker {
     arena: Vec<Block>,
     admission: Arc<Admission>,
     hash_time: Arc<AtomicU64>,
+    dearest: Arc<AtomicU64>,
 }
 
 impl Worker {
@@ -244,28 +260,24 @@ impl Worker {
         let stored = StoredHash::parse(stored, &self.params)?;
         let computed = self.argon2id(&stored.params, password, &stored.salt)?;
         let matches = aws_lc_rs::constant_time::verify_slices_are_equal(&computed, &stored.hash).is_ok();
-        if stored.has_parameters(&self.params) {
-            return Ok(if matches { Verification::Match { rehash: None } } else { Verification::Mismatch });
-        }
         if matches {
-            return Ok(Verification::Match { rehash: Some(self.hash(password, rehash_salt)?) });
+            let is_current = stored.has_parameters(&self.params);
+            let rehash = if is_current { None } else { Some(self.hash(password, rehash_salt)?) };
+            return Ok(Verification::Match { rehash });
         }
-        self.pad_to_current_cost(&stored.params, password, rehash_salt)?;
+        self.pad(&stored.params, password, rehash_salt)?;
         Ok(Verification::Mismatch)
     }
 
-    /// Spends the difference between the cost of the current parameters and the cost that was spent. A wrong password
-    /// then takes as long against an old, cheaper hash as against the dummy, so the time does not reveal that the
-    /// account exists. Argon2's time is proportional to memory × iterations.
-    fn pad_to_current_cost(&mut self, spent: &Params, password: &Password, salt: &[u8]) -> Result<(), Error> {
-        let cost = |params: &Params| u64::from(params.m_cost()) * u64::from(params.t_cost());
-        let missing = cost(&self.params).saturating_sub(cost(spent));
-        let memory = u32::try_from(missing / u64::from(self.params.t_cost())).map_err(Error::internal)?;
-        if memory < Params::MIN_M_COST {
-            return Ok(());
+    /// Spends the difference between what the dearest hash costs, stored or with the current parameters, and what was
+    /// spent. A wrong password then takes as long for every account as for an unknown one. Argon2's time is proportional
+    /// to memory × iterations.
+    fn pad(&mut self, spent: &Params, password: &Password, salt: &[u8]) -> Result<(), Error> {
+        let dearest = cost_of(&self.params).max(self.dearest.load(Ordering::Relaxed));
+        match padding(dearest.saturating_sub(cost_of(spent)), &self.params)? {
+            Some(params) => self.argon2id(&params, password, salt).map(drop),
+            None => Ok(()),
         }
-        let params = Params::new(memory, self.params.t_cost(), 1, Some(HASH_BYTES)).map_err(Error::internal)?;
-        self.argon2id(&params, password, salt).map(drop)
     }
 
     fn argon2id(&mut self, params: &Params, password: &Password, salt: &[u8]) -> Result<[u8; HASH_BYTES], Error> {
@@ -301,6 +313,28 @@ impl Worker {
     }
 }
 
+/// The parameters of a hash with this cost that needs no more memory than the live ones. `None` if the cost is too small.
+fn padding(cost: u64, live: &Params) -> Result<Option<Params>, Error> {
+    let iterations = cost.div_ceil(u64::from(live.m_cost())).max(1);
+    let memory = u32::try_from(cost / iterations).map_err(Error::internal)?;
+    if memory < Params::MIN_M_COST {
+        return Ok(None);
+    }
+    let iterations = u32::try_from(iterations).map_err(Error::internal)?;
+    Params::new(memory, iterations, 1, Some(HASH_BYTES)).map(Some).map_err(Error::internal)
+}
+
+/// What a hash with these parameters costs, in KiB × iterations.
+fn cost_of(params: &Params) -> u64 {
+    u64::from(params.m_cost()) * u64::from(params.t_cost())
+}
+
+fn is_within_ceilings(params: &Params, live: &Params) -> bool {
+    params.m_cost() <= live.m_cost().max(STORED_MEMORY_CEILING_KIB)
+        && params.t_cost() <= live.t_cost().max(STORED_ITERATIONS_CEILING)
+        && params.p_cost() <= 16
+}
+
 /// A parsed PHC string whose cost is within the ceilings.
 struct StoredHash {
     params: Params,
@@ -319,10 +353,7 @@ impl StoredHash {
             return Err(broken("is not of Argon2 version 19"));
         }
         let params = Params::try_from(&phc).map_err(|_| broken("has parameters outside what Argon2 allows"))?;
-        if params.m_cost() > live.m_cost().max(STORED_MEMORY_CEILING_KIB)
-            || params.t_cost() > live.t_cost().max(STORED_ITERATIONS_CEILING)
-            || params.p_cost() > 16
-        {
+        if !is_within_ceilings(&params, live) {
             return Err(broken("demands more memory or time than the ceiling allows"));
         }
         let salt = phc.salt.ok_or_else(|| broken("has no salt"))?;
@@ -347,4 +378,39 @@ fn encode_phc(params: &Params, salt: &[u8], output: &[u8]) -> Result<PasswordHas
         hash: Some(phc::Output::new(output).map_err(Error::internal)?),
     };
     Ok(PasswordHash::from_phc(phc.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(memory_kib: u32, iterations: u32) -> Params {
+        Params::new(memory_kib, iterations, 1, Some(HASH_BYTES)).expect("parameters")
+    }
+
+    #[test]
+    fn a_padding_costs_the_difference_and_needs_no_more_memory_than_a_hash() {
+        let live = params(19_456, 2);
+        for other in [params(19_456, 3), params(19_456, 16), params(64 * 1_024, 1), params(64 * 1_024, 16)] {
+            let missing = cost_of(&other) - cost_of(&live);
+            let padding = padding(missing, &live).expect("parameters").expect("a hash");
+            assert!(padding.m_cost() <= live.m_cost(), "{padding:?}");
+            assert!(cost_of(&padding).abs_diff(missing) <= missing / 100, "{padding:?} for {missing}");
+        }
+        assert!(padding(0, &live).expect("parameters").is_none());
+    }
+
+    #[test]
+    fn the_dearest_stored_parameters_are_learnt_and_those_above_the_ceiling_are_not() {
+        let config = HasherConfig { memory_kib: 64, iterations: 1, threads: 1, queue: 1, attempts_per_account: 1 };
+        let hasher = Hasher::start(&config, Env::system()).expect("a pool");
+        let learnt = |stored: &[&str]| {
+            hasher.expect_stored(&stored.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+            hasher.dearest.load(Ordering::Relaxed)
+        };
+        let stored = ["$argon2id$v=19$m=19456,t=2,p=1", "$argon2id$v=19$m=64,t=1,p=1", "", "!"];
+        assert_eq!(learnt(&stored), 19_456 * 2);
+        assert_eq!(learnt(&["$argon2id$v=19$m=19456,t=99,p=1"]), 0, "it would be refused");
+        assert_eq!(learnt(&[]), 0, "they are gone");
+    }
 }

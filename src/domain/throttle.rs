@@ -78,7 +78,22 @@ pub struct AddressLimit {
     pub interval: Duration,
 }
 
+/// How many mails for a reset an address can get at once beyond its limit.
+const RESETS_KEPT: u32 = 3;
+/// More mails than any address gets.
+const UNLIMITED: u32 = 1_000_000;
+
 impl AddressLimit {
+    /// The limit of mails for a reset to an address that has had too many mails of other kinds.
+    pub(crate) fn kept_for_resets(self) -> Self {
+        Self { burst: self.burst.min(RESETS_KEPT), ..self }
+    }
+
+    /// Counts at the same rate, and refuses nothing.
+    pub(crate) fn unlimited(self) -> Self {
+        Self { burst: UNLIMITED, ..self }
+    }
+
     /// How far ahead of the steady rate of one mail per interval an address may be.
     pub(crate) fn tolerance(self) -> Duration {
         self.interval.saturating_mul(self.burst.saturating_sub(1))

@@ -126,6 +126,15 @@ impl<B: Backend> Queries for B {
         Ok(read(self, query, OneTimeTokenRow::into_token).await?.pop())
     }
 
+    async fn password_parameters(&self) -> Result<Vec<String>, StoreError> {
+        // `$`, 22 characters of salt, `$` and 43 characters of hash.
+        let query = Statement::new(
+            "SELECT DISTINCT CASE WHEN length(password_hash) > 67 \
+             THEN substr(password_hash, 1, length(password_hash) - 67) ELSE '' END FROM users",
+        );
+        read(self, query, |(parameters,): (String,)| Ok(parameters)).await
+    }
+
     async fn mail_queue(&self) -> Result<MailQueue, StoreError> {
         let query = Statement::new(
             "SELECT count(*) FILTER (WHERE dead_time IS NULL) AS waiting, \

@@ -23,4 +23,5 @@ mod mail;
 mod one_time_tokens;
 mod passwords;
 mod refresh_tokens;
+mod siege;
 mod start;

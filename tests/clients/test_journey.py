@@ -4,16 +4,21 @@ It tests what the RPCs of AuthService answer to valid calls, what a logout ends 
 accounts survive a restart. The rotation of refresh tokens is in `test_refresh`.
 """
 
+import random
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
 
-from support import pb
+from support import metrics, pb
 from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, Person
 from support.expect import expect_error, expect_unauthenticated, failure_of, reason_of
+from support.http import Rest
+from support.timing import expect_alike
 from support.wait import wait_until
 
 
@@ -176,6 +181,34 @@ def test_a_login_rehashes_a_password_that_was_hashed_with_older_parameters(engin
     [(stored,)] = engine.query("SELECT password_hash FROM users WHERE email = ?", person.email)
     assert "m=2048,t=2,p=1" in stored, stored
     assert server.client.login(person)
+
+
+@pytest.mark.parametrize("before, now", [(3, 1), (1, 3)], ids=["cheaper now", "dearer now"])
+def test_a_hash_with_older_parameters_does_not_tell_by_time_that_there_is_an_account(
+    embedded, start_server, size, before, now
+):
+    parameters = {"argon2_memory_kib": 19_456, "login_max_failures": 1000}
+    server = start_server(embedded, argon2_iterations=before, **parameters)
+    person, _ = server.client.newcomer()
+    server.restart(argon2_iterations=now, **parameters)
+    # The server learns at its start which parameters stored passwords have.
+    ops = Rest(server, "ops_addr")
+    wait_until(
+        "it knows",
+        lambda: metrics.read(ops.get("/metrics").body.decode()).value("postern_housekeeping_total", outcome="done"),
+    )
+    wrong = {True: replace(person, password="a wrong password"), False: Person()}
+
+    def measure() -> tuple[list[float], list[float]]:
+        taken: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(size(15, 200)):
+            for is_known in random.sample([True, False], 2):
+                begun = time.perf_counter()
+                expect_unauthenticated(lambda who=wrong[is_known]: server.client.login(who), "INVALID_CREDENTIALS")
+                taken[is_known].append(time.perf_counter() - begun)
+        return taken[True], taken[False]
+
+    expect_alike(measure, size(0.15, 0.05))
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

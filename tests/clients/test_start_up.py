@@ -21,10 +21,10 @@ LOOPBACK = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
 def refusal(binary, tmp_path):
     """Starts a server that must refuse to start, and returns its output."""
 
-    def start(**settings) -> str:
+    def start(*arguments: str, **settings) -> str:
         # A server that starts in spite of the error does not end, so it exceeds the time limit and the test fails.
         ended = subprocess.run(
-            [binary, "serve"],
+            [binary, "serve", *arguments],
             env=own_environment(**{**LOOPBACK, "data_dir": tmp_path / "data", **settings}),
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
@@ -90,6 +90,25 @@ def test_a_master_key_that_is_none_stops_the_start(refusal, cluster, key):
     said = refusal(database_url=cluster.url("postgres"), master_key=key)
     assert "POSTERN_MASTER_KEY" in said
     assert key not in said
+
+
+def test_a_master_key_on_the_command_line_is_refused(refusal):
+    key = new_master_key()
+    said = refusal(f"--master-key={key}")
+    assert "POSTERN_MASTER_KEY_FILE" in said
+    assert key not in said
+
+
+def test_a_database_and_a_key_that_others_can_read_are_made_private(start_server, embedded):
+    server = start_server(embedded)
+    server.stop()
+    exposed = list(embedded.data_directory.iterdir())
+    assert {path.name for path in exposed} >= {"postern.db", "postern.db.key"}
+    for path in exposed:
+        path.chmod(0o644)
+    server.start()
+    assert not [path.name for path in exposed if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert [line for line in server.log if "other users had rights" in line]
 
 
 @pytest.mark.parametrize("engine", ["postgres"], indirect=True)

@@ -415,6 +415,16 @@ def test_sign_ups_count_in_the_mails_that_a_client_causes(engine, start_server, 
     assert engine.emails() >= {stranger.email for stranger in strangers}, "they have their accounts all the same"
 
 
+def test_logins_that_ran_out_of_time_count_against_nobody(engine, start_server):
+    server = start_server(engine, argon2_memory_kib=65_536, argon2_iterations=4, hash_threads=1)
+    person, _ = server.client.newcomer()
+    request = pb.LoginRequest(email=person.email, password=person.password)
+    for _ in range(12):
+        late = failure_of(lambda: server.client.call("Login", request, timeout=0.15))
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert server.client.login(person)
+
+
 def test_a_throttled_client_is_told_to_come_back_within_a_third_of_a_minute(embedded, start_server):
     server = start_server(embedded, login_limit_per_client=3)
     person, _ = server.client.newcomer()

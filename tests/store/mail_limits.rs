@@ -20,6 +20,7 @@ on_each_engine![
     unused_mails_add_up_to_at_most_one_burst,
     a_mail_over_the_limit_writes_nothing_and_is_not_counted,
     each_address_has_one_limit_for_all_kinds_of_mail,
+    other_mails_cannot_spend_the_budget_of_resets,
 ];
 
 const THREE: AddressLimit = AddressLimit { burst: 3, interval: Duration::from_secs(90) };
@@ -90,4 +91,13 @@ async fn each_address_has_one_limit_for_all_kinds_of_mail(database: &Database) {
     assert_eq!(to_ada, Enqueued::OverLimit, "the limit holds for all kinds of mail");
     let to_grace = store.request_mail(verify("grace@example.com"), THREE).await.expect("the store");
     assert_eq!(to_grace, Enqueued::Queued, "another address has its own limit");
+}
+
+async fn other_mails_cannot_spend_the_budget_of_resets(database: &Database) {
+    let store = database.store().await;
+    let verify = || mail(MailKind::VerifyEmail, "ada@example.com", None);
+    while store.request_mail(verify(), THREE).await.expect("the store") == Enqueued::Queued {}
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3, "the owner's last way in");
+    store.purge_mail(NOW + 1.days(), NOW).await.expect("the store");
+    assert_eq!(database.sql.number("SELECT count(*) FROM reset_limits").await, 0);
 }

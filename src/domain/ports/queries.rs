@@ -43,6 +43,10 @@ pub trait Queries {
     /// The one-time token with this id, if it is stored, also when it has expired.
     async fn one_time_token(&self, token: MailId) -> Result<Option<OneTimeToken>, StoreError>;
 
+    /// The parameters that stored passwords were hashed with, each once: their PHC strings up to the salt. Reads every
+    /// account.
+    async fn password_parameters(&self) -> Result<Vec<String>, StoreError>;
+
     /// How many mails the outbox holds.
     async fn mail_queue(&self) -> Result<MailQueue, StoreError>;
 }

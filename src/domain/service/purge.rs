@@ -1,5 +1,5 @@
 //! Deletes what can no longer matter: expired sessions, tokens, limits, dead mails and old audit rows. Every replica
-//! does this, in batches; it is harmless that several do.
+//! does this, in batches; it is harmless that several do. Each also looks at the parameters of the stored passwords.
 
 use std::time::Duration;
 
@@ -21,7 +21,9 @@ impl Service {
         loop {
             ticks.tick().await;
             self.mails.limiter.drop_idle();
+            self.mails.sign_up_limiter.drop_idle();
             self.login_limiter.drop_idle();
+            self.sign_up_limiter.drop_idle();
             match self.purge_expired().await {
                 Ok(()) => metrics::counter!("postern_housekeeping_total", "outcome" => "done").increment(1),
                 Err(error) => {
@@ -39,6 +41,7 @@ impl Service {
         self.store.purge_revocations(now).await?;
         let too_old = now - self.audit_retention;
         while self.store.purge_audit_events(too_old, BATCH).await? == u64::from(BATCH) {}
+        self.hasher.expect_stored(&self.store.password_parameters().await?);
         Ok(())
     }
 }

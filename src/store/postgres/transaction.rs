@@ -25,7 +25,7 @@ use crate::{
     store::{
         rows::{StoredRow, USER_BY_EMAIL, USER_BY_ID, UserRow},
         statement::Statement,
-        steps::{ANOTHER_ADMIN_ENABLED, SET_EMAIL, WriteTransaction, bind_mail, bind_session},
+        steps::{ANOTHER_ADMIN_ENABLED, Budget, SET_EMAIL, WriteTransaction, bind_mail, bind_session},
     },
 };
 
@@ -50,6 +50,20 @@ macro_rules! end_sessions {
 
 /// How long a transaction that was not committed may take to roll back, before its connection is closed instead.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Counts a mail in a table of limits, if the address has room. `$1` address, `$2` time of the mail, `$3` and `$4` the
+/// interval and the tolerance of the limit in seconds.
+macro_rules! count_mail {
+    ($table:literal) => {
+        concat!(
+            "INSERT INTO ",
+            $table,
+            " AS l (email, spent_until) VALUES ($1, $2 + make_interval(secs => $3)) \
+             ON CONFLICT (email) DO UPDATE SET spent_until = greatest(l.spent_until, $2) + make_interval(secs => $3) \
+             WHERE l.spent_until <= $2 + make_interval(secs => $4)"
+        )
+    };
+}
 
 /// A transaction that writes. It is rolled back when it is dropped without a commit.
 pub(in crate::store) struct Tx {
@@ -243,13 +257,11 @@ impl WriteTransaction for Tx {
         Ok(())
     }
 
-    async fn count_mail(&mut self, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError> {
-        let statement = Statement::new(
-            "INSERT INTO mail_limits (email, spent_until) VALUES ($1, $2 + make_interval(secs => $3)) \
-             ON CONFLICT (email) DO UPDATE SET spent_until = \
-             greatest(mail_limits.spent_until, $2) + make_interval(secs => $3) \
-             WHERE mail_limits.spent_until <= $2 + make_interval(secs => $4)",
-        )
+    async fn count_mail(&mut self, budget: Budget, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError> {
+        let statement = Statement::new(match budget {
+            Budget::All => count_mail!("mail_limits"),
+            Budget::Resets => count_mail!("reset_limits"),
+        })
         .bind(mail.recipient.as_str())
         .bind(mail.create_time)
         .bind(limit.interval.as_secs_f64())

@@ -112,6 +112,7 @@ impl MailStore for SqliteStore {
             for (statement, time) in [
                 ("DELETE FROM one_time_tokens WHERE expire_time < $1", now),
                 ("DELETE FROM mail_limits WHERE spent_until < $1", now),
+                ("DELETE FROM reset_limits WHERE spent_until < $1", now),
                 ("DELETE FROM mail_outbox WHERE dead_time < $1", dead_before),
             ] {
                 sqlx::query(statement).bind(Stamp(time)).execute(&writer).await?;

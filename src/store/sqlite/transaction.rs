@@ -23,7 +23,7 @@ use crate::{
         rows::{USER_BY_EMAIL, USER_BY_ID, UserRow},
         shared::span,
         statement::Statement,
-        steps::{ANOTHER_ADMIN_ENABLED, SET_EMAIL, WriteTransaction, bind_mail, bind_session},
+        steps::{ANOTHER_ADMIN_ENABLED, Budget, SET_EMAIL, WriteTransaction, bind_mail, bind_session},
     },
 };
 
@@ -45,6 +45,20 @@ macro_rules! end_sessions {
             "UPDATE sessions SET revoke_time = $2, revoke_reason = $3 WHERE ",
             $column,
             " = $1 AND revoke_time IS NULL"
+        )
+    };
+}
+
+/// Counts a mail in a table of limits, if the address has room. `$1` address, `$2` time of the mail, `$3` and `$4` the
+/// interval and the tolerance of the limit.
+macro_rules! count_mail {
+    ($table:literal) => {
+        concat!(
+            "INSERT INTO ",
+            $table,
+            " AS l (email, spent_until) VALUES ($1, $2 + $3) \
+             ON CONFLICT (email) DO UPDATE SET spent_until = max(l.spent_until, $2) + $3 \
+             WHERE l.spent_until <= $2 + $4"
         )
     };
 }
@@ -185,12 +199,11 @@ impl WriteTransaction for Tx {
         Ok(())
     }
 
-    async fn count_mail(&mut self, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError> {
-        let statement = Statement::new(
-            "INSERT INTO mail_limits (email, spent_until) VALUES ($1, $2 + $3) \
-             ON CONFLICT (email) DO UPDATE SET spent_until = max(mail_limits.spent_until, $2) + $3 \
-             WHERE mail_limits.spent_until <= $2 + $4",
-        )
+    async fn count_mail(&mut self, budget: Budget, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError> {
+        let statement = Statement::new(match budget {
+            Budget::All => count_mail!("mail_limits"),
+            Budget::Resets => count_mail!("reset_limits"),
+        })
         .bind(mail.recipient.as_str())
         .bind(mail.create_time)
         .bind(span(limit.interval))

@@ -119,8 +119,8 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     ) -> Result<bool, StoreError>;
     /// Puts a mail into the outbox, due at once.
     async fn queue(&mut self, mail: &NewMail) -> Result<(), StoreError>;
-    /// Counts a mail to its address. `false` if the address is over its limit.
-    async fn count_mail(&mut self, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError>;
+    /// Counts a mail to its address. `false` if the address is over its limit, and then nothing is counted.
+    async fn count_mail(&mut self, budget: Budget, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError>;
     /// Locks a mail of the outbox, if it still exists with this number of attempts.
     async fn lock_mail(&mut self, mail: MailId, attempt: i64) -> Result<bool, StoreError>;
     /// Wakes the replicas that listen for new entries in the log of revocations, when this commits. The others poll.
@@ -410,11 +410,27 @@ pub(super) async fn queue_within<T: WriteTransaction>(
     mail: &NewMail,
     limit: AddressLimit,
 ) -> Result<Enqueued, StoreError> {
-    if !tx.count_mail(mail, limit).await? {
+    let mut has_room = tx.count_mail(Budget::All, mail, limit).await?;
+    if mail.kind == MailKind::ResetPassword {
+        // Other mails cannot spend the last way in of the owner: a few resets are sent beyond the common budget, unless
+        // there were many resets lately.
+        let own = if has_room { limit.unlimited() } else { limit.kept_for_resets() };
+        has_room = tx.count_mail(Budget::Resets, mail, own).await?;
+    }
+    if !has_room {
         return Ok(Enqueued::OverLimit);
     }
     tx.queue(mail).await?;
     Ok(Enqueued::Queued)
+}
+
+/// What the mails to an address are counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum Budget {
+    /// All mails that somebody else can cause.
+    All,
+    /// Of these, the mails for a reset of the password.
+    Resets,
 }
 
 /// Consumes a live token, if it has this purpose.
