@@ -173,13 +173,15 @@ pub async fn serve(
     let builder = Arc::new(builder(protocol));
     let running = TaskTracker::new();
     let connections = Connections::new(most_connections);
+    let refusals = metrics::counter!("postern_connections_refused_total");
+    refusals.increment(0);
     let mut complaints = Complaints::default();
     let mut number = 0;
 
     while let Some((stream, peer)) = accept(&listener, &stop, &mut complaints).await {
         number += 1;
         let Some(entered) = connections.enter(number, peer.ip()) else {
-            metrics::counter!("postern_connections_refused_total").increment(1);
+            refusals.increment(1);
             complaints.make(|refused| tracing::warn!(refused, most_connections, "connections were refused"));
             continue;
         };

@@ -421,7 +421,8 @@ def test_logins_that_ran_out_of_time_count_against_nobody(engine, start_server):
     request = pb.LoginRequest(email=person.email, password=person.password)
     for _ in range(12):
         late = failure_of(lambda: server.client.call("Login", request, timeout=0.15))
-        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # When the server knows how long a hash takes, it does not begin one that would be too late.
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED or reason_of(late) == "OVERLOADED"
     assert server.client.login(person)
 
 
