@@ -39,7 +39,7 @@ const FRAME_HEADER: usize = 5;
 /// How long a message may take to arrive.
 const LONGEST_RECEIVING: Duration = Duration::from_secs(5);
 /// The most requests of gRPC reflection on one stream, in bytes. A client asks for a few names.
-pub const MAX_REFLECTION: usize = 4 * 1024;
+pub const MAX_REFLECTION: usize = 3 * 1024;
 /// The start of the path of every RPC in our own package.
 const OWN_SERVICES: &str = "/postern.auth.v1.";
 /// The start of the paths of gRPC reflection.

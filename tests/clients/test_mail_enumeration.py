@@ -43,7 +43,7 @@ def by(request) -> Callable[[object], Transport]:
 
 
 def grpc_answer(client: Client, rpc: str, email: str) -> tuple:
-    """Everything that a gRPC client sees of an answer, but for what is new in each."""
+    """Everything that a gRPC client sees of an answer, without the values that are new in each answer."""
     call = client.channel.unary_unary(f"/{service_of(rpc)}/{rpc}", request_serializer=None, response_deserializer=None)
     message = getattr(pb, f"{rpc}Request")(email=email).SerializeToString()
     reply, answered = call.with_call(message, timeout=TIMEOUT)
@@ -103,7 +103,7 @@ def test_only_the_owners_of_usable_accounts_get_mail(server, mailbox, everybody)
         "unverified": 2,
         "in capitals": 2,
         "verified": 1,
-        # A reset would help nobody; to verify an address gives no access.
+        # A reset would not help a disabled user. A verification is allowed, because it gives no access.
         "disabled": 1,
         "mailed too often": 0,
     }
@@ -112,7 +112,7 @@ def test_only_the_owners_of_usable_accounts_get_mail(server, mailbox, everybody)
 def times_of(
     call: Callable[[str], object], known: list[str], unknown: list[str], pairs: int, dice: random.Random
 ) -> tuple[list[float], list[float]]:
-    """How long calls took for known and unknown addresses, interleaved at random, in milliseconds.
+    """How long calls for known and unknown addresses took, in random order, in milliseconds.
 
     What a call leaves behind to be done is done while the next one is under way. In random order that falls on both.
     """
@@ -154,7 +154,7 @@ def test_the_time_of_an_answer_does_not_tell_whether_an_account_exists(engine, s
 
 
 def shape(user: dict, person: Person) -> dict:
-    """A new account with what is new in each replaced by what it has to look like."""
+    """A new account. The values that are new in each account are checked, and replaced by the word "new"."""
     assert uuid.UUID(user["id"]).version == 7
     assert user["createTime"] == user["updateTime"]
     assert abs(seconds_of(user["createTime"]) - time.time()) < 60
@@ -204,7 +204,7 @@ def test_a_concealed_sign_up_has_the_headers_of_a_new_one(engine, start_server, 
     for person in (taken, new):
         body = {"username": person.username, "email": person.email, "password": person.password}
         answer = Rest(server).post("/v1/auth/signup", body)
-        # The order of its members, too.
+        # The order of the members is the same too.
         answers.append((answer.status, list(answer.json()["user"]), list(answer.headers)))
     assert answers[0] == answers[1]
 
@@ -243,7 +243,7 @@ def test_a_change_to_a_taken_address_is_answered_like_one_to_a_free_one_where_th
     assert answers == [{}, {}]
     settle(engine)
     to_owner = mailbox.mails(owner.email)[before[0] :]
-    assert [mail.kind for mail in to_owner] == [None], "the owner is told, and gets nothing to press"
+    assert [mail.kind for mail in to_owner] == [None], "the owner gets a notice without a link"
     assert len(mailbox.mails(thief.email)) == before[1] + 2, "the same notice for each"
     assert mailbox.token(free, CHANGE)
     assert server.client.me(tokens.access_token).email == thief.email
@@ -270,12 +270,12 @@ def test_an_address_gets_ten_mails_an_hour_and_the_answer_stays_the_same(server,
 
     assert len(answers) == 1, answers
     kinds = [mail.kind for mail in mailbox.mails(person.email)]
-    # The sign-up's is one of the ten.
+    # The verification mail of the sign-up is one of the ten.
     assert (kinds.count(VERIFY), kinds.count(RESET)) == (1, 9), kinds
-    # Several are sent at once, so the newest need not arrive last; it alone is good.
+    # Several mails are sent at the same time, so the newest may arrive before the others. Only its token is valid.
     tokens = [mail.token for mail in mailbox.mails(person.email) if mail.kind == RESET]
     assert [resets(server.client, token) for token in tokens].count(True) == 1
-    assert mailbox.notice(person.email), "what nobody else can cause is not limited"
+    assert mailbox.notice(person.email), "mails that only the owner can cause are not limited"
 
 
 def resets(client: Client, token: str) -> bool:
@@ -327,7 +327,7 @@ def test_a_client_causes_only_so_many_mails_a_minute_and_another_client_is_not_c
     assert len(answers) == 1, answers
     settle(embedded)
     resets = [mail for mail in mailbox.mails() if mail.kind == RESET]
-    # While they were asked for, the bucket may have got one more.
+    # Meanwhile the limit may have allowed one more.
     assert 5 <= len(resets) <= 6, [str(mail) for mail in resets]
 
     throttled = grpc.StatusCode.RESOURCE_EXHAUSTED
