@@ -96,5 +96,9 @@ fn describe() {
     describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
     describe_counter!("postern_mails_withheld_total", "Mails that were not queued, by the limit that was reached");
     describe_gauge!("postern_mail_queue", "Mails in the outbox, by state");
+    describe_counter!(
+        "postern_connections_refused_total",
+        "Connections closed at once, because their client has its share or all are taken"
+    );
     describe_counter!("postern_housekeeping_total", "Deletions of expired rows, by outcome");
 }
