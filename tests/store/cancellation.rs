@@ -110,10 +110,13 @@ async fn cancelled_writes_leave_no_transaction_open_and_later_writes_are_durable
 
 async fn a_cancelled_write_still_completes(database: &Database) {
     let store = database.store().await;
+    let mut cancelled = 0;
     for number in 0..20 {
         let completed = cancel_after(0, store.create_account(new_account(&format!("cancelled-{number}")))).await;
-        assert!(!completed, "the write completed at its first poll");
+        // A thread that is interrupted at the right moment finds the write done at its first poll.
+        cancelled += usize::from(!completed);
     }
+    assert!(cancelled > 10, "only {cancelled} writes were cancelled");
     wait_until("every cancelled sign-up is committed", async || {
         (database.sql.number("SELECT count(*) FROM users").await == 20).then_some(())
     })
@@ -195,6 +198,7 @@ async fn cancelled_writes_of_mails_and_tokens_leave_no_transaction_open(database
 
 async fn a_cancelled_write_of_mails_or_tokens_still_completes(database: &Database) {
     let store = database.store().await;
+    let mut cancelled = 0;
     for write in 0..MAIL_WRITES {
         database.sql.execute("DELETE FROM mail_outbox").await;
         let account = Account::create(database, store.as_ref(), &format!("user-{write}")).await;
@@ -211,10 +215,12 @@ async fn a_cancelled_write_of_mails_or_tokens_still_completes(database: &Databas
         };
         let before = written().await;
         let completed = cancel_a_mail_write(store.as_ref(), &account, write, 0).await;
-        assert!(!completed, "write {write} completed at its first poll");
+        // A thread that is interrupted at the right moment finds the write done at its first poll.
+        cancelled += usize::from(!completed);
         wait_until("the cancelled write is committed", async || (written().await != before).then_some(())).await;
         database.assert_at_rest().await;
     }
+    assert!(cancelled > MAIL_WRITES / 2, "only {cancelled} writes were cancelled");
 }
 
 async fn cancel_an_administrative_write(store: &dyn Store, token: &Token, write: usize) -> bool {
@@ -242,12 +248,15 @@ async fn a_cancelled_administrative_write_still_completes(database: &Database) {
     let store = database.store().await;
     let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let token = log_in(store.as_ref(), &user).await;
+    let mut cancelled = 0;
     for write in 0..=10 {
         let before = database.everything().await;
         let completed = cancel_an_administrative_write(store.as_ref(), &token, write).await;
-        assert!(!completed, "write {write} completed at its first poll");
+        // A thread that is interrupted at the right moment finds the write done at its first poll.
+        cancelled += usize::from(!completed);
         wait_until("the cancelled write is committed", async || (database.everything().await != before).then_some(()))
             .await;
         database.assert_at_rest().await;
     }
+    assert!(cancelled > 5, "only {cancelled} writes were cancelled");
 }
