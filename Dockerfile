@@ -6,14 +6,15 @@ FROM rust:1.95-slim-bookworm AS builder
 WORKDIR /build
 
 # Builds the dependencies in a layer of their own, which is reused until Cargo.toml or Cargo.lock changes. They take most of
-# the build's time. They are built for an empty crate with the same name and targets. The benchmark stays empty, because
-# Cargo.toml names it and the image does not need it.
+# the build's time. They are built for an empty crate with the same name and targets. The benchmarks stay empty, because
+# Cargo.toml names them and the image does not need them.
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src benches \
     && echo 'fn main() {}' > build.rs \
     && cp build.rs src/main.rs \
     && cp build.rs benches/load.rs \
+    && cp build.rs benches/instructions.rs \
     && touch src/lib.rs \
     && cargo build --release --locked \
     && rm -r build.rs src
