@@ -1,9 +1,8 @@
 //! The database to open. The configuration reads it, and the store opens it.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
+
+use crate::private_file;
 
 /// The database that `POSTERN_DATABASE_URL` names.
 #[derive(Debug, Clone)]
@@ -29,14 +28,6 @@ impl DatabaseUrl {
         let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) else {
             return Ok(());
         };
-        make_private_directory(directory).map_err(|error| (directory.to_owned(), error))
+        private_file::create_directory(directory).map_err(|error| (directory.to_owned(), error))
     }
-}
-
-fn make_private_directory(directory: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
 }

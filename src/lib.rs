@@ -6,16 +6,17 @@
 //! | [`cli`], `main` | the commands | everything |
 //! | [`app`] | builds the parts, connects, starts and stops them | everything |
 //! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail` (the types of their settings), `error`, `private_file` |
-//! | [`database_url`] | names a database | nothing here |
-//! | [`listen`] | connections | `shares` |
-//! | [`grpc`] | the RPCs, and the layers in front of them | `domain`, `error`, `proto`, `listen` (the client's address), `shares` |
-//! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics) |
+//! | [`database_url`] | names a database | `private_file` |
+//! | [`listen`] | connections | `body`, `shares` |
+//! | [`grpc`] | the RPCs, and the layers in front of them | `body`, `domain`, `error`, `proto`, `listen` (the client's address), `shares` |
+//! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `body`, `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics) |
 //! | [`domain`] | the rules, and the ports that a store implements | `error` |
-//! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error` |
+//! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error`, `private_file` |
+//! | [`body`] | reading bodies within bounds, and keeping something as long as one lives | `shares` |
 //! | [`shares`] | places of which there is a bounded number, shared between client addresses | `domain` (which addresses are one client) |
 //! | [`store`] | the two backends | `domain` (the ports), `database_url`, `error`, `private_file` |
 //! | [`error`] | why a call fails | nothing here |
-//! | [`private_file`] | files that only their owner may read | nothing here |
+//! | [`private_file`] | files and directories that only their owner may read | nothing here |
 //! | [`proto`] | the generated contract | nothing here |
 //! | [`telemetry`] | logging, metrics | `config` |
 //!
@@ -23,6 +24,7 @@
 //! `docs/architecture.md` has the reasons.
 
 pub mod app;
+pub mod body;
 pub mod cli;
 pub mod config;
 pub mod database_url;

@@ -1,13 +1,31 @@
-//! Files that only their owner may read: the embedded database and the key beside it.
+//! Files and directories that only their owner may read: the embedded database, the key beside it, and mails.
 
-use std::{io, path::Path};
+use std::{fs, io, path::Path};
+
+/// Creates a directory, and those above it, if they do not exist.
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+/// The options to open a file for writing. If it is created, only its owner can read it.
+pub fn options() -> fs::OpenOptions {
+    let mut options = fs::OpenOptions::new();
+    options.write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
 
 /// Takes the rights of other users away from a file, if it exists and belongs to the user of this process. Fails if other
 /// users have rights to a file that belongs to somebody else.
 #[cfg(unix)]
 pub fn keep_private(path: &Path) -> io::Result<()> {
     use std::{
-        fs::{self, Permissions},
+        fs::Permissions,
         os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     };
 
@@ -41,10 +59,7 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn the_rights_of_others_are_taken_away() {
-        use std::{
-            fs::{self, Permissions},
-            os::unix::fs::PermissionsExt as _,
-        };
+        use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
 
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("file");

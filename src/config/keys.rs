@@ -1,9 +1,6 @@
 //! The settings of the master key, and the key file beside a SQLite database.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
@@ -12,7 +9,7 @@ use zeroize::Zeroizing;
 use crate::{
     database_url::DatabaseUrl,
     domain::{env::Env, master_key::MasterKey},
-    private_file::keep_private,
+    private_file,
 };
 
 use super::{error::ConfigError, value::read_secret};
@@ -55,7 +52,7 @@ pub fn master_key_beside(database: &Path, has_signing_keys: bool, env: &Env) -> 
         }
         write_new_secret(&path, &MasterKey::generate(env)?)?;
     }
-    keep_private(&path).map_err(|source| ConfigError::Unreadable {
+    private_file::keep_private(&path).map_err(|source| ConfigError::Unreadable {
         variable: "the master key",
         path: path.clone(),
         source,
@@ -68,11 +65,7 @@ pub fn master_key_beside(database: &Path, has_signing_keys: bool, env: &Env) -> 
 fn write_new_secret(path: &Path, secret: &str) -> Result<(), ConfigError> {
     use std::io::Write as _;
     let write = || -> std::io::Result<()> {
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(path)?;
+        let mut file = private_file::options().create_new(true).open(path)?;
         file.write_all(secret.as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_all()

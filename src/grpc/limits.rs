@@ -6,22 +6,22 @@
 use std::{
     net::IpAddr,
     pin::Pin,
-    task::{Context, Poll},
+    task::Context,
     time::{Duration, Instant},
 };
 
 use axum::{
-    body::{Body, Bytes, HttpBody, to_bytes},
+    body::Body,
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
 use http::HeaderMap;
 use http_body_util::Limited;
-use hyper::body::Frame;
 use tonic::Status;
 
 use crate::{
+    body::{self, Guard, ReadError, guarded},
     domain::env::Deadline,
     error::Error,
     listen::ClientAddr,
@@ -35,7 +35,7 @@ pub const LONGEST_CALL: Duration = Duration::from_secs(10);
 /// The largest request message, in bytes. Valid messages of the contract are much smaller.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The length of the prefix of a message: a flag and the size, in bytes.
-const FRAME_HEADER: usize = 5;
+pub const FRAME_HEADER: usize = 5;
 /// How long a message may take to arrive.
 const LONGEST_RECEIVING: Duration = Duration::from_secs(5);
 /// The most requests of gRPC reflection on one stream, in bytes. A client asks for a few names.
@@ -46,8 +46,8 @@ const OWN_SERVICES: &str = "/postern.auth.v1.";
 const REFLECTION: &str = "/grpc.reflection.";
 /// The RPC that reports the health again and again.
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
-/// The number of calls whose message is on its way.
-const RECEIVED_AT_ONCE: usize = 1_024;
+/// The number of calls whose message is on its way, at each of the addresses for gRPC and for HTTP.
+pub const RECEIVED_AT_ONCE: usize = 1_024;
 /// The number of calls that run at the same time in the process. A further one is refused, not queued.
 const CALLS_AT_ONCE: usize = 2_048;
 /// The number of streams that watch the health, and how long one may last. Clients then begin another one.
@@ -94,7 +94,7 @@ async fn admit(places: &Places, client: Option<IpAddr>, request: Request, next: 
     if path.starts_with(REFLECTION) {
         let share = take(&places.reflecting, client)?;
         let request = request.map(|body| Body::new(Limited::new(body, MAX_REFLECTION)));
-        return Ok(next.run(request).await.map(|body| Body::new(Lasting::new(body, LONGEST_REFLECTION, share))));
+        return Ok(next.run(request).await.map(|body| guarded(body, Lifetime::new(LONGEST_REFLECTION, share))));
     }
     let (runs, watches) = (path.starts_with(OWN_SERVICES), path == WATCH);
     let receiving = take(&places.receiving, client)?;
@@ -102,7 +102,7 @@ async fn admit(places: &Places, client: Option<IpAddr>, request: Request, next: 
     drop(receiving);
     if watches {
         let share = take(&places.watching, client)?;
-        return Ok(next.run(request).await.map(|body| Body::new(Lasting::new(body, LONGEST_WATCH, share))));
+        return Ok(next.run(request).await.map(|body| guarded(body, Lifetime::new(LONGEST_WATCH, share))));
     }
     let _running = if runs { Some(take(&places.running, client)?) } else { None };
     Ok(next.run(request).await)
@@ -115,61 +115,37 @@ fn take(shares: &Shares, client: Option<IpAddr>) -> Result<Share, Error> {
 /// Reads the body of a request, which then needs nothing more from its client.
 async fn receive(request: Request) -> Result<Request, Error> {
     let (parts, body) = request.into_parts();
-    // The layers of REST pass a body that is complete.
-    let reading = to_bytes(body, FRAME_HEADER + MAX_MESSAGE);
-    let bytes = match tokio::time::timeout(LONGEST_RECEIVING, reading).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) if is_length_limit(&error) => {
-            return Err(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")));
-        }
-        Ok(Err(_)) => return Err(Error::field("", "the request is incomplete")),
-        Err(_) => return Err(Error::DeadlineExceeded),
-    };
-    Ok(Request::from_parts(parts, Body::from(bytes)))
+    let message =
+        body::read(body, FRAME_HEADER + MAX_MESSAGE, LONGEST_RECEIVING).await.map_err(|fault| match fault {
+            ReadError::TooLarge => Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")),
+            ReadError::Disconnected => Error::field("", "the request is incomplete"),
+            ReadError::TooSlow => Error::DeadlineExceeded,
+        })?;
+    Ok(Request::from_parts(parts, Body::from(message)))
 }
 
-/// Whether a body could not be read because it is larger than allowed.
-pub fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>)
-}
-
-/// The body of a response that goes on until somebody ends it. It has a place, and it ends after a time with UNAVAILABLE, upon
-/// which clients begin another one.
-struct Lasting {
-    body: Body,
+/// The time of a response that goes on until somebody ends it, and its place. When the time is over it ends with
+/// UNAVAILABLE, upon which clients begin another one.
+struct Lifetime {
     end: Pin<Box<tokio::time::Sleep>>,
     _share: Share,
-    is_over: bool,
 }
 
-impl Lasting {
-    fn new(body: Body, longest: Duration, share: Share) -> Self {
-        Self { body, end: Box::pin(tokio::time::sleep(longest)), _share: share, is_over: false }
+impl Lifetime {
+    fn new(longest: Duration, share: Share) -> Self {
+        Self { end: Box::pin(tokio::time::sleep(longest)), _share: share }
     }
 }
 
-impl HttpBody for Lasting {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.is_over {
-            return Poll::Ready(None);
-        }
-        if self.end.as_mut().poll(context).is_ready() {
-            self.is_over = true;
+impl Guard for Lifetime {
+    fn end(&mut self, context: &mut Context<'_>) -> Option<HeaderMap> {
+        self.end.as_mut().poll(context).is_ready().then(|| {
             let mut trailers = HeaderMap::new();
             let over = Status::unavailable("the stream has lasted as long as one may: begin another one");
-            return Poll::Ready(over.add_header(&mut trailers).is_ok().then(|| Ok(Frame::trailers(trailers))));
-        }
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.is_over || self.body.is_end_stream()
+            // Fails for a message that is no header value, which this one is.
+            let _ = over.add_header(&mut trailers);
+            trailers
+        })
     }
 }
 

@@ -1,56 +1,30 @@
 //! A call from the HTTP address to the gRPC layers in this process: it sends one framed message and returns one message
 //! or status. `gateway.rs` and `pages` use it.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
-
 use axum::{
     Router,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes},
     extract::{Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, header};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Frame, SizeHint};
+use hyper::body::Body as _;
 use prost::Message;
 use tonic::{Code, Status};
 use tower::ServiceExt;
 use zeroize::Zeroizing;
 
 use crate::{
+    body::{self, ReadError, guarded},
     error::Error,
-    grpc::{LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, is_length_limit},
+    grpc::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY},
     listen::ClientAddr,
-    shares::{Share, Shares},
+    shares::Shares,
 };
 
 use super::refusal::ErrorResponse;
-
-/// The length of the prefix of a gRPC message: a flag and the size, in bytes.
-const FRAME_HEADER: usize = 5;
-
-/// Why the body of a request could not be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyError {
-    /// Larger than [`MAX_MESSAGE`].
-    TooLarge,
-    /// The client disconnected before it was complete.
-    Disconnected,
-    /// It was not complete after [`LONGEST_CALL`].
-    TooSlow,
-}
-
-/// The number of requests whose body is on its way.
-const RECEIVED_AT_ONCE: usize = 1_024;
-
-/// The places for requests whose body is on its way, shared fairly between clients.
-pub fn places_for_bodies() -> Shares {
-    Shares::new(RECEIVED_AT_ONCE)
-}
 
 /// Refuses a request with a body if there is no place for another body of its client. The place is free again when the
 /// body has been read.
@@ -60,49 +34,14 @@ pub async fn bound_receiving(State(places): State<Shares>, request: Request, nex
     }
     let client = request.extensions().get::<ClientAddr>().map(|client| client.0.ip());
     match places.take(client) {
-        Some(share) => next.run(request.map(|body| Body::new(Received { body, _share: share }))).await,
+        Some(share) => next.run(request.map(|body| guarded(body, share))).await,
         None => ErrorResponse::from(Error::Overloaded { retry_after: OVERLOAD_RETRY }).into_response(),
     }
 }
 
-/// A body that has a place until it has been read.
-struct Received {
-    body: Body,
-    _share: Share,
-}
-
-impl hyper::body::Body for Received {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 /// Reads the body of a request, up to the size of a message.
-pub async fn read_body(body: Body) -> Result<Bytes, BodyError> {
-    // A client that sends its length is refused before the body is read.
-    if body.size_hint().lower() > MAX_MESSAGE as u64 {
-        return Err(BodyError::TooLarge);
-    }
-    match tokio::time::timeout(LONGEST_CALL, to_bytes(body, MAX_MESSAGE)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(BodyError::TooLarge),
-        Ok(Err(_)) => Err(BodyError::Disconnected),
-        Err(_) => Err(BodyError::TooSlow),
-    }
+pub async fn read_body(body: Body) -> Result<Bytes, ReadError> {
+    body::read(body, MAX_MESSAGE, LONGEST_CALL).await
 }
 
 /// Calls an RPC by its path (`/package.Service/Method`) and returns the bytes of its reply. Passes on `metadata` and

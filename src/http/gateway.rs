@@ -19,13 +19,14 @@ use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, M
 use serde_json::{Map, Value};
 
 use crate::{
+    body::ReadError,
     error::{Error, FieldViolation, MOST_VIOLATIONS},
     grpc::MAX_MESSAGE,
     listen::ClientAddr,
 };
 
 use super::{
-    call::{self, BodyError, call},
+    call::{self, call},
     json,
     refusal::ErrorResponse,
     routes::{BodyBinding, Route},
@@ -70,9 +71,9 @@ async fn serve(
 /// without one is read too: it is not ignored, because the client meant to send something (RFC 9110 §9.3.1).
 async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, ErrorResponse> {
     let bytes = call::read_body(body).await.map_err(|fault| match fault {
-        BodyError::TooLarge => ErrorResponse::too_large(MAX_MESSAGE),
-        BodyError::Disconnected => Error::field("", "the body is incomplete").into(),
-        BodyError::TooSlow => ErrorResponse::request_timeout(),
+        ReadError::TooLarge => ErrorResponse::too_large(MAX_MESSAGE),
+        ReadError::Disconnected => Error::field("", "the body is incomplete").into(),
+        ReadError::TooSlow => ErrorResponse::request_timeout(),
     })?;
     if bytes.is_empty() {
         return Ok(Map::new());

@@ -25,6 +25,7 @@ use crate::{
     domain::{env::Env, service::Service},
     error::Error,
     grpc, proto,
+    shares::Shares,
 };
 
 use self::{pages::PageOptions, refusal::ErrorResponse};
@@ -61,7 +62,7 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     }
     // Added after CORS, because no script needs the pages.
     let surface = surface.merge(pages::router(grpc_router, &options.pages)?);
-    let surface = surface.layer(from_fn_with_state(call::places_for_bodies(), call::bound_receiving));
+    let surface = surface.layer(from_fn_with_state(Shares::new(grpc::RECEIVED_AT_ONCE), call::bound_receiving));
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
 

@@ -3,17 +3,16 @@
 
 use std::{
     collections::HashMap,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use axum::body::{Body, Bytes};
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use axum::body::Body;
+
+use crate::body::{Guard, guarded};
 
 /// The answers of one connection that wait for their client, and since when.
 #[derive(Debug, Clone, Default)]
@@ -24,10 +23,11 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Follows a body: it waits for the client from the moment when it has something to send until it is asked for more.
-    pub(super) fn follow<G: Send + Unpin + 'static>(&self, body: Body, guard: G) -> Body {
+    /// Keeps `call` as long as the body.
+    pub(super) fn follow<C: Send + Unpin + 'static>(&self, body: Body, call: C) -> Body {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(number, Instant::now());
-        Body::new(Followed { body, progress: self.clone(), number, _guard: guard })
+        guarded(body, Followed { progress: self.clone(), number, _call: call })
     }
 
     /// Whether an answer has waited for its client for longer than this.
@@ -40,41 +40,24 @@ impl Progress {
     }
 }
 
-struct Followed<G> {
-    body: Body,
+struct Followed<C> {
     progress: Progress,
     number: u64,
-    /// Kept as long as the body.
-    _guard: G,
+    _call: C,
 }
 
-impl<G: Unpin> HttpBody for Followed<G> {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(_))) = frame {
-            self.progress.lock().insert(self.number, Instant::now());
+impl<C: Send + Unpin + 'static> Guard for Followed<C> {
+    fn asked(&mut self, has_frame: bool) {
+        let mut waiting = self.progress.lock();
+        if has_frame {
+            waiting.insert(self.number, Instant::now());
         } else {
-            self.progress.lock().remove(&self.number);
+            waiting.remove(&self.number);
         }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
-impl<G> Drop for Followed<G> {
+impl<C> Drop for Followed<C> {
     fn drop(&mut self) {
         self.progress.lock().remove(&self.number);
     }
@@ -82,6 +65,7 @@ impl<G> Drop for Followed<G> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Bytes;
     use http_body_util::BodyExt as _;
 
     use super::*;

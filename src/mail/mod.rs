@@ -23,7 +23,10 @@ use lettre::{
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 
-use crate::domain::{account::Email, ids::MailId};
+use crate::{
+    domain::{account::Email, ids::MailId},
+    private_file,
+};
 
 use self::{
     messages::MailContent,
@@ -87,7 +90,7 @@ impl Mailer {
                 );
                 Transport::Log
             }
-            TransportSettings::File(path) => match make_directory(&path) {
+            TransportSettings::File(path) => match private_file::create_directory(&path) {
                 Ok(()) => Transport::File(path),
                 Err(source) => return Err(SetupError::Directory { path, source }),
             },
@@ -204,22 +207,10 @@ impl header::Header for AutoSubmitted {
     }
 }
 
-fn make_directory(path: &Path) -> std::io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
-}
-
 /// Writes `<id>.eml` atomically, readable by its owner only.
 fn write_mail(directory: &Path, id: MailId, message: &[u8]) -> std::io::Result<()> {
     let unfinished = directory.join(format!(".{id}.unfinished"));
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&unfinished)?;
+    let mut file = private_file::options().create(true).truncate(true).open(&unfinished)?;
     file.write_all(message)?;
     file.sync_all()?;
     fs::rename(&unfinished, directory.join(format!("{id}.eml")))

@@ -10,6 +10,7 @@ from bystander import Bystander
 from support.http import address_of
 from wire import GRPC, Wire
 
+# How long an attacker goes on.
 SECONDS = 4
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
@@ -26,19 +27,28 @@ def wires(address: str, count: int, **options):
             wire.close()
 
 
+def go_on(attackers: list[Wire], look, act) -> None:
+    """Every attacker acts again and again, whatever the server does to its connection."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        for wire in attackers:
+            with contextlib.suppress(Exception):
+                act(wire)
+                wire.flush()
+                wire.take()
+        look()
+
+
 def test_calls_whose_message_never_comes_take_no_place(start_server, embedded):
     server = start_server(embedded)
     bystander = Bystander(server)
+
+    def begin_calls(wire: Wire) -> None:
+        for _ in range(20):
+            wire.open("/postern.auth.v1.AuthService/SignUp", GRPC, end=False)
+
     with bystander.watching("HEADERS without a message") as look, wires(server.address, 11) as attackers:
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            for wire in attackers:
-                with contextlib.suppress(Exception):
-                    for _ in range(20):
-                        wire.open("/postern.auth.v1.AuthService/SignUp", GRPC, end=False)
-                    wire.flush()
-                    wire.take()
-            look()
+        go_on(attackers, look, begin_calls)
     assert bystander.grown < 60
 
 
@@ -47,14 +57,7 @@ def test_reflection_streams_with_large_messages_take_little_memory(start_server,
     bystander = Bystander(server)
     part = b"\x00" + (4 * 2**20 - 5).to_bytes(4, "big") + b"\x22" * 16_000
     with bystander.watching("unfinished messages of reflection") as look, wires(server.address, 60) as attackers:
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            for wire in attackers:
-                with contextlib.suppress(Exception):
-                    wire.open(REFLECTION, GRPC, part, end=False)
-                    wire.flush()
-                    wire.take()
-            look()
+        go_on(attackers, look, lambda wire: wire.open(REFLECTION, GRPC, part, end=False))
     assert bystander.grown < 40
 
 

@@ -49,16 +49,5 @@ class Wire:
             self.socket.settimeout(5)
         self.flush()
 
-    def is_closed(self) -> bool:
-        self.socket.settimeout(0.01)
-        try:
-            while self.socket.recv(65_536):
-                pass
-        except TimeoutError:
-            return False
-        except OSError:
-            pass
-        return True
-
     def close(self) -> None:
         self.socket.close()

@@ -68,10 +68,7 @@ impl Service {
             EmailChangeRequest::Requested => Ok(()),
             EmailChangeRequest::EmailTaken => Err(Error::EmailTaken),
             EmailChangeRequest::OverLimit => Err(Error::Throttled { retry_after: self.mails.per_address.interval }),
-            EmailChangeRequest::Refused => {
-                self.credentials_of(caller).await?;
-                Err(Error::InvalidCredentials)
-            }
+            EmailChangeRequest::Refused => Err(self.why_refused(caller).await),
         }
     }
 

@@ -93,11 +93,8 @@ impl Service {
         let (session, refresh) = self.new_session(caller.user_id, account.password_version, client)?;
         let session_id = session.grant.session_id;
         let notice = self.new_mail(MailKind::PasswordChanged, account.user.email, Some(caller.user_id))?;
-        match self
-            .store
-            .change_password(PasswordChange { password_hash, caller: caller.session_id, session, notice })
-            .await?
-        {
+        let change = PasswordChange { password_hash, caller: caller.session_id, session, notice };
+        match self.store.change_password(change).await? {
             SessionOpening::Opened(user) => {
                 self.sync_revocations().await;
                 metrics::counter!("postern_sessions_opened_total").increment(1);
@@ -106,11 +103,13 @@ impl Service {
             }
             // While the hashes were computed, the caller's session ended, the password was changed, or the account was
             // disabled or deleted.
-            SessionOpening::Refused => {
-                self.credentials_of(caller).await?;
-                Err(Error::InvalidCredentials)
-            }
+            SessionOpening::Refused => Err(self.why_refused(caller).await),
         }
+    }
+
+    /// Why a step of a caller whose password was right was refused: its session has ended, or the password has changed.
+    pub(super) async fn why_refused(&self, caller: &Caller) -> Error {
+        self.credentials_of(caller).await.err().unwrap_or(Error::InvalidCredentials)
     }
 
     /// The caller's account with its password hash, while the caller's session is open.

@@ -5,7 +5,7 @@ use axum::body::Body;
 use http::{HeaderMap, header};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::http::call::{self, BodyError};
+use crate::{body::ReadError, http::call};
 
 /// The names of the fields. The first two are those of the contract.
 pub const TOKEN: &str = "token";
@@ -21,7 +21,7 @@ const TOKEN_LENGTH: usize = 64;
 pub enum FormError {
     /// It is not `application/x-www-form-urlencoded`.
     MediaType,
-    Body(BodyError),
+    Body(ReadError),
     /// No browser sends this: a field twice, or text that is not UTF-8. Also used if the RPC refuses a field that the
     /// form does not show.
     Malformed,

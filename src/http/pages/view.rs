@@ -9,10 +9,7 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
-use crate::{
-    error::Error,
-    http::{call::BodyError, refusal::ErrorResponse},
-};
+use crate::{body::ReadError, error::Error, http::refusal::ErrorResponse};
 
 use super::{
     copy::{self, FormWords, NoticeWords},
@@ -94,9 +91,9 @@ impl PageRenderer {
             Notice::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Notice::Unreadable(fault) => match fault {
                 FormError::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                FormError::Body(BodyError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
-                FormError::Body(BodyError::TooSlow) => StatusCode::REQUEST_TIMEOUT,
-                FormError::Body(BodyError::Disconnected) | FormError::Malformed => StatusCode::BAD_REQUEST,
+                FormError::Body(ReadError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+                FormError::Body(ReadError::TooSlow) => StatusCode::REQUEST_TIMEOUT,
+                FormError::Body(ReadError::Disconnected) | FormError::Malformed => StatusCode::BAD_REQUEST,
             },
             Notice::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         };

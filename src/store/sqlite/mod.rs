@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use crate::{
     domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
     error::StoreError,
-    private_file::keep_private,
+    private_file,
 };
 
 use self::transaction::Tx;
@@ -68,7 +68,7 @@ impl SqliteStore {
         for suffix in ["", "-wal", "-shm"] {
             let mut file = path.as_os_str().to_owned();
             file.push(suffix);
-            keep_private(Path::new(&file)).map_err(OpenError::Exposed)?;
+            private_file::keep_private(Path::new(&file)).map_err(OpenError::Exposed)?;
         }
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -91,12 +91,8 @@ impl SqliteStore {
 
 /// Creates the file, readable by its owner only, if it does not exist. SQLite gives the files beside it the same mode.
 fn make_private(path: &Path) -> std::io::Result<()> {
-    let mut options = std::fs::OpenOptions::new();
     // Only a new file is opened: closing a file that SQLite has open in this process would drop SQLite's locks on it.
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
+    match private_file::options().create_new(true).open(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
