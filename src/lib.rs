@@ -5,20 +5,21 @@
 //! |---|---|---|
 //! | [`cli`], `main` | the commands | everything |
 //! | [`app`] | builds the parts, connects, starts and stops them | everything |
-//! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail` (the types of their settings), `error`, `private_file` |
+//! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail` (the types of their settings), `error`, `private_file`, `this_machine` |
 //! | [`database_url`] | names a database | `private_file` |
 //! | [`listen`] | connections | `body`, `shares` |
 //! | [`grpc`] | the RPCs, and the layers in front of them | `body`, `domain`, `error`, `proto`, `listen` (the client's address), `shares` |
 //! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `body`, `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics) |
 //! | [`domain`] | the rules, and the ports that a store implements | `error` |
-//! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error`, `private_file` |
+//! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error`, `private_file`, `this_machine` |
 //! | [`body`] | reading bodies within bounds, and keeping something as long as one lives | `shares` |
 //! | [`shares`] | places of which there is a bounded number, shared between client addresses | `domain` (which addresses are one client) |
-//! | [`store`] | the two backends | `domain` (the ports), `database_url`, `error`, `private_file` |
+//! | [`store`] | the two backends | `domain` (the ports), `database_url`, `error`, `private_file`, `this_machine` |
 //! | [`error`] | why a call fails | nothing here |
 //! | [`private_file`] | files and directories that only their owner may read | nothing here |
 //! | [`proto`] | the generated contract | nothing here |
 //! | [`telemetry`] | logging, metrics | `config` |
+//! | [`this_machine`] | which hosts are this machine | nothing here |
 //!
 //! `tests/api/architecture.rs` reads the `use` declarations, checks this table, and refuses circles.
 //! `docs/architecture.md` has the reasons.
@@ -39,3 +40,4 @@ pub mod proto;
 pub mod shares;
 pub mod store;
 pub mod telemetry;
+pub mod this_machine;

@@ -11,7 +11,10 @@ use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
-use crate::mail::{SmtpCredentials, SmtpSecurity, SmtpSettings, TransportSettings, is_loopback};
+use crate::{
+    mail::{SmtpCredentials, SmtpSecurity, SmtpSettings, TransportSettings},
+    this_machine::is_loopback,
+};
 
 /// Parses a mail URL. `password` comes from a file. An error says what is wrong with the URL, without quoting it.
 pub(super) fn transport(url: &str, password: Option<SecretString>) -> Result<TransportSettings, &'static str> {

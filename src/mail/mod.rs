@@ -36,7 +36,7 @@ use self::{
 pub use self::error::{SendError, SendErrorKind};
 pub use self::memory::{MemoryOutbox, Sent};
 pub use self::sender::{Sender, SenderError};
-pub use self::smtp::{SmtpCredentials, SmtpSecurity, SmtpSettings, is_loopback};
+pub use self::smtp::{SmtpCredentials, SmtpSecurity, SmtpSettings};
 
 /// How much of a server's answer is logged, in characters.
 const MAX_ANSWER_LENGTH: usize = 300;

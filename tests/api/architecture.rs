@@ -13,9 +13,9 @@ use crate::imports;
 const MOST_LINES: usize = 600;
 
 /// The top-level modules that each one may name. `app`, `cli` and `main` may name all of them.
-const RULES: [(&str, &[&str]); 15] = [
+const RULES: [(&str, &[&str]); 16] = [
     ("body", &["shares"]),
-    ("config", &["database_url", "domain", "error", "listen", "mail", "private_file"]),
+    ("config", &["database_url", "domain", "error", "listen", "mail", "private_file", "this_machine"]),
     ("database_url", &["private_file"]),
     ("domain", &["error"]),
     ("error", &[]),
@@ -23,12 +23,13 @@ const RULES: [(&str, &[&str]); 15] = [
     ("http", &["body", "domain", "error", "grpc", "listen", "proto", "shares", "telemetry"]),
     ("lib", &[]),
     ("listen", &["body", "shares"]),
-    ("mail", &["domain", "error", "private_file"]),
+    ("mail", &["domain", "error", "private_file", "this_machine"]),
     ("private_file", &[]),
     ("proto", &[]),
     ("shares", &["domain"]),
-    ("store", &["database_url", "domain", "error", "private_file"]),
+    ("store", &["database_url", "domain", "error", "private_file", "this_machine"]),
     ("telemetry", &["config"]),
+    ("this_machine", &[]),
 ];
 
 /// Crates that the domain must not know: transports and database drivers.

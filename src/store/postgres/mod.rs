@@ -8,7 +8,6 @@ mod sessions;
 mod transaction;
 
 use std::{
-    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -30,6 +29,7 @@ use tokio::{
 use crate::{
     domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
     error::StoreError,
+    this_machine::is_loopback,
 };
 
 use self::{
@@ -188,10 +188,8 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {
     let is_chosen = !matches!(options.get_ssl_mode(), PgSslMode::Prefer)
         || form_urlencoded::parse(parameters.as_bytes()).any(|(name, _)| name == "sslmode" || name == "ssl-mode");
     let host = options.get_host();
-    let is_local = options.get_socket().is_some()
-        || host.starts_with('/')
-        || host.eq_ignore_ascii_case("localhost")
-        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    let is_local =
+        options.get_socket().is_some() || host.starts_with('/') || is_loopback(host.trim_matches(['[', ']']));
     Ok(if is_chosen || is_local { options } else { options.ssl_mode(PgSslMode::VerifyFull) })
 }
 
