@@ -131,6 +131,11 @@ impl Hasher {
         Ok(Self { queue, threads: config.threads, admission, hash_time, dearest, params, env, dummy })
     }
 
+    /// A hash with the current parameters that matches no password.
+    pub fn no_password(&self) -> PasswordHash {
+        self.dummy.clone()
+    }
+
     /// Takes a place, before anything is spent on a call that needs a hash.
     pub async fn admit(&self, applicant: Applicant, deadline: Deadline) -> Result<Place, Error> {
         let per_hash = self.hash_time() / u32::try_from(self.threads).unwrap_or(u32::MAX).max(1);

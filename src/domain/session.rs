@@ -87,6 +87,8 @@ pub enum RevokeReason {
     PasswordChanged,
     /// The password was reset by mail.
     PasswordReset,
+    /// The address was verified without a proof that its owner had opened the session.
+    EmailVerified,
     /// Its owner ended it from another session.
     EndedByOwner,
     /// An admin ended it.
@@ -106,6 +108,7 @@ impl RevokeReason {
             Self::TokenReused => Action::RefreshReused,
             Self::PasswordChanged => Action::PasswordChanged,
             Self::PasswordReset => Action::PasswordReset,
+            Self::EmailVerified => Action::EmailVerified,
             Self::EndedByOwner => Action::SessionRevoked,
             Self::EndedByAdmin => Action::SessionsRevoked,
             Self::UserDisabled => Action::UserDisabled,
@@ -122,6 +125,7 @@ impl RevokeReason {
             Self::TokenReused => "token_reused",
             Self::PasswordChanged => "password_changed",
             Self::PasswordReset => "password_reset",
+            Self::EmailVerified => "email_verified",
             Self::EndedByOwner => "ended_by_owner",
             Self::EndedByAdmin => "ended_by_admin",
             Self::UserDisabled => "user_disabled",

@@ -12,7 +12,7 @@ use prost_reflect::{DescriptorPool, MethodDescriptor, Value};
 use tonic::Status;
 
 use crate::{
-    domain::role::Role,
+    domain::role::{Caller, Role},
     error::Error,
     proto::{self, Access},
 };
@@ -84,14 +84,14 @@ pub async fn authorize(State(rules): State<Arc<AccessRules>>, mut request: Reque
     }
 }
 
-/// Decides about a call: the caller to act for, `None` for a public RPC, or an error.
-fn decide(access: Access, identity: Identity) -> Result<Option<crate::domain::role::Caller>, Error> {
+/// Decides about a call: the caller to act for, if there is one, or an error.
+fn decide(access: Access, identity: Identity) -> Result<Option<Caller>, Error> {
     match (access, identity) {
-        // A public RPC has no caller. In particular, an expired token must not prevent a login.
-        (Access::Public, _) => Ok(None),
+        // A public RPC needs no caller. In particular, an expired token must not prevent a login.
+        (Access::Public, Identity::Anonymous | Identity::Invalid(_)) => Ok(None),
         (Access::Authenticated | Access::Admin, Identity::Anonymous) => Err(Error::TokenMissing),
         (Access::Authenticated | Access::Admin, Identity::Invalid(fault)) => Err(fault.into()),
-        (Access::Authenticated, Identity::Known(caller)) => Ok(Some(caller)),
+        (Access::Public | Access::Authenticated, Identity::Known(caller)) => Ok(Some(caller)),
         (Access::Admin, Identity::Known(caller)) if caller.has_role(Role::ADMIN) => Ok(Some(caller)),
         // Service credentials do not exist yet, and an undeclared RPC is denied: both are refused for every caller.
         (Access::Admin, Identity::Known(_)) | (Access::Service | Access::Unspecified, _) => Err(Error::RoleRequired),
@@ -108,7 +108,6 @@ mod tests {
     use super::*;
     use crate::domain::{
         ids::{SessionId, UserId},
-        role::Caller,
         token::AccessTokenError,
     };
 
@@ -140,6 +139,7 @@ mod tests {
     fn each_rule_admits_exactly_the_callers_that_it_names() {
         assert!(matches!(decide(Access::Public, Identity::Anonymous), Ok(None)));
         assert!(matches!(decide(Access::Public, Identity::Invalid(AccessTokenError::Expired)), Ok(None)));
+        assert!(matches!(decide(Access::Public, caller("user")), Ok(Some(_))));
         assert!(matches!(decide(Access::Authenticated, Identity::Anonymous), Err(Error::TokenMissing)));
         assert!(matches!(
             decide(Access::Authenticated, Identity::Invalid(AccessTokenError::Expired)),

@@ -9,7 +9,7 @@ use crate::{
     proto::{self, account_service_server::AccountService},
 };
 
-use super::request::{Violations, caller, client, deadline, id, required, single_field, timestamp};
+use super::request::{Violations, caller, client, deadline, id, optional_caller, required, single_field, timestamp};
 
 /// The RPCs of `AccountService`.
 #[derive(Debug, Clone)]
@@ -29,9 +29,9 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::VerifyEmailRequest>,
     ) -> Result<Response<proto::VerifyEmailResponse>, Status> {
-        let client = client(&request);
+        let (client, caller) = (client(&request), optional_caller(&request).cloned());
         let token = single_field(required("token", request.into_inner().token))?;
-        let user = self.service.verify_email(&token, &client).await?;
+        let user = self.service.verify_email(&token, caller.as_ref(), &client).await?;
         Ok(Response::new(proto::VerifyEmailResponse { user: Some(user.into()) }))
     }
 

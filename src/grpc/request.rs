@@ -61,6 +61,11 @@ pub fn caller<T>(request: &Request<T>) -> Result<&Caller, Error> {
     request.extensions().get().ok_or_else(|| Error::internal("the access layer passed a call on without its caller"))
 }
 
+/// The caller of a public RPC, if a valid access token came with the call.
+pub fn optional_caller<T>(request: &Request<T>) -> Option<&Caller> {
+    request.extensions().get()
+}
+
 /// The client of a call: its address and user agent.
 pub fn client<T>(request: &Request<T>) -> Client {
     let user_agent = request.metadata().get(USER_AGENT.as_str()).and_then(|value| value.to_str().ok());

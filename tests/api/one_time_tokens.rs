@@ -3,7 +3,7 @@
 use postern::{
     domain::{mail::MailKind, one_time::Purpose},
     mail::SendErrorKind,
-    proto::{ConfirmEmailChangeRequest, ResetPasswordRequest, SignUpRequest, VerifyEmailRequest},
+    proto::{ConfirmEmailChangeRequest, ResetPasswordRequest, SignUpRequest, TokenPair, User, VerifyEmailRequest},
 };
 use time::ext::NumericalDuration as _;
 use tonic::{
@@ -12,7 +12,7 @@ use tonic::{
 };
 
 use crate::{
-    app::{Failure, MASTER_KEY, NEW_PASSWORD, PASSWORD, START, TestApp, assert_fails, claim},
+    app::{Failure, MASTER_KEY, NEW_PASSWORD, PASSWORD, START, TestApp, assert_fails, authorized, claim},
     mail::{failed_mails, let_retries_come},
     support::{Database, on_each_engine, wait_until},
 };
@@ -24,6 +24,9 @@ on_each_engine![
     a_verification_token_verifies_only_its_own_registration,
     a_one_time_token_ends_when_the_address_changes,
     the_next_access_token_contains_the_verified_address,
+    what_somebody_else_had_before_the_verification_ends,
+    a_session_of_the_account_proves_who_verifies,
+    a_session_of_another_account_or_an_ended_one_proves_nothing,
     with_required_verification_the_mailed_token_enables_login,
     a_reset_ends_every_session_and_every_token,
     a_change_of_password_leaves_only_the_session_that_it_opens,
@@ -268,8 +271,7 @@ async fn the_next_access_token_contains_the_verified_address(database: &Database
     assert_eq!(claim(&before, "email_verified"), serde_json::json!(false));
     app.assert_no_more_mail().await;
     app.pass(1.minutes());
-    let verified = app.account().verify_email(VerifyEmailRequest { token }).await.expect("verified");
-    let user = verified.into_inner().user.expect("a user");
+    let user = verify_as(&app, &before, token).await;
     assert!(user.email_verified);
     assert_eq!(user.update_time.expect("a time").seconds, (START + 1.minutes()).unix_timestamp());
     assert_eq!(app.me(&before.access_token).await, Ok(user), "the old access token stays valid");
@@ -279,6 +281,77 @@ async fn the_next_access_token_contains_the_verified_address(database: &Database
     }
     app.resend_verification("ada@example.com").await.expect("the same answer");
     app.assert_no_more_mail().await;
+    app.stop().await;
+}
+
+/// Verifies with the access token of a session.
+async fn verify_as(app: &TestApp<'_>, tokens: &TokenPair, token: String) -> User {
+    let request = authorized(&tokens.access_token, VerifyEmailRequest { token });
+    app.account().verify_email(request).await.expect("verified").into_inner().user.expect("a user")
+}
+
+async fn what_somebody_else_had_before_the_verification_ends(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    // Only a session: the password remains, because most people verify where they have no session.
+    let verification = sign_up(&app, "grace").await;
+    let session = app.log_in("grace").await;
+    assert_good(&app, Purpose::VerifyEmail, &verification).await;
+    app.assert_session_over(&session).await;
+    app.log_in("grace").await;
+
+    // Somebody signs up with the address of Ada, and asks to move the account to an address of their own.
+    let verification = sign_up(&app, "ada").await;
+    let change = token(&app, Purpose::ChangeEmail, "ada").await;
+    let sessions = [app.log_in("ada").await, app.log_in("ada").await];
+    assert_good(&app, Purpose::VerifyEmail, &verification).await;
+    for tokens in &sessions {
+        app.assert_session_over(tokens).await;
+    }
+    assert_dead(&app, Purpose::ChangeEmail, &change, "somebody else asked for it").await;
+    assert_fails(app.try_log_in("ada@example.com", PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
+
+    let reset = token(&app, Purpose::ResetPassword, "ada").await;
+    app.reset_password(&reset, NEW_PASSWORD).await.expect("the owner gets in");
+    app.try_log_in("ada@example.com", NEW_PASSWORD).await.expect("a session");
+
+    // The mail of the change may not have been sent yet.
+    let verification = sign_up(&app, "eve").await;
+    app.mails.fail_with(Some(SendErrorKind::Transient));
+    ask(&app, Purpose::ChangeEmail, "eve").await;
+    assert_good(&app, Purpose::VerifyEmail, &verification).await;
+    app.mails.fail_with(None);
+    let_retries_come(&app, database);
+    app.mail_to("eve@example.com", MailKind::EmailChangeRequested).await;
+    assert_fails(app.try_log_in("eve@example.com", PASSWORD).await, Unauthenticated, "INVALID_CREDENTIALS");
+    app.stop().await;
+}
+
+async fn a_session_of_the_account_proves_who_verifies(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    let verification = sign_up(&app, "ada").await;
+    let change = token(&app, Purpose::ChangeEmail, "ada").await;
+    let (own, other) = (app.log_in("ada").await, app.log_in("ada").await);
+    assert!(verify_as(&app, &own, verification).await.email_verified);
+    for tokens in [&own, &other] {
+        app.me(&tokens.access_token).await.expect("the session goes on");
+        app.refresh(&tokens.refresh_token).await.expect("the session goes on");
+    }
+    app.log_in("ada").await;
+    assert_good(&app, Purpose::ChangeEmail, &change).await;
+    app.stop().await;
+}
+
+async fn a_session_of_another_account_or_an_ended_one_proves_nothing(database: &Database) {
+    let app = TestApp::start(database, &[]).await;
+    let of_ada = sign_up(&app, "ada").await;
+    let (ended, session) = (app.log_in("ada").await, app.log_in("ada").await);
+    let of_grace = sign_up(&app, "grace").await;
+    let grace = app.log_in("grace").await;
+    verify_as(&app, &grace, of_ada).await;
+    app.assert_session_over(&session).await;
+    app.me(&grace.access_token).await.expect("her session goes on, because it is about another account");
+    verify_as(&app, &ended, of_grace).await;
+    app.assert_session_over(&grace).await;
     app.stop().await;
 }
 

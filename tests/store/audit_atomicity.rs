@@ -18,7 +18,7 @@ use crate::{
     attempts::attempt,
     fixtures::{
         NEW_HASH, OLD_HASH, audit_context, confirmation_by, deletion, email_change, log_in, new_account, new_session,
-        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token,
+        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token, verification,
     },
     support::{Database, on_each_engine},
 };
@@ -72,7 +72,7 @@ async fn an_account_step_without_its_audit_row_changes_nothing(database: &Databa
 
     let account = NewAccount { context, ..new_account("grace") };
     assert_fails_unchanged(database, "a sign-up", store.create_account(account)).await;
-    assert_fails_unchanged(database, "a verification", store.verify_email(verify, context)).await;
+    assert_fails_unchanged(database, "a verification", store.verify_email(verification(verify, context))).await;
     let reset = PasswordReset { context, ..reset_by(reset) };
     assert_fails_unchanged(database, "a reset", store.reset_password(reset)).await;
     let change_by_password = password_change(&user);

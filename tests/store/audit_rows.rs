@@ -17,7 +17,7 @@ use crate::{
     fixtures::{
         LIMIT, Token, audit, audit_context, audit_context_by, confirmation_by, deletion, email_change, log_in, log_out,
         mail, new_account, new_id, new_session, password_change, queue_mail, refresh, reset_by, roles, sign_up_admin,
-        sign_up_without_mail, subject, token,
+        sign_up_without_mail, subject, token, verification,
     },
     support::{Database, on_each_engine},
 };
@@ -77,7 +77,10 @@ async fn each_account_step_writes_one_audit_row(database: &Database) {
 
     let user = store.user(id).await.expect("the store").expect("an account");
     let (verify, context) = (token(store, &user, Purpose::VerifyEmail).await, audit_context_by(None));
-    assert_eq!(audit_event_of(store, store.verify_email(verify, context)).await, own(&context, Action::EmailVerified));
+    assert_eq!(
+        audit_event_of(store, store.verify_email(verification(verify, context))).await,
+        own(&context, Action::EmailVerified)
+    );
 
     let context = audit_context_by(Some(id));
     let request = EmailChange { context, ..email_change(&user, "new@example.com") };
@@ -273,7 +276,7 @@ async fn account_steps_that_change_nothing_write_no_audit_row(database: &Databas
     let dead = tokens
         .map(|token| postern::domain::one_time::OneTimeGrant { id: postern::domain::ids::MailId(new_id()), ..token });
     let [verify, reset, change] = dead;
-    assert_not_recorded(database, "a verification", store.verify_email(verify, audit_context())).await;
+    assert_not_recorded(database, "a verification", store.verify_email(verification(verify, audit_context()))).await;
     assert_not_recorded(database, "a reset", store.reset_password(reset_by(reset))).await;
     assert_not_recorded(database, "a confirmation", store.confirm_email_change(confirmation_by(change))).await;
 

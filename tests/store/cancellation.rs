@@ -20,7 +20,7 @@ use crate::{
     fixtures::{
         ISSUED, LEASE, NO_LIMIT, NOW, Token, audit_context, claimed, confirmation_by, email_change, log_in, mail,
         mail_with_token, new_account, new_session, password_change, queue_mail, reset_by, roles, sign_up,
-        sign_up_without_mail, subject, token,
+        sign_up_without_mail, subject, token, verification,
     },
     support::{Database, on_each_engine, wait_until},
 };
@@ -149,7 +149,7 @@ const MAIL_WRITES: usize = 10;
 async fn cancel_a_mail_write(store: &dyn Store, account: &Account, write: usize, waits: usize) -> bool {
     let Account { user, tokens, mail: claimed } = account;
     match write {
-        0 => cancel_after(waits, store.verify_email(tokens[0].clone(), audit_context())).await,
+        0 => cancel_after(waits, store.verify_email(verification(tokens[0].clone(), audit_context()))).await,
         1 => cancel_after(waits, store.reset_password(reset_by(tokens[1].clone()))).await,
         2 => cancel_after(waits, store.confirm_email_change(confirmation_by(tokens[2].clone()))).await,
         3 => cancel_after(waits, store.change_password(password_change(user))).await,

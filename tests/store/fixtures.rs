@@ -12,9 +12,9 @@ use postern::domain::{
     one_time::{OneTimeGrant, Purpose},
     password::PasswordHash,
     ports::{
-        AccountCreation, AuditPage, ClaimedMail, EmailChange, EmailConfirmation, EmailConfirmationOutcome, Enqueued,
-        Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange, PasswordReset, PasswordResetOutcome,
-        Rotation, RotationOutcome, SessionOpening, Store, UserDeletion,
+        AccountCreation, AuditPage, ClaimedMail, EmailChange, EmailConfirmation, EmailConfirmationOutcome,
+        EmailVerification, Enqueued, Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange,
+        PasswordReset, PasswordResetOutcome, Rotation, RotationOutcome, SessionOpening, Store, UserDeletion,
     },
     role::Role,
     session::{RefreshGrant, RefreshHash},
@@ -259,10 +259,17 @@ pub async fn token(store: &dyn Store, user: &User, purpose: Purpose) -> OneTimeG
     sent.grant.expect("a token")
 }
 
+/// A verification by this token, without a session.
+pub fn verification(token: OneTimeGrant, context: AuditContext) -> EmailVerification {
+    EmailVerification { token, session: None, no_password: PasswordHash::from_phc(NEW_HASH.to_owned()), context }
+}
+
 /// Runs the step that consumes this token. Returns whether the token was accepted.
 pub async fn consume_token(store: &dyn Store, token: OneTimeGrant, now: OffsetDateTime) -> bool {
     match token.purpose {
-        Purpose::VerifyEmail => store.verify_email(token, audit_context_at(now)).await.expect("the store").is_some(),
+        Purpose::VerifyEmail => {
+            store.verify_email(verification(token, audit_context_at(now))).await.expect("the store").is_some()
+        }
         Purpose::ResetPassword => {
             let reset = PasswordReset { context: audit_context_at(now), ..reset_by(token) };
             store.reset_password(reset).await.expect("the store") == PasswordResetOutcome::Reset

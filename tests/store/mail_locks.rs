@@ -17,6 +17,7 @@ use crate::{
     fixtures::{
         NOW, audit_context, claim, claimed, confirmation_by, consume_token, email_change, log_in, mail,
         mail_with_token, new_session, password_change, queue_mail, reset_by, sign_up, sign_up_without_mail, token,
+        verification,
     },
     parallel::{assert_waits, begin},
     support::{Database, Engine, with_database},
@@ -127,7 +128,7 @@ enum Step {
 async fn is_refused(store: Arc<dyn Store>, step: Step, user: User, tokens: [OneTimeGrant; 3]) -> bool {
     let [verify, reset, change] = tokens;
     match step {
-        Step::Verify => store.verify_email(verify, audit_context()).await.expect("the store").is_none(),
+        Step::Verify => store.verify_email(verification(verify, audit_context())).await.expect("the store").is_none(),
         Step::Reset => {
             let outcome = store.reset_password(reset_by(reset)).await.expect("the store");
             outcome == PasswordResetOutcome::TokenDead

@@ -7,14 +7,14 @@ use postern::domain::{
     mail::MailKind,
     mail::NewMail,
     one_time::{OneTimeGrant, Purpose},
-    ports::{EmailConfirmationOutcome, MailClaim, OneTimeToken, PasswordResetOutcome, Store},
+    ports::{EmailConfirmationOutcome, EmailVerification, MailClaim, OneTimeToken, PasswordResetOutcome, Store},
 };
 use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
         LEASE, NOW, address, audit_context, audit_context_at, claimed, confirmation_by, consume_token, deliver, log_in,
-        mail_with_token, new_id, queue_mail, reset_by, sign_up, sign_up_without_mail, token,
+        mail_with_token, new_id, queue_mail, reset_by, sign_up, sign_up_without_mail, token, verification,
     },
     support::{Database, on_each_engine},
 };
@@ -245,7 +245,7 @@ async fn a_token_is_not_accepted_for_another_purpose(database: &Database) {
     let before = database.everything().await;
     let with_purpose = |purpose, token: &OneTimeGrant| OneTimeGrant { purpose, ..token.clone() };
     for wrong in [&reset, &change, &with_purpose(Purpose::ChangeEmail, &verify)] {
-        assert_eq!(store.verify_email(wrong.clone(), audit_context()).await.expect("the store"), None);
+        assert_eq!(store.verify_email(verification(wrong.clone(), audit_context())).await.expect("the store"), None);
     }
     for wrong in [&verify, &change, &with_purpose(Purpose::VerifyEmail, &reset)] {
         let outcome = store.reset_password(reset_by(wrong.clone())).await.expect("the store");
@@ -293,7 +293,9 @@ async fn a_verification_verifies_the_address_and_voids_only_verification_tokens_
     let session = log_in(store.as_ref(), &user).await;
 
     let now = NOW + 1.minutes();
-    let verified = store.verify_email(tokens[0].clone(), audit_context_at(now)).await.expect("the store");
+    let verification = verification(tokens[0].clone(), audit_context_at(now));
+    let verification = EmailVerification { session: Some(session.grant.session_id), ..verification };
+    let verified = store.verify_email(verification).await.expect("the store");
     assert_eq!(verified, Some(User { email_verified: true, update_time: now, ..user.clone() }));
     let found = store.credentials(&user.email).await.expect("the store").expect("an account");
     assert_eq!(Some(found.user), verified, "the account reads back as returned");

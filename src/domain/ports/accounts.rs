@@ -24,7 +24,9 @@ pub trait AccountStore {
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError>;
 
     /// Consumes a verification token, if it is live and its address is still the account's. Returns `None` if not.
-    async fn verify_email(&self, token: OneTimeGrant, context: AuditContext) -> Result<Option<User>, StoreError>;
+    /// Unless an open session of the account proves that its user is the one who reads the mail, every session and a
+    /// pending change of address end.
+    async fn verify_email(&self, verification: EmailVerification) -> Result<Option<User>, StoreError>;
 
     /// Consumes a reset token and sets the password. The address then counts as verified. Every session ends, and so do
     /// all one-time tokens of the account and the mails that would bring more.
@@ -71,6 +73,17 @@ pub enum AccountCreation {
     /// taken, `UsernameTaken` goes first.
     EmailTaken,
     UsernameTaken,
+}
+
+/// An address to mark as verified by a token that was mailed there.
+#[derive(Debug, Clone)]
+pub struct EmailVerification {
+    pub token: OneTimeGrant,
+    /// The session whose access token came with the call.
+    pub session: Option<SessionId>,
+    /// Matches no password. It replaces the password of an account that somebody tried to move to another address.
+    pub no_password: PasswordHash,
+    pub context: AuditContext,
 }
 
 /// A password to set by a token that was mailed.

@@ -9,7 +9,10 @@ use crate::{
         mail::{MailKind, NewMail},
         one_time::{PresentedToken, Purpose},
         password::Password,
-        ports::{EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome, OneTimeToken},
+        ports::{
+            EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome, EmailVerification,
+            OneTimeToken,
+        },
         role::Caller,
         session::Client,
         throttle::AttemptSubject,
@@ -21,12 +24,20 @@ use super::Service;
 
 impl Service {
     /// Marks the address of an account as verified, given the token that was mailed there.
-    pub async fn verify_email(&self, token: &str, client: &Client) -> Result<User, Error> {
+    ///
+    /// This proves who owns the address, and not who chose the password. A `caller` with an open session of the account
+    /// proves that both are the same person. Without one, all sessions and a pending change of address end.
+    pub async fn verify_email(&self, token: &str, caller: Option<&Caller>, client: &Client) -> Result<User, Error> {
         let token = self.live_token(token, Purpose::VerifyEmail).await?;
-        self.store
-            .verify_email(token.grant, self.audit_context(None, client.ip)?)
-            .await?
-            .ok_or(Error::OneTimeTokenInvalid)
+        let verification = EmailVerification {
+            token: token.grant,
+            session: caller.map(|caller| caller.session_id),
+            no_password: self.hasher.no_password(),
+            context: self.audit_context(None, client.ip)?,
+        };
+        let user = self.store.verify_email(verification).await?.ok_or(Error::OneTimeTokenInvalid)?;
+        self.sync_revocations().await;
+        Ok(user)
     }
 
     /// Mails a new verification token, if an account has the address and has not verified it.

@@ -1,18 +1,19 @@
 //! The steps that create and change accounts.
 
 use async_trait::async_trait;
+use time::OffsetDateTime;
 
 use crate::{
     domain::{
         account::User,
-        audit::{Action, AuditContext, AuditTarget},
-        ids::SessionId,
+        audit::{Action, AuditTarget},
+        ids::{SessionId, UserId},
         mail::{MailKind, NewMail},
-        one_time::{OneTimeGrant, Purpose},
+        one_time::Purpose,
         ports::{
             AccountCreation, AccountStore, EmailChange, EmailChangeRequest, EmailConfirmation,
-            EmailConfirmationOutcome, Enqueued, NewAccount, PasswordChange, PasswordReset, PasswordResetOutcome,
-            SessionOpening,
+            EmailConfirmationOutcome, EmailVerification, Enqueued, NewAccount, PasswordChange, PasswordReset,
+            PasswordResetOutcome, SessionOpening,
         },
         role::Role,
         session::RevokeReason,
@@ -29,8 +30,8 @@ impl<B: Backend> AccountStore for B {
         Backend::create_account(self, account).await
     }
 
-    async fn verify_email(&self, token: OneTimeGrant, context: AuditContext) -> Result<Option<User>, StoreError> {
-        write(self, move |tx| verify_email(tx, token, context)).await
+    async fn verify_email(&self, verification: EmailVerification) -> Result<Option<User>, StoreError> {
+        write(self, |tx| verify_email(tx, verification)).await
     }
 
     async fn reset_password(&self, reset: PasswordReset) -> Result<PasswordResetOutcome, StoreError> {
@@ -91,20 +92,43 @@ async fn why_not_created<T: WriteTransaction>(tx: &mut T, account: &NewAccount) 
 
 async fn verify_email(
     mut tx: impl WriteTransaction,
-    token: OneTimeGrant,
-    context: AuditContext,
+    verification: EmailVerification,
 ) -> Result<Option<User>, StoreError> {
+    let EmailVerification { token, session, no_password, context } = verification;
     if !tx.mark_email_verified(&token, context.now).await?
         || !consume_token(&mut tx, Purpose::VerifyEmail, &token, context.now).await?
     {
         return Ok(None);
     }
-    let id = token.user_id;
+    let (id, context) = (token.user_id, context.by(token.user_id));
     void_tokens(&mut tx, id, &token.email, &[Purpose::VerifyEmail]).await?;
-    tx.record(Action::EmailVerified, &context.by(id), AuditTarget::user(id)).await?;
+    let mut target = AuditTarget::user(id);
+    if !is_open(&mut tx, session, id, context.now).await? {
+        // Whoever reads the mail may not be who signed up. See decision 0033.
+        tx.revoke_all(id, RevokeReason::EmailVerified, &context).await?;
+        if tx.is_email_change_pending(id).await? {
+            tx.set_password(id, &no_password, context.now).await?;
+            void_tokens(&mut tx, id, &token.email, &[Purpose::ChangeEmail]).await?;
+            target = target.detail("a change of address was pending; it and the password ended".to_owned());
+        }
+    }
+    tx.record(Action::EmailVerified, &context, target).await?;
     let user = tx.user(id).await?;
     tx.commit().await?;
     Ok(Some(user))
+}
+
+/// Whether this is an open session of the user.
+async fn is_open<T: WriteTransaction>(
+    tx: &mut T,
+    session: Option<SessionId>,
+    user: UserId,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    match session {
+        Some(session) => tx.lock_open_session(session, user, now).await,
+        None => Ok(false),
+    }
 }
 
 async fn reset_password(

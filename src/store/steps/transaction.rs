@@ -218,6 +218,30 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.changes_one(statement).await
     }
 
+    /// Sets the password of an account that the caller has locked.
+    async fn set_password(&mut self, id: UserId, hash: &PasswordHash, now: OffsetDateTime) -> Result<(), StoreError> {
+        let statement = Statement::new(
+            "UPDATE users SET password_hash = $2, password_version = password_version + 1, update_time = $3 \
+             WHERE id = $1",
+        )
+        .bind(id.0)
+        .bind(hash.as_str())
+        .bind(now);
+        self.run(statement).await
+    }
+
+    /// Whether somebody asked for a change of address that has not been confirmed. The mail may still be in the outbox.
+    async fn is_email_change_pending(&mut self, id: UserId) -> Result<bool, StoreError> {
+        let query = Statement::new(
+            "SELECT EXISTS (SELECT 1 FROM one_time_tokens WHERE user_id = $1 AND purpose = $2) \
+             OR EXISTS (SELECT 1 FROM mail_outbox WHERE user_id = $1 AND kind = $3)",
+        )
+        .bind(id.0)
+        .bind(Purpose::ChangeEmail.as_str())
+        .bind(MailKind::ConfirmEmailChange.as_str());
+        self.is_true(query).await
+    }
+
     async fn set_disabled(&mut self, id: UserId, disabled: bool, now: OffsetDateTime) -> Result<(), StoreError> {
         let statement = Statement::new("UPDATE users SET disabled = $2, update_time = $3 WHERE id = $1")
             .bind(id.0)
