@@ -74,7 +74,7 @@ def test_a_verified_address_is_in_the_account_at_once_and_in_access_tokens_from_
     assert "emailVerified" not in someone.user
     assert not claims_verified(someone.tokens)
 
-    verified = way.ok("VerifyEmail", token=someone.token(VERIFY))["user"]
+    verified = way.ok("VerifyEmail", someone.tokens["accessToken"], token=someone.token(VERIFY))["user"]
 
     assert verified["emailVerified"] is True
     assert verified["updateTime"] > someone.user["updateTime"]
@@ -88,13 +88,35 @@ def test_a_verified_address_is_in_the_account_at_once_and_in_access_tokens_from_
     assert claims_verified(way.login(someone.person))
 
 
-def test_verifying_ends_no_session_and_logs_nobody_in(way, someone):
+def test_verifying_with_a_session_ends_none_and_logs_nobody_in(way, someone):
     other = way.login(someone.person)
-    reply = way.ok("VerifyEmail", token=someone.token(VERIFY))
+    reply = way.ok("VerifyEmail", other["accessToken"], token=someone.token(VERIFY))
     assert set(reply) == {"user"}
     for tokens in (someone.tokens, other):
         assert way.me(tokens)
         assert way.refresh(tokens)
+
+
+def test_verifying_without_a_session_ends_what_another_person_may_have_opened(way, someone):
+    reply = way.ok("VerifyEmail", token=someone.token(VERIFY))
+    assert set(reply) == {"user"}
+    way.refused("GetMe", "UNAUTHENTICATED", "SESSION_REVOKED", credential=someone.tokens["accessToken"])
+    way.refused("Refresh", "UNAUTHENTICATED", "REFRESH_TOKEN_INVALID", refresh_token=someone.tokens["refreshToken"])
+    assert way.me(way.login(someone.person))["emailVerified"]
+
+
+def test_the_owner_of_an_address_gets_an_account_that_somebody_else_made_with_it(way, someone):
+    """Somebody else signed up, logged in, and asked to move the account to an address of their own."""
+    change = someone.ask_for_change(Person().email)
+
+    way.ok("VerifyEmail", token=someone.token(VERIFY))
+
+    way.refused("Refresh", "UNAUTHENTICATED", "REFRESH_TOKEN_INVALID", refresh_token=someone.tokens["refreshToken"])
+    way.expect_bad_token("ConfirmEmailChange", change)
+    way.expect_wrong(someone.person)
+    owner = replace(someone.person, password=Person().password)
+    way.ok("ResetPassword", token=someone.ask_for_reset(), new_password=owner.password)
+    assert way.me(way.login(owner))["email"] == someone.email
 
 
 def test_a_verification_can_be_mailed_again_and_the_newer_one_counts(way, someone):

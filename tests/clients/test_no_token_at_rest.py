@@ -77,7 +77,7 @@ def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
     verified, tokens = newcomer()
     secrets.mailed(mailbox.token(verified.email, VERIFY))
     client.resend_verification(verified.email)
-    client.verify_email(secrets.mailed(mailbox.token(verified.email, VERIFY)))
+    client.verify_email(secrets.mailed(mailbox.token(verified.email, VERIFY)), tokens.access_token)
     secrets.tokens(client.refresh(tokens.refresh_token))
 
     reset, _ = newcomer()

@@ -103,8 +103,9 @@ class Client:
     def me(self, access_token: str):
         return self.call("GetMe", pb.GetMeRequest(), token=access_token).user
 
-    def verify_email(self, token: str):
-        return self.call("VerifyEmail", pb.VerifyEmailRequest(token=token)).user
+    def verify_email(self, token: str, access_token: str | None = None):
+        """Verifies an address. Without the access token of a session of the account, its sessions end."""
+        return self.call("VerifyEmail", pb.VerifyEmailRequest(token=token), token=access_token).user
 
     def resend_verification(self, email: str) -> None:
         self.call("ResendVerificationEmail", pb.ResendVerificationEmailRequest(email=email))
