@@ -1,11 +1,12 @@
 //! The command line: the commands, their arguments, and what each one runs.
 
 mod error;
+mod secrets;
 mod user;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
-use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, parser::ValueSource};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -16,7 +17,7 @@ use crate::{
     http, store, telemetry,
 };
 
-use self::error::CliError;
+use self::{error::CliError, secrets::secret_argument};
 
 /// Accounts, passwords and JWT sessions behind gRPC
 #[derive(Debug, Parser)]
@@ -72,20 +73,11 @@ pub fn main() -> ExitCode {
         Err(error) => return failure(&error),
     };
     let given = Cli::command().get_matches();
-    if has_secret_argument(&given) {
-        return failure(
-            &"--master-key would show the key to everybody who can list processes: set POSTERN_MASTER_KEY or POSTERN_MASTER_KEY_FILE instead",
-        );
+    if let Some(fault) = secret_argument(&given) {
+        return failure(&fault);
     }
     let cli = Cli::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
     runtime.block_on(execute(cli)).unwrap_or_else(|error| failure(&error))
-}
-
-/// Whether a secret was given as an argument, and not in the environment.
-fn has_secret_argument(given: &ArgMatches) -> bool {
-    let is_argument = given.try_contains_id("master_key").unwrap_or(false)
-        && given.value_source("master_key") == Some(ValueSource::CommandLine);
-    is_argument || given.subcommand().is_some_and(|(_, given)| has_secret_argument(given))
 }
 
 fn failure(error: &dyn std::fmt::Display) -> ExitCode {

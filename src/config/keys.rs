@@ -18,11 +18,11 @@ use super::{error::ConfigError, value::read_secret};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Keys")]
 pub struct MasterKeySettings {
-    /// 32 bytes in base64, from the environment alone; required with PostgreSQL [default with SQLite: generated beside the
+    /// 32 bytes in base64, from the environment alone (an argument is refused); required with PostgreSQL [default with SQLite: generated beside the
     /// database]
-    #[arg(long, env = "POSTERN_MASTER_KEY", hide_env_values = true, value_name = "BASE64")]
+    #[arg(long, env = "POSTERN_MASTER_KEY", hide = true, hide_env_values = true, value_name = "BASE64")]
     pub master_key: Option<SecretString>,
-    /// File that contains the master key
+    /// File that contains the master key, if it is not in the environment as POSTERN_MASTER_KEY
     #[arg(long, env = "POSTERN_MASTER_KEY_FILE", value_name = "FILE", conflicts_with = "master_key")]
     pub master_key_file: Option<PathBuf>,
 }

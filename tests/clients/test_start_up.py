@@ -14,6 +14,7 @@ from support.engine import Sqlite, new_master_key
 from support.environment import own_environment
 from support.outbox import settle
 
+SECRET = new_master_key()
 LOOPBACK = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
 
 
@@ -92,11 +93,24 @@ def test_a_master_key_that_is_none_stops_the_start(refusal, cluster, key):
     assert key not in said
 
 
-def test_a_master_key_on_the_command_line_is_refused(refusal):
-    key = new_master_key()
-    said = refusal(f"--master-key={key}")
-    assert "POSTERN_MASTER_KEY_FILE" in said
-    assert key not in said
+@pytest.mark.parametrize(
+    "argument, instead",
+    [
+        (f"--master-key={SECRET}", "POSTERN_MASTER_KEY_FILE"),
+        (f"--database-url=postgres://ada:{SECRET}@127.0.0.1/postern", "POSTERN_DATABASE_URL_FILE"),
+        (f"--database-url=postgres://127.0.0.1/postern?user=ada&password={SECRET}", "POSTERN_DATABASE_URL_FILE"),
+        (f"--mail-url=smtp://ada:{SECRET}@127.0.0.1", "POSTERN_MAIL_URL_FILE"),
+    ],
+)
+def test_a_secret_on_the_command_line_is_refused(refusal, argument, instead):
+    said = refusal(argument)
+    assert instead in said
+    assert SECRET not in said
+
+
+def test_help_offers_no_argument_for_the_master_key(binary):
+    text = subprocess.run([binary, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--master-key-file" in text and "--master-key " not in text
 
 
 def test_a_database_and_a_key_that_others_can_read_are_made_private(start_server, embedded):
