@@ -51,3 +51,15 @@ class Wire:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def http1(address: str, path: str, body: bytes, source) -> bytes:
+    """Posts JSON and returns everything that comes back."""
+    host, _, port = address.rpartition(":")
+    head = f"POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    with socket.create_connection((host, int(port)), timeout=15, source_address=source) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        received = b""
+        while data := connection.recv(65_536):
+            received += data
+    return received

@@ -10,11 +10,14 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
+import h2.config
+import h2.connection
+import h2.settings
 import pytest
 
 from support.client import Person
 from support.h2c import H2c
-from support.http import Rest, raw
+from support.http import Rest, address_of, raw
 from support.refusal import expect_refusal
 
 pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
@@ -262,3 +265,21 @@ def test_two_authorizations_are_one_too_many(rest):
         received = raw(rest.address, request("GET /v1/me", *lines)).received
         assert statuses(received) == [401]
         assert b'"TOKEN_INVALID"' in received
+
+
+@pytest.mark.nightly
+def test_a_client_that_takes_no_answer_is_cut_off(server):
+    """The server waits 30 s, and looks every ten."""
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    connection.initiate_connection()
+    connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    host, _, port = address_of(server, "http_addr").rpartition(":")
+    head = {":method": "GET", ":scheme": "http", ":authority": "a", ":path": "/openapi.json"}
+    connection.send_headers(1, list(head.items()), end_stream=True)
+    began = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=PATIENCE + 20) as wire:
+        wire.sendall(connection.data_to_send())
+        while received := wire.recv(65_536):
+            connection.receive_data(received)
+            wire.sendall(connection.data_to_send())  # answers the pings that keep the connection alive
+    assert time.monotonic() - began >= 30
