@@ -78,6 +78,7 @@ pub struct App {
     proxies: TrustedProxies,
     health: Health,
     readiness: Arc<Readiness>,
+    metrics: Metrics,
     store: Arc<dyn Store>,
     service: Arc<Service>,
     outbox: Outbox,
@@ -131,7 +132,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
         env: env.clone(),
     };
     let http_router = http::router(&grpc_router, Arc::clone(&service), &http_options)?;
-    let ops_router = http::ops::router(Arc::clone(&readiness), metrics);
+    let ops_router = http::ops::router(Arc::clone(&readiness), metrics.clone());
 
     let limits = ConnectionLimits::of_process(config.store.database_max_connections);
     let (calls, ops) = (limits.calls, limits.ops);
@@ -148,6 +149,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
         proxies,
         health,
         readiness,
+        metrics,
         store,
         service,
         outbox,
@@ -263,7 +265,8 @@ impl App {
     /// Serves until `stop` is cancelled. Then it reports NOT_SERVING, goes on serving for the lame duck time, sends
     /// GOAWAY, lets calls finish, and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { surfaces, addresses: _, proxies, health, readiness, store, service, outbox, lame_duck } = self;
+        let Self { surfaces, addresses: _, proxies, health, readiness, metrics, store, service, outbox, lame_duck } =
+            self;
         let close = CancellationToken::new();
         // The health is set before the first caller can ask for it.
         let reachable = store.ping().await.is_ok();
@@ -278,7 +281,9 @@ impl App {
             let service = Arc::clone(&service);
             async move { service.run_revocation_sync().await }
         });
-        let purge = tokio::spawn(async move { service.run_purge().await });
+        let purge = tokio::spawn(async move {
+            tokio::join!(service.run_purge(), service.run_forgetting(), metrics.run_upkeep());
+        });
         let stop_sending = CancellationToken::new();
         let sending = tokio::spawn(outbox.run(stop_sending.clone()));
 

@@ -2,7 +2,7 @@
 //! email addresses are printed without their local part. `http/ops.rs` serves the metrics; `docs/operations.md` lists
 //! them.
 
-use std::{io::IsTerminal, sync::OnceLock};
+use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -38,6 +38,9 @@ pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
 const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// How often samples are moved into the buckets of their histograms.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The metrics of the process. There is one set, even if a process starts several services.
 #[derive(Clone)]
 pub struct Metrics(PrometheusHandle);
@@ -68,6 +71,16 @@ impl Metrics {
             handle
         });
         Self(handle.clone())
+    }
+
+    /// Moves samples into the buckets of their histograms, for ever. Until then each takes memory, and there may be nobody
+    /// who reads the metrics.
+    pub async fn run_upkeep(&self) {
+        let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+        loop {
+            ticks.tick().await;
+            self.0.run_upkeep();
+        }
     }
 
     /// All metrics in the text format of Prometheus.

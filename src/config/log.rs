@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 #[command(next_help_heading = "Logging")]
 pub struct LogSettings {
     /// Which messages are logged: a level, or directives in the syntax of RUST_LOG
-    #[arg(long, env = "POSTERN_LOG", default_value = "info", global = true, value_name = "FILTER")]
+    #[arg(long, env = "POSTERN_LOG", default_value = "info,h2=error", global = true, value_name = "FILTER")]
     pub log: String,
     /// Format of log lines on standard error [default: text on a terminal, else json]
     #[arg(long, env = "POSTERN_LOG_FORMAT", global = true, value_name = "FORMAT")]

@@ -14,6 +14,9 @@ pub fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice::<Strict>(bytes).map(|strict| strict.0)
 }
 
+/// How much of a name an error repeats, in characters. Escaping makes it longer.
+const LONGEST_NAME: usize = 100;
+
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -67,7 +70,8 @@ impl<'de> Visitor<'de> for StrictVisitor {
         let mut object = Map::new();
         while let Some((name, Strict(value))) = members.next_entry::<String, _>()? {
             if object.contains_key(&name) {
-                return Err(A::Error::custom(format!("member `{}` is given twice", name.escape_debug())));
+                let shown: String = name.chars().take(LONGEST_NAME).collect();
+                return Err(A::Error::custom(format!("member `{}` is given twice", shown.escape_debug())));
             }
             object.insert(name, value);
         }
@@ -102,5 +106,8 @@ mod tests {
             assert!(parse(text.as_bytes()).is_err(), "{text:.40}");
         }
         assert!(parse(b"\"\xff\"").is_err());
+        let name = "\u{7f}".repeat(30_000);
+        let error = parse(format!(r#"{{"{name}": 1, "{name}": 2}}"#).as_bytes()).expect_err("a name twice");
+        assert!(error.to_string().len() < 1_000, "an answer is not larger than its request");
     }
 }

@@ -27,6 +27,7 @@ on_each_engine![
     a_purge_deletes_only_what_is_expired,
     an_address_gets_ten_mails_at_once_and_then_one_every_six_minutes,
     mails_that_one_client_causes_are_limited_per_minute,
+    notices_to_an_address_that_nobody_has_verified_are_limited,
     a_mail_goes_to_the_stored_address_with_the_configured_link,
     a_sign_up_with_a_taken_address_mails_only_its_owner_where_accounts_are_concealed,
     a_change_to_a_taken_address_mails_only_its_owner_where_accounts_are_concealed,
@@ -241,6 +242,37 @@ async fn mails_that_one_client_causes_are_limited_per_minute(database: &Database
         app.mail_to(&format!("{name}@example.com"), MailKind::ResetPassword).await;
     }
     app.assert_no_more_mail().await;
+    app.stop().await;
+}
+
+async fn notices_to_an_address_that_nobody_has_verified_are_limited(database: &Database) {
+    // Somebody signs up with the address of somebody else, and changes the password again and again.
+    let app = TestApp::start(database, &["--login-limit-per-client=0"]).await;
+    sign_up(&app, "ada").await;
+    let passwords = [PASSWORD, NEW_PASSWORD];
+    let mut tokens = app.log_in("ada").await;
+    for round in 0..14 {
+        let (current, new) = (passwords[round % 2], passwords[(round + 1) % 2]);
+        tokens = app.change_password(&tokens.access_token, current, new).await.expect("a change");
+    }
+    for _ in 0..10 {
+        app.mail_to("ada@example.com", MailKind::PasswordChanged).await;
+    }
+    app.assert_no_more_mail().await;
+
+    // The owner of a verified address hears of every change.
+    app.pass(2.hours());
+    let reset = app.request_reset("ada@example.com").await;
+    reset.expect("the same answer as always");
+    let token = app.token_to("ada@example.com", MailKind::ResetPassword).await;
+    app.reset_password(&token, PASSWORD).await.expect("a new password");
+    app.mail_to("ada@example.com", MailKind::PasswordChanged).await;
+    let mut tokens = app.log_in("ada").await;
+    for round in 0..14 {
+        let (current, new) = (passwords[round % 2], passwords[(round + 1) % 2]);
+        tokens = app.change_password(&tokens.access_token, current, new).await.expect("a change");
+        app.mail_to("ada@example.com", MailKind::PasswordChanged).await;
+    }
     app.stop().await;
 }
 

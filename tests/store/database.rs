@@ -70,8 +70,8 @@ impl Database {
     /// The contents of every table that steps write, as one text.
     pub async fn everything(&self) -> String {
         let mut everything = String::new();
-        let tables = "users user_roles sessions mail_outbox one_time_tokens mail_limits reset_limits audit_events \
-                      revocations login_attempts";
+        let tables = "users user_roles sessions mail_outbox one_time_tokens mail_limits reset_limits notice_limits \
+                      audit_events revocations login_attempts";
         for table in tables.split_whitespace() {
             everything.push_str(&self.rows_of(table).await.join("\n"));
         }

@@ -300,6 +300,7 @@ pub fn password_change(user: &User) -> PasswordChange {
         caller: SessionId(new_id()),
         session: new_session(user.id),
         notice: mail(MailKind::PasswordChanged, user.email.as_str(), Some(user.id)),
+        limit: NO_LIMIT,
     }
 }
 

@@ -114,6 +114,8 @@ pub struct PasswordChange {
     /// The new session. Its `password_version` is that of the password that was verified.
     pub session: NewSession,
     pub notice: NewMail,
+    /// Applies to the notice while the address is not verified.
+    pub limit: AddressLimit,
 }
 
 /// An address to change to.
@@ -132,7 +134,7 @@ pub struct EmailChange {
     /// confirmation.
     pub owner_notice: Option<NewMail>,
     pub context: AuditContext,
-    /// Applies to all mails but the notice, which nobody may suppress by asking for mails.
+    /// Applies to all mails but the notice to a verified address, which nobody may suppress by asking for mails.
     pub limit: AddressLimit,
 }
 

@@ -93,7 +93,8 @@ impl Service {
         let (session, refresh) = self.new_session(caller.user_id, account.password_version, client)?;
         let session_id = session.grant.session_id;
         let notice = self.new_mail(MailKind::PasswordChanged, account.user.email, Some(caller.user_id))?;
-        let change = PasswordChange { password_hash, caller: caller.session_id, session, notice };
+        let limit = self.mails.per_address;
+        let change = PasswordChange { password_hash, caller: caller.session_id, session, notice, limit };
         match self.store.change_password(change).await? {
             SessionOpening::Opened(user) => {
                 self.sync_revocations().await;

@@ -14,16 +14,27 @@ const BATCH: u32 = 1_000;
 /// How long a mail that was given up is kept for an operator to look at.
 const DEAD_MAIL_KEPT: Duration = Duration::from_hours(30 * 24);
 
+/// The time after which the limits of clients that have not called lately are forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_mins(1);
+
 impl Service {
+    /// Forgets every minute which clients have called, for ever.
+    pub async fn run_forgetting(&self) {
+        let mut ticks = tokio::time::interval(FORGET_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let mails = [&self.mails.limiter, &self.mails.sign_up_limiter];
+            for limiter in mails.into_iter().chain([&self.login_limiter, &self.sign_up_limiter]) {
+                limiter.drop_idle();
+            }
+        }
+    }
+
     /// Purges every hour, for ever.
     pub async fn run_purge(&self) {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             ticks.tick().await;
-            self.mails.limiter.drop_idle();
-            self.mails.sign_up_limiter.drop_idle();
-            self.login_limiter.drop_idle();
-            self.sign_up_limiter.drop_idle();
             match self.purge_expired().await {
                 Ok(()) => metrics::counter!("postern_housekeeping_total", "outcome" => "done").increment(1),
                 Err(error) => {

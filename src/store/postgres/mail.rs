@@ -115,6 +115,11 @@ impl MailStore for PostgresStore {
                     now,
                 ),
                 (
+                    "DELETE FROM notice_limits WHERE email IN \
+                         (SELECT email FROM notice_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
+                    now,
+                ),
+                (
                     "DELETE FROM mail_outbox WHERE id IN \
                          (SELECT id FROM mail_outbox WHERE dead_time < $1 FOR UPDATE SKIP LOCKED)",
                     dead_before,

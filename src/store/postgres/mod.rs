@@ -45,12 +45,13 @@ use super::{
 };
 
 /// The files below `migrations/postgres`, with their names.
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
     ("0004_attempts_under_way.sql", include_str!("../../../migrations/postgres/0004_attempts_under_way.sql")),
     ("0005_reset_limits.sql", include_str!("../../../migrations/postgres/0005_reset_limits.sql")),
+    ("0006_notice_limits.sql", include_str!("../../../migrations/postgres/0006_notice_limits.sql")),
 ];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.

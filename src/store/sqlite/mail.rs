@@ -113,6 +113,7 @@ impl MailStore for SqliteStore {
                 ("DELETE FROM one_time_tokens WHERE expire_time < $1", now),
                 ("DELETE FROM mail_limits WHERE spent_until < $1", now),
                 ("DELETE FROM reset_limits WHERE spent_until < $1", now),
+                ("DELETE FROM notice_limits WHERE spent_until < $1", now),
                 ("DELETE FROM mail_outbox WHERE dead_time < $1", dead_before),
             ] {
                 sqlx::query(statement).bind(Stamp(time)).execute(&writer).await?;

@@ -32,12 +32,13 @@ use super::{
 };
 
 /// The files below `migrations/sqlite`, with their names.
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/sqlite/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/sqlite/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/sqlite/0003_administration.sql")),
     ("0004_attempts_under_way.sql", include_str!("../../../migrations/sqlite/0004_attempts_under_way.sql")),
     ("0005_reset_limits.sql", include_str!("../../../migrations/sqlite/0005_reset_limits.sql")),
+    ("0006_notice_limits.sql", include_str!("../../../migrations/sqlite/0006_notice_limits.sql")),
 ];
 
 /// How long a write waits for its turn.

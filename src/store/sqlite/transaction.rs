@@ -203,6 +203,7 @@ impl WriteTransaction for Tx {
         let statement = Statement::new(match budget {
             Budget::All => count_mail!("mail_limits"),
             Budget::Resets => count_mail!("reset_limits"),
+            Budget::Notices => count_mail!("notice_limits"),
         })
         .bind(mail.recipient.as_str())
         .bind(mail.create_time)

@@ -17,12 +17,13 @@ use crate::{
         },
         role::Role,
         session::RevokeReason,
+        throttle::AddressLimit,
     },
     error::StoreError,
     store::statement::Statement,
 };
 
-use super::transaction::{Backend, WriteTransaction, consume_token, queue_within, void_tokens, write};
+use super::transaction::{Backend, Budget, WriteTransaction, consume_token, queue_within, void_tokens, write};
 
 #[async_trait]
 impl<B: Backend> AccountStore for B {
@@ -157,7 +158,7 @@ async fn has_ended<T: WriteTransaction>(tx: &mut T, session: SessionId) -> Resul
 }
 
 async fn change_password(mut tx: impl WriteTransaction, change: PasswordChange) -> Result<SessionOpening, StoreError> {
-    let PasswordChange { password_hash, caller, session, notice } = change;
+    let PasswordChange { password_hash, caller, session, notice, limit } = change;
     let (id, context) = (session.grant.user_id, session.context);
     if !tx.replace_password(id, session.password_version, &password_hash, context.now).await? {
         return Ok(SessionOpening::Refused);
@@ -172,9 +173,23 @@ async fn change_password(mut tx: impl WriteTransaction, change: PasswordChange) 
     tx.record(Action::PasswordChanged, &context, target).await?;
     let user = tx.user(id).await?;
     void_tokens(&mut tx, id, &user.email, &[Purpose::ResetPassword, Purpose::ChangeEmail]).await?;
-    tx.queue(&notice).await?;
+    queue_notice(&mut tx, &notice, &user, limit).await?;
     tx.commit().await?;
     Ok(SessionOpening::Opened(user))
+}
+
+/// Queues a notice about an account to its address. Nobody may suppress it by asking for mails. An address that is not
+/// verified may belong to somebody else, to whom these mails are unwanted: it gets so many of them at once, and no more.
+async fn queue_notice<T: WriteTransaction>(
+    tx: &mut T,
+    notice: &NewMail,
+    user: &User,
+    limit: AddressLimit,
+) -> Result<(), StoreError> {
+    if user.email_verified || tx.count_mail(Budget::Notices, notice, limit).await? {
+        tx.queue(notice).await?;
+    }
+    Ok(())
 }
 
 async fn request_email_change(
@@ -195,7 +210,8 @@ async fn request_email_change(
     if queue_within(&mut tx, mail, change.limit).await? == Enqueued::OverLimit {
         return Ok(EmailChangeRequest::OverLimit);
     }
-    tx.queue(&change.notice).await?;
+    let user = tx.user(change.user_id).await?;
+    queue_notice(&mut tx, &change.notice, &user, change.limit).await?;
     tx.record(Action::EmailChangeRequested, &change.context, AuditTarget::user(change.user_id)).await?;
     tx.commit().await?;
     Ok(EmailChangeRequest::Requested)

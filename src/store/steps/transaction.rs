@@ -455,6 +455,8 @@ pub(in crate::store) enum Budget {
     All,
     /// Of these, the mails for a reset of the password.
     Resets,
+    /// Notices about the account to an address that nobody has verified.
+    Notices,
 }
 
 /// Consumes a live token, if it has this purpose.
