@@ -192,7 +192,7 @@ async fn revocations(database_url: String, lines: i64) -> Value {
     write(lines).await;
     let url = DatabaseUrl::Postgres { url: database_url.into(), max_connections: 2, notifications: false };
     let store = store::connect(&url, Migrate::Check).await.unwrap();
-    let (set, now) = (Revocations::default(), Env::system().now());
+    let (set, now) = (Revocations::new(Duration::from_mins(16)), Env::system().now());
     let before = resident_bytes();
     set.poll(store.as_ref(), now).await.unwrap();
     let grown = resident_bytes() - before;

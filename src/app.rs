@@ -168,9 +168,11 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
     let store = open_store(&database).await?;
     let master = master_key(configured, &database, store.as_ref(), &env).await?;
     let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
+    let tokens = Tokens::new(config.tokens.token_config(), keyring, &master)?;
     Ok(Arc::new(Service {
         store,
-        tokens: Tokens::new(config.tokens.token_config(), keyring, &master)?,
+        revocations: Revocations::new(tokens.max_access_token_lifetime()),
+        tokens,
         hasher: Hasher::start(&config.passwords.hasher_config(config.limits.login_max_failures), env.clone())?,
         env,
         passwords: Arc::new(config.passwords.policy(&config.mail.service_name)),
@@ -185,7 +187,6 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
         login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &master)?,
         login_limiter: RateLimiter::per_minute(config.limits.client_limit()),
         sign_up_limiter: RateLimiter::per_minute(config.limits.sign_up_limit()),
-        revocations: Revocations::default(),
         pages: PageTokens::new(&master)?,
         audit_retention: config.limits.audit_retention,
     }))

@@ -4,7 +4,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -31,37 +31,35 @@ const _: () = assert!(GAP_PATIENCE.as_secs() > LONGEST_WRITE.as_secs(), "a write
 const MOST_GAPS: i64 = 10_000;
 /// How many numbers before the first entry that a new reader sees it waits for.
 const FIRST_GAPS: i64 = 100;
+/// How often the reader notes how far it has read.
+const NOTE_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The set, and the position up to which the log was read. Whoever checks a token waits for nobody: the set is split
 /// into parts, each with a lock of its own that is held for one entry. A million ended sessions take about 85 MiB.
 #[derive(Debug)]
 pub struct Revocations {
-    /// Each with the second until which it has to be kept (Unix time).
-    sessions: DashMap<SessionId, i64>,
-    roles: DashMap<UserId, (Vec<Role>, i64)>,
+    /// Each with the time until which it has to be kept, in milliseconds since `started`. No clock can move that.
+    sessions: DashMap<SessionId, u64>,
+    roles: DashMap<UserId, (Vec<Role>, u64)>,
+    /// How long an entry is kept at least, whatever the clocks say: as long as an access token can be presented.
+    shortest: Duration,
     started: Instant,
     /// When the log was read last, in milliseconds since `started`, plus one; 0 before the first time.
     read_at: AtomicU64,
     reader: Mutex<LogReader>,
 }
 
-impl Default for Revocations {
-    fn default() -> Self {
-        Self {
-            sessions: DashMap::new(),
-            roles: DashMap::new(),
-            started: Instant::now(),
-            read_at: AtomicU64::new(0),
-            reader: Mutex::default(),
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct LogReader {
     cursor: LogCursor,
     /// What is to be forgotten, the earliest first. Nothing walks the set to find it.
-    forgetting: BinaryHeap<Reverse<(i64, Forgotten)>>,
+    forgetting: BinaryHeap<Reverse<(u64, Forgotten)>>,
+    /// Whose roles another log told, before the database was restored from a backup.
+    of_another_log: Vec<UserId>,
+    /// How far the log was read at some moments, in milliseconds since the start: the oldest first.
+    notes: VecDeque<(u64, i64)>,
+    /// Up to which number every entry has been in memory for as long as an access token can be presented.
+    settled: i64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,10 +73,24 @@ enum Forgotten {
 #[derive(Debug, Default)]
 struct LogCursor {
     after: i64,
+    /// The entry with number `after`.
+    last: Option<Revocation>,
     missed: BTreeMap<i64, Instant>,
 }
 
 impl LogCursor {
+    /// Whether this is another log than the one that was read before: the last entry of that is not in it. The database
+    /// was restored from a backup.
+    fn is_of_another_log(&self, seen: &[Revocation]) -> bool {
+        let Some(last) = &self.last else {
+            return false;
+        };
+        let same = |entry: &Revocation| {
+            (entry.number, &entry.what, entry.retain_until) == (last.number, &last.what, last.retain_until)
+        };
+        !seen.iter().any(same)
+    }
+
     fn advance(&mut self, seen: &[Revocation], now: Instant) {
         for revocation in seen {
             self.missed.remove(&revocation.number);
@@ -90,41 +102,111 @@ impl LogCursor {
             let from = from.max(revocation.number - MOST_GAPS).max(1);
             self.missed.extend((from..revocation.number).map(|number| (number, now)));
             self.after = revocation.number;
+            self.last = Some(revocation.clone());
         }
         self.missed.retain(|_, since| now.duration_since(*since) < GAP_PATIENCE);
     }
 }
 
 impl Revocations {
+    /// An empty set, which refuses every token until the log was read. `lifetime` is the longest time between minting an
+    /// access token and the last moment that a replica accepts it.
+    pub fn new(lifetime: Duration) -> Self {
+        Self {
+            sessions: DashMap::new(),
+            roles: DashMap::new(),
+            shortest: lifetime,
+            started: Instant::now(),
+            read_at: AtomicU64::new(0),
+            reader: Mutex::default(),
+        }
+    }
+
     /// Reads the new entries of the log.
+    ///
+    /// If the database was restored from a backup, its log is another one, and its numbers may be lower. Then every token
+    /// is refused until the log has been read from its start.
     pub async fn poll(&self, store: &dyn Store, now: OffsetDateTime) -> Result<(), StoreError> {
         let mut reader = self.reader.lock().await;
         let reader = &mut *reader;
         loop {
             let asked_at = self.started.elapsed();
-            let missed: Vec<i64> = reader.cursor.missed.keys().copied().collect();
-            let seen = store.revocations(reader.cursor.after, &missed).await?;
-            let is_all = seen.len() < REVOCATIONS_AT_ONCE as usize;
+            let after = reader.cursor.after;
+            // The last entry is read again each time: it tells whether this is still the same log.
+            let wanted: Vec<i64> = reader.cursor.missed.keys().copied().chain([after]).collect();
+            let seen = store.revocations(after, &wanted).await?;
+            if reader.cursor.is_of_another_log(&seen) {
+                self.start_again(reader);
+                continue;
+            }
+            let new = seen.iter().filter(|entry| entry.number > after).count();
             reader.cursor.advance(&seen, self.started + asked_at);
-            self.add(seen, &mut reader.forgetting);
-            if is_all {
-                self.forget(&mut reader.forgetting, now.unix_timestamp());
+            self.add(seen, store.time(now), &mut reader.forgetting);
+            if new < REVOCATIONS_AT_ONCE as usize {
+                self.narrow_roles_of_another_log(reader);
+                self.forget(&mut reader.forgetting);
+                reader.note(milliseconds(asked_at), milliseconds(self.shortest));
                 self.read_at.store(milliseconds(asked_at) + 1, Ordering::Release);
                 return Ok(());
             }
         }
     }
 
-    fn add(&self, seen: Vec<Revocation>, forgetting: &mut BinaryHeap<Reverse<(i64, Forgotten)>>) {
+    /// Up to which number every entry has been in memory for as long as an access token can be presented. Only those may be
+    /// deleted from the log: what a wrong clock says does not count.
+    pub async fn settled(&self) -> i64 {
+        self.reader.lock().await.settled
+    }
+
+    /// Prepares for reading another log from its start. Until that is done, every token is refused. Sessions that have ended
+    /// stay ended.
+    fn start_again(&self, reader: &mut LogReader) {
+        tracing::warn!("the log of revocations is another one: the database was restored; reading it from the start");
+        self.read_at.store(0, Ordering::Release);
+        reader.of_another_log.extend(self.roles.iter().map(|entry| *entry.key()));
+        self.roles.clear();
+        reader.cursor = LogCursor::default();
+        reader.notes.clear();
+        reader.settled = 0;
+    }
+
+    /// Whoever had other roles by the log from before has none but the one of all users now, until the tokens from before
+    /// have expired: the restored database may not know the role in them.
+    fn narrow_roles_of_another_log(&self, reader: &mut LogReader) {
+        let until = self.kept_until(Duration::ZERO);
+        for user in reader.of_another_log.drain(..) {
+            if !self.roles.contains_key(&user) {
+                self.roles.insert(user, (vec![Role::user()], until));
+                reader.forgetting.push(Reverse((until, Forgotten::Roles(user))));
+            }
+        }
+    }
+
+    /// Until when an entry is kept that may be forgotten after so long.
+    fn kept_until(&self, time_left: Duration) -> u64 {
+        milliseconds(self.started.elapsed().saturating_add(time_left.max(self.shortest)))
+    }
+
+    fn add(&self, seen: Vec<Revocation>, now: OffsetDateTime, forgetting: &mut BinaryHeap<Reverse<(u64, Forgotten)>>) {
         for revocation in seen {
-            // Rounded up: it is kept a little longer rather than shorter.
-            let until = revocation.retain_until.unix_timestamp() + 1;
+            let time_left = Duration::try_from(revocation.retain_until - now).unwrap_or_default();
+            let mut until = self.kept_until(time_left);
             let entry = match revocation.what {
                 Revoked::Session(session) => {
+                    // The last entry is read at every poll. It does not have to be kept longer for that.
+                    if self.sessions.contains_key(&session) {
+                        continue;
+                    }
                     self.sessions.insert(session, until);
                     Forgotten::Session(session)
                 }
                 Revoked::Roles(user, roles) => {
+                    if let Some(before) = self.roles.get(&user) {
+                        until = until.max(before.1);
+                        if before.0 == roles {
+                            continue;
+                        }
+                    }
                     self.roles.insert(user, (roles, until));
                     Forgotten::Roles(user)
                 }
@@ -133,8 +215,9 @@ impl Revocations {
         }
     }
 
-    /// Drops the entries whose time is over. A later entry about the same user or session has a later time.
-    fn forget(&self, forgetting: &mut BinaryHeap<Reverse<(i64, Forgotten)>>, now: i64) {
+    /// Drops the entries whose time is over.
+    fn forget(&self, forgetting: &mut BinaryHeap<Reverse<(u64, Forgotten)>>) {
+        let now = milliseconds(self.started.elapsed());
         while let Some(Reverse((until, entry))) = forgetting.peek().copied()
             && until <= now
         {
@@ -158,6 +241,23 @@ impl Revocations {
         match self.roles.get(&caller.user_id) {
             Some(current) => Ok(Caller { roles: current.0.clone(), ..caller }),
             None => Ok(caller),
+        }
+    }
+}
+
+impl LogReader {
+    /// Notes how far the log has been read now, and finds up to where that is long enough ago.
+    fn note(&mut self, now: u64, lifetime: u64) {
+        let is_due =
+            self.notes.back().is_none_or(|(noted, _)| now.saturating_sub(*noted) >= milliseconds(NOTE_INTERVAL));
+        if is_due && self.cursor.missed.is_empty() {
+            self.notes.push_back((now, self.cursor.after));
+        }
+        while let Some((noted, after)) = self.notes.front().copied()
+            && noted.saturating_add(lifetime) <= now
+        {
+            self.notes.pop_front();
+            self.settled = after;
         }
     }
 }
@@ -192,5 +292,32 @@ mod tests {
         assert_eq!((cursor.after, missed(&cursor)), (9, vec![1, 5, 8]));
         cursor.advance(&[], now + GAP_PATIENCE);
         assert_eq!((cursor.after, missed(&cursor)), (9, Vec::new()), "they were rolled back");
+    }
+
+    #[test]
+    fn a_log_without_the_last_entry_that_was_read_is_another_one() {
+        let mut cursor = LogCursor::default();
+        assert!(!cursor.is_of_another_log(&[]), "nothing was read before");
+        cursor.advance(&[line(3), line(4)], Instant::now());
+        assert!(!cursor.is_of_another_log(&[line(4), line(5)]));
+        let other = Revocation { what: line(7).what, ..line(4) };
+        for restored in [vec![], vec![line(5)], vec![other, line(5)]] {
+            assert!(cursor.is_of_another_log(&restored), "{restored:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_settled_after_the_lifetime_of_a_token() {
+        let mut reader = LogReader::default();
+        reader.cursor.after = 5;
+        reader.note(0, 900_000);
+        reader.cursor.after = 9;
+        reader.note(59_000, 900_000);
+        reader.note(899_000, 900_000);
+        assert_eq!(reader.settled, 0);
+        reader.note(900_000, 900_000);
+        assert_eq!(reader.settled, 5);
+        reader.note(1_799_000, 900_000);
+        assert_eq!(reader.settled, 9);
     }
 }

@@ -34,7 +34,7 @@ const REFRESH_TYPE: &str = "rt+jwt";
 const REFRESH_AUDIENCE: &str = "postern:refresh";
 /// `client_id`, which RFC 9068 §2.2 requires. Postern has one client: the platform itself.
 const CLIENT_ID: &str = "postern";
-/// How far the clock of another machine may be behind when it checks `exp`.
+/// How far the clock of the machine that minted a token may be ahead, when `iat` is checked, or behind, for `exp`.
 const LEEWAY: Duration = Duration::from_secs(5);
 /// How far the clocks of replicas may differ before a revocation could be dropped too early.
 const CLOCK_SKEW: Duration = Duration::from_mins(1);
@@ -74,6 +74,8 @@ impl std::fmt::Debug for Tokens {
 #[derive(Debug)]
 struct VerifiedToken {
     caller: Caller,
+    /// `iat`, a NumericDate.
+    issue_time: i64,
     /// `exp`, a NumericDate.
     expire_time: i64,
     kid: String,
@@ -209,13 +211,18 @@ impl Tokens {
                 verified
             }
         };
-        if now.unix_timestamp() >= verified.expire_time.saturating_add(LEEWAY.as_secs().cast_signed()) {
+        let (now, leeway) = (now.unix_timestamp(), LEEWAY.as_secs().cast_signed());
+        if now >= verified.expire_time.saturating_add(leeway) {
             return Err(AccessTokenError::Expired);
+        }
+        // A clock was wrong, and this token would outlive what revokes it.
+        if verified.issue_time > now.saturating_add(leeway) {
+            return Err(AccessTokenError::Invalid);
         }
         Ok(verified.caller.clone())
     }
 
-    /// Reads an access token that Postern minted. Its expiry is not checked here.
+    /// Reads an access token that Postern minted. Its times are not checked here.
     fn verify(&self, token: &str) -> Result<VerifiedToken, AccessTokenError> {
         let invalid = AccessTokenError::Invalid;
         let header = read_header(token).ok_or(invalid)?;
@@ -232,7 +239,12 @@ impl Tokens {
             session_id: claims.sid.parse().map_err(|_| invalid)?,
             roles: claims.roles.iter().map(|name| Role::parse(name)).collect::<Option<_>>().ok_or(invalid)?,
         };
-        Ok(VerifiedToken { caller, expire_time: claims.exp, kid: header.kid.unwrap_or_default() })
+        Ok(VerifiedToken {
+            caller,
+            issue_time: claims.iat,
+            expire_time: claims.exp,
+            kid: header.kid.unwrap_or_default(),
+        })
     }
 
     /// Mints the refresh token for a grant. Equal grants give equal bytes.

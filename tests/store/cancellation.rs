@@ -238,7 +238,7 @@ async fn cancel_an_administrative_write(store: &dyn Store, token: &Token, write:
             let deletion = UserDeletion { user, password_version: None, context: audit_context() };
             cancel_after(0, store.delete_user(deletion)).await
         }
-        9 => cancel_after(0, store.purge_revocations(NOW + 1.hours())).await,
+        9 => cancel_after(0, store.purge_revocations(NOW + 1.hours(), i64::MAX)).await,
         10 => cancel_after(0, store.purge_audit_events(NOW + 1.hours(), 100)).await,
         _ => panic!("there is no write with this number"),
     }

@@ -286,15 +286,15 @@ async fn a_notice_is_sent_even_if_its_account_has_changed(database: &Database) {
         queue_mail(store.as_ref(), &mail(kind, "ada@example.com", Some(user.id))).await;
     }
     database.set_user(user.id, "email = 'lovelace@example.com', email_verified = true, disabled = true").await;
+    let mut sent = Vec::new();
     for kind in kinds {
         let claim = store.claim_mail(NOW + 365.days(), LEASE).await.expect("the store");
         let MailClaim::Claimed(mail) = claim else { panic!("{kind:?}: {claim:?}") };
-        assert_eq!(
-            (mail.kind, mail.recipient),
-            (kind, address("ada@example.com")),
-            "the notice goes to the old address"
-        );
+        assert_eq!(mail.recipient, address("ada@example.com"), "the notice goes to the old address");
+        sent.push(mail.kind.as_str());
     }
+    sent.sort_unstable();
+    assert_eq!(sent, ["email_change_requested", "email_changed", "password_changed"]);
 }
 
 async fn give_up(store: &dyn Store, user: &User, days: i64) {

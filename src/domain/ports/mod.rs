@@ -38,6 +38,10 @@ pub trait Store: AccountStore + AdminStore + SessionStore + MailStore + Queries 
     /// failed ping until the next successful one, so that callers do not queue for a database that is down.
     async fn ping(&self) -> Result<(), StoreError>;
 
+    /// The time by the clock that all replicas share, when it is `now` by the clock of this process. The clock of a replica
+    /// may be wrong.
+    fn time(&self, now: OffsetDateTime) -> OffsetDateTime;
+
     /// The result of the last ping, without asking the database. Lets callers skip work that would fail.
     fn ensure_reachable(&self) -> Result<(), StoreError>;
 

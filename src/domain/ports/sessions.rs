@@ -59,15 +59,16 @@ pub trait SessionStore {
         context: AuditContext,
     ) -> Result<(), StoreError>;
 
-    /// The log of revocations: the next [`REVOCATIONS_AT_ONCE`] entries after number `after`, and the entries with the
-    /// numbers in `missed`.
-    async fn revocations(&self, after: i64, missed: &[i64]) -> Result<Vec<Revocation>, StoreError>;
+    /// The log of revocations in the order of its numbers: the next [`REVOCATIONS_AT_ONCE`] entries after number `after`,
+    /// and the entries with the numbers in `wanted`.
+    async fn revocations(&self, after: i64, wanted: &[i64]) -> Result<Vec<Revocation>, StoreError>;
 
     /// Waits until the log may have a new entry; for ever where the backend has no way to tell.
     async fn revocation_written(&self);
 
-    /// Deletes revocations that can no longer affect any token, and attempts that no longer count.
-    async fn purge_revocations(&self, now: OffsetDateTime) -> Result<(), StoreError>;
+    /// Deletes revocations that can no longer affect any token, up to number `settled` and but for the newest one, and
+    /// attempts that no longer count.
+    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64) -> Result<(), StoreError>;
 
     /// Deletes sessions whose absolute end is past, at most `limit` of them. Returns how many.
     async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError>;

@@ -46,10 +46,10 @@ impl Service {
     }
 
     async fn purge_expired(&self) -> Result<(), StoreError> {
-        let now = self.env.now();
+        let now = self.store.time(self.env.now());
         while self.store.purge_sessions(now, BATCH).await? == u64::from(BATCH) {}
         self.store.purge_mail(now, now - DEAD_MAIL_KEPT).await?;
-        self.store.purge_revocations(now).await?;
+        self.store.purge_revocations(now, self.revocations.settled().await).await?;
         let too_old = now - self.audit_retention;
         while self.store.purge_audit_events(too_old, BATCH).await? == u64::from(BATCH) {}
         self.hasher.expect_stored(&self.store.password_parameters().await?);

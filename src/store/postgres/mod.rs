@@ -10,7 +10,7 @@ mod transaction;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -21,13 +21,17 @@ use sqlx::{
     ConnectOptions, Connection, PgConnection,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions, PgRow, PgSslMode},
 };
+use time::OffsetDateTime;
 use tokio::{
     sync::{Mutex, Notify},
     task::JoinHandle,
 };
 
 use crate::{
-    domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
+    domain::{
+        env::{Clock as _, SystemClock},
+        ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
+    },
     error::StoreError,
     this_machine::is_loopback,
 };
@@ -39,25 +43,28 @@ use self::{
 use super::{
     opening::{Migrate, OpenError},
     rows::{SigningKeyRow, StoredRow, audit_events, user_columns},
-    shared::{first_pending, migrator, run_to_completion},
+    shared::{Stamp, first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect, WriteTransaction as _},
 };
 
 /// The files below `migrations/postgres`, with their names.
-const MIGRATIONS: [(&str, &str); 6] = [
+const MIGRATIONS: [(&str, &str); 7] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
     ("0004_attempts_under_way.sql", include_str!("../../../migrations/postgres/0004_attempts_under_way.sql")),
     ("0005_reset_limits.sql", include_str!("../../../migrations/postgres/0005_reset_limits.sql")),
     ("0006_notice_limits.sql", include_str!("../../../migrations/postgres/0006_notice_limits.sql")),
+    ("0007_clocks.sql", include_str!("../../../migrations/postgres/0007_clocks.sql")),
 ];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a ping may take before the database counts as unavailable.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// How far the clock of this machine may differ from that of the database before the log says so.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(2);
 /// How long after it was lost the connection for notifications is opened again.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
 
@@ -71,6 +78,8 @@ pub struct PostgresStore {
     probe: Arc<Mutex<Option<PgConnection>>>,
     /// The result of the last ping. While it is false, every step fails at once.
     reachable: Arc<AtomicBool>,
+    /// How far the database's clock is ahead of the one of this process, in microseconds. Measured with each ping.
+    clock_offset: Arc<AtomicI64>,
     /// Woken when a replica has written a revocation, where the connection passes notifications on.
     revocation_written: Arc<Notify>,
     /// Woken when this process has queued mail.
@@ -99,6 +108,7 @@ impl PostgresStore {
             options,
             probe: Arc::default(),
             reachable: Arc::new(AtomicBool::new(true)),
+            clock_offset: Arc::default(),
             revocation_written,
             mail_queued: Arc::default(),
             _listener: listener,
@@ -111,6 +121,7 @@ impl PostgresStore {
             }
             Migrate::Check => store.check_schema().await?,
         }
+        store.probe().await?;
         Ok(store)
     }
 
@@ -168,15 +179,38 @@ impl PostgresStore {
 
     /// Pings on its own connection, which it opens first if necessary. Opening gets more time than the ping itself:
     /// authentication costs thousands of hash rounds, and retrying a slow one from the start might never succeed.
+    ///
+    /// A database that takes no writes does not count as reachable: that is what a switchover leaves behind. The setting is
+    /// one of the connection, so a connection that takes no writes is thrown away, and so are those of the pool.
     async fn probe(&self) -> Result<(), StoreError> {
         let mut probe = self.probe.lock().await;
         let mut connection = match probe.take() {
             Some(connection) => connection,
             None => with_timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await?,
         };
-        with_timeout(PING_TIMEOUT, connection.ping()).await?;
+        let asked_at = SystemClock.now();
+        let query = sqlx::query_as::<_, (Stamp, bool)>(
+            "SELECT clock_timestamp(), current_setting('transaction_read_only')::boolean",
+        );
+        let (time, takes_no_writes) = with_timeout(PING_TIMEOUT, query.fetch_one(&mut connection)).await?;
+        if takes_no_writes {
+            self.pool.close_idle();
+            return Err(StoreError::Unavailable("the database takes no writes: it is read-only".into()));
+        }
+        self.measure_clock(time.0, asked_at);
         *probe = Some(connection);
         Ok(())
+    }
+
+    /// Notes how far the clocks differ, when the database's was `time` between `asked_at` and now.
+    fn measure_clock(&self, time: OffsetDateTime, asked_at: OffsetDateTime) {
+        let took: time::Duration = SystemClock.now() - asked_at;
+        let offset: time::Duration = time - (asked_at + took / 2);
+        let before = self.clock_offset.swap(i64::try_from(offset.whole_microseconds()).unwrap_or(0), Ordering::Relaxed);
+        let is_wrong = offset.abs() > CLOCK_TOLERANCE;
+        if is_wrong && time::Duration::microseconds(before).abs() <= CLOCK_TOLERANCE {
+            tracing::warn!(seconds = offset.whole_seconds(), "the clock of this machine is not that of the database");
+        }
     }
 }
 
@@ -264,8 +298,15 @@ impl Backend for PostgresStore {
 impl Store for PostgresStore {
     async fn ping(&self) -> Result<(), StoreError> {
         let outcome = self.probe().await;
-        self.reachable.store(outcome.is_ok(), Ordering::Relaxed);
+        let was_reachable = self.reachable.swap(outcome.is_ok(), Ordering::Relaxed);
+        if outcome.is_ok() && !was_reachable {
+            self.pool.close_idle();
+        }
         outcome
+    }
+
+    fn time(&self, now: OffsetDateTime) -> OffsetDateTime {
+        now + time::Duration::microseconds(self.clock_offset.load(Ordering::Relaxed))
     }
 
     fn ensure_reachable(&self) -> Result<(), StoreError> {

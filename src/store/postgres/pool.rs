@@ -66,6 +66,11 @@ impl Pool {
         }
     }
 
+    /// Closes the connections that nobody uses now. New ones have the database's settings of today.
+    pub(super) fn close_idle(&self) {
+        self.connections.retain(|_, _| false);
+    }
+
     pub(super) fn connections(&self) -> Connections {
         let status = self.connections.status();
         Connections { open: u32::try_from(status.size).unwrap_or(u32::MAX), idle: status.available }

@@ -35,7 +35,7 @@ use crate::{
 use super::{
     PostgresStore,
     pool::Purpose,
-    transaction::{REVOCATIONS, Tx},
+    transaction::{REVOCATIONS, Tx, forget_time},
 };
 
 /// Reserves an attempt, as `attempt`: no row if it is refused. `$1` subject, `$2` failures allowed without a pause,
@@ -115,7 +115,8 @@ const OPEN_SESSION_WITH_REHASH: &str = open_session!(concat!(
 /// Replaces the presented token by the next one, if it is the live token of an open session.
 const ROTATE: &str = concat!(
     "UPDATE sessions s SET generation = $4, refresh_hash = $5, refresh_issue_time = $6, ",
-    "refresh_expire_time = $7, last_refresh_time = clock_timestamp() FROM users u ",
+    "refresh_expire_time = $7, last_refresh_time = clock_timestamp(), ",
+    "newest_token_time = greatest(s.newest_token_time, s.refresh_issue_time, $6) FROM users u ",
     "WHERE s.id = $1 AND s.user_id = $9 AND s.generation = $2 AND s.refresh_hash = $3 AND s.revoke_time IS NULL ",
     "AND s.refresh_expire_time > $8 AND u.id = s.user_id AND NOT u.disabled RETURNING ",
     user_columns!()
@@ -124,14 +125,19 @@ const ROTATE: &str = concat!(
 /// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. A token older than
 /// the previous one is a reused one: `$10` is the presented generation, `$11` and `$12` the reason and the action then.
 /// Returns whether the session exists. The rule is that of `LogoutTarget::decide`.
-const LOGOUT: &str = "WITH ended AS (UPDATE sessions SET revoke_time = $3, \
+const LOGOUT: &str = concat!(
+    "WITH ended AS (UPDATE sessions SET revoke_time = $3, \
      revoke_reason = CASE WHEN $10 >= generation - 1 THEN $4 ELSE $11 END \
-     WHERE id = $1 AND user_id = $2 AND revoke_time IS NULL RETURNING id, $10 >= generation - 1 AS is_newest), \
-     logged AS (INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $3, $5 FROM ended), \
+     WHERE id = $1 AND user_id = $2 AND revoke_time IS NULL \
+     RETURNING id, refresh_issue_time, newest_token_time, $10 >= generation - 1 AS is_newest), \
+     logged AS (INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $3, ",
+    forget_time!("$3", "$5", "refresh_issue_time", "newest_token_time"),
+    " FROM ended), \
      audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip) \
      SELECT $6, $3, CASE WHEN is_newest THEN $7 ELSE $12 END, CASE WHEN is_newest THEN $2 END, $2, id, $8 FROM ended) \
      SELECT EXISTS (SELECT FROM sessions WHERE id = $1 AND user_id = $2) AS found, \
-     (SELECT count(pg_notify($9, '')) FROM ended) AS told";
+     (SELECT count(pg_notify($9, '')) FROM ended) AS told"
+);
 
 /// Counts a failure and writes its audit row. `$1` subject, `$2` failures allowed without a pause, `$3` and `$4` the
 /// first and the longest pause in seconds, `$5` seconds that failures count; `$6` to `$10` the audit row.
@@ -257,9 +263,9 @@ impl SessionStore for PostgresStore {
         Ok(if found { LogoutOutcome::LoggedOut } else { LogoutOutcome::Refused })
     }
 
-    async fn revocations(&self, after: i64, missed: &[i64]) -> Result<Vec<Revocation>, StoreError> {
+    async fn revocations(&self, after: i64, wanted: &[i64]) -> Result<Vec<Revocation>, StoreError> {
         let store = self.clone();
-        let missed = missed.to_vec();
+        let wanted = wanted.to_vec();
         let rows = run_to_completion(async move {
             let mut connection = store.connection(Purpose::Read).await?;
             let rows = sqlx::query_as::<_, RevocationRow>(
@@ -269,7 +275,7 @@ impl SessionStore for PostgresStore {
                  WHERE number > $1 ORDER BY number LIMIT $3) ORDER BY number",
             )
             .bind(after)
-            .bind(missed)
+            .bind(wanted)
             .bind(i64::from(REVOCATIONS_AT_ONCE))
             .fetch_all(connection.get()?)
             .await;
@@ -283,10 +289,10 @@ impl SessionStore for PostgresStore {
         self.revocation_written.notified().await;
     }
 
-    async fn purge_revocations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64) -> Result<(), StoreError> {
         let store = self.clone();
         run_to_completion(async move {
-            store.execute(Statement::new("DELETE FROM revocations WHERE forget_time < $1").bind(now)).await?;
+            store.execute(Statement::new(steps::PURGE_REVOCATIONS).bind(now).bind(settled)).await?;
             // By the same clock as in `reserve_attempt!`.
             store.execute(Statement::new("DELETE FROM login_attempts WHERE forget_time < clock_timestamp()")).await?;
             Ok(())

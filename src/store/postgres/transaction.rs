@@ -34,6 +34,15 @@ use super::pool::Lease;
 /// The channel on which replicas tell each other about new entries in the log of revocations.
 pub(super) const REVOCATIONS: &str = "postern_revocations";
 
+/// Until when a revocation is kept: as long after the time of the step as the step says, or after the newest access token
+/// that it ends, or after now by the database's clock, whichever is the latest. Any of these clocks may be wrong.
+macro_rules! forget_time {
+    ($now:literal, $until:literal $(, $token_time:literal)+) => {
+        concat!("greatest(clock_timestamp(), ", $now, $(", ", $token_time,)+ ") + (", $until, "::timestamptz - ", $now, "::timestamptz)")
+    };
+}
+pub(super) use forget_time;
+
 /// Ends the sessions whose column has a value, if they have not ended, logs the revocations and announces them. Returns
 /// how many it ended.
 macro_rules! end_sessions {
@@ -41,8 +50,10 @@ macro_rules! end_sessions {
         concat!(
             "WITH ended AS (UPDATE sessions SET revoke_time = $2, revoke_reason = $3 WHERE ",
             $column,
-            " = $1 AND revoke_time IS NULL RETURNING id), ",
-            "logged AS (INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $2, $4 FROM ended) ",
+            " = $1 AND revoke_time IS NULL RETURNING id, refresh_issue_time, newest_token_time), ",
+            "logged AS (INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $2, ",
+            forget_time!("$2", "$4", "refresh_issue_time", "newest_token_time"),
+            " FROM ended) ",
             "SELECT count(*), pg_notify($5, '') FROM ended"
         )
     };
@@ -129,6 +140,13 @@ impl Tx {
 
 #[async_trait]
 impl WriteTransaction for Tx {
+    const LOG_ROLES: &'static str = concat!(
+        "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) \
+         SELECT $1, $2, $3, ",
+        forget_time!("$3", "$4", "max(refresh_issue_time)", "max(newest_token_time)"),
+        " FROM sessions WHERE user_id = $1"
+    );
+
     async fn commit(mut self) -> Result<(), StoreError> {
         if let Some(mut connection) = self.connection.take() {
             connection.get()?.execute("COMMIT").await?;

@@ -14,6 +14,7 @@ use sqlx::{
     pool::PoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::{
@@ -32,13 +33,14 @@ use super::{
 };
 
 /// The files below `migrations/sqlite`, with their names.
-const MIGRATIONS: [(&str, &str); 6] = [
+const MIGRATIONS: [(&str, &str); 7] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/sqlite/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/sqlite/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/sqlite/0003_administration.sql")),
     ("0004_attempts_under_way.sql", include_str!("../../../migrations/sqlite/0004_attempts_under_way.sql")),
     ("0005_reset_limits.sql", include_str!("../../../migrations/sqlite/0005_reset_limits.sql")),
     ("0006_notice_limits.sql", include_str!("../../../migrations/sqlite/0006_notice_limits.sql")),
+    ("0007_clocks.sql", include_str!("../../../migrations/sqlite/0007_clocks.sql")),
 ];
 
 /// How long a write waits for its turn.
@@ -179,6 +181,10 @@ impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1").execute(&self.readers).await?;
         Ok(())
+    }
+
+    fn time(&self, now: OffsetDateTime) -> OffsetDateTime {
+        now
     }
 
     fn ensure_reachable(&self) -> Result<(), StoreError> {

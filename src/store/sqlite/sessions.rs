@@ -157,14 +157,16 @@ impl SessionStore for SqliteStore {
         .await
     }
 
-    async fn revocations(&self, after: i64, _missed: &[i64]) -> Result<Vec<Revocation>, StoreError> {
-        // There is one writer, so the visible numbers have no gaps.
+    async fn revocations(&self, after: i64, wanted: &[i64]) -> Result<Vec<Revocation>, StoreError> {
         sqlx::query_as::<_, RevocationRow>(
             "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
-             WHERE number > $1 ORDER BY number LIMIT $2",
+             WHERE number IN (SELECT value FROM json_each($3)) \
+             UNION ALL SELECT * FROM (SELECT number, session_id, user_id, roles, forget_time FROM revocations \
+             WHERE number > $1 ORDER BY number LIMIT $2) ORDER BY number",
         )
         .bind(after)
         .bind(i64::from(REVOCATIONS_AT_ONCE))
+        .bind(serde_json::to_string(wanted).map_err(StoreError::broken)?)
         .fetch_all(&self.readers)
         .await?
         .into_iter()
@@ -178,14 +180,11 @@ impl SessionStore for SqliteStore {
         std::future::pending::<()>().await;
     }
 
-    async fn purge_revocations(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64) -> Result<(), StoreError> {
         let writer = self.writer.clone();
         run_to_completion(async move {
-            for statement in
-                ["DELETE FROM revocations WHERE forget_time < $1", "DELETE FROM login_attempts WHERE forget_time < $1"]
-            {
-                sqlx::query(statement).bind(Stamp(now)).execute(&writer).await?;
-            }
+            sqlx::query(steps::PURGE_REVOCATIONS).bind(Stamp(now)).bind(settled).execute(&writer).await?;
+            sqlx::query("DELETE FROM login_attempts WHERE forget_time < $1").bind(Stamp(now)).execute(&writer).await?;
             Ok(())
         })
         .await
@@ -270,7 +269,8 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
 async fn rotate(tx: &mut Tx, rotation: &Rotation) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE sessions SET generation = $2, refresh_hash = $3, refresh_issue_time = $4, refresh_expire_time = $5, \
-         last_refresh_time = $6 WHERE id = $1",
+         last_refresh_time = $6, newest_token_time = max(coalesce(newest_token_time, 0), refresh_issue_time, $4) \
+         WHERE id = $1",
     )
     .bind(rotation.next.session_id.0)
     .bind(rotation.next.generation)

@@ -31,7 +31,8 @@ use crate::{
 macro_rules! log_revocations {
     ($column:literal) => {
         concat!(
-            "INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $2, $3 FROM sessions WHERE ",
+            "INSERT INTO revocations (session_id, revoke_time, forget_time) SELECT id, $2, \
+             max($2, refresh_issue_time, coalesce(newest_token_time, 0)) + ($3 - $2) FROM sessions WHERE ",
             $column,
             " = $1 AND revoke_time IS NULL"
         )
@@ -91,6 +92,10 @@ impl Tx {
 
 #[async_trait]
 impl WriteTransaction for Tx {
+    const LOG_ROLES: &'static str = "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) \
+         SELECT $1, $2, $3, max($3, coalesce(max(refresh_issue_time), 0), coalesce(max(newest_token_time), 0)) + ($4 - $3) \
+         FROM sessions WHERE user_id = $1";
+
     async fn commit(self) -> Result<(), StoreError> {
         self.sql.commit().await?;
         if self.queued {

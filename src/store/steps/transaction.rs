@@ -71,6 +71,10 @@ where
 /// written here. A verb decides nothing but what its `WHERE` clause says; `bool` tells whether it found a row.
 #[async_trait]
 pub(in crate::store) trait WriteTransaction: Send + Sized {
+    /// Logs that account `$1` has roles `$2` since `$3`, to be kept until `$4` at least, and as long as any token of its
+    /// sessions can be presented.
+    const LOG_ROLES: &'static str;
+
     // What each backend implements.
 
     async fn commit(self) -> Result<(), StoreError>;
@@ -366,13 +370,11 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
 
     /// Tells every replica which roles an account has from now on.
     async fn log_roles(&mut self, user: UserId, roles: &[Role], context: &AuditContext) -> Result<(), StoreError> {
-        let statement = Statement::new(
-            "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) VALUES ($1, $2, $3, $4)",
-        )
-        .bind(user.0)
-        .bind(roles_text(roles).as_str())
-        .bind(context.now)
-        .bind(context.retain_until);
+        let statement = Statement::new(Self::LOG_ROLES)
+            .bind(user.0)
+            .bind(roles_text(roles).as_str())
+            .bind(context.now)
+            .bind(context.retain_until);
         self.run(statement).await?;
         self.announce_revocations().await
     }
@@ -381,6 +383,11 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
 /// Sets the address `$2` of account `$1` and marks it as verified.
 pub(in crate::store) const SET_EMAIL: &str =
     "UPDATE users SET email = $2, email_verified = true, update_time = $3 WHERE id = $1";
+
+/// Deletes the revocations that no token needs any more, by `$1`, the time, and by what this process has had in memory for
+/// long enough, up to number `$2`: a clock that was wrong for a while deletes nothing. The newest stays, so that readers
+/// recognise the log.
+pub(in crate::store) const PURGE_REVOCATIONS: &str = "DELETE FROM revocations WHERE forget_time < $1 AND number <= $2 AND number < (SELECT max(number) FROM revocations)";
 
 /// Whether an enabled admin other than account `$1` exists.
 pub(in crate::store) const ANOTHER_ADMIN_ENABLED: &str = "SELECT EXISTS (SELECT 1 FROM user_roles r JOIN users u ON u.id = r.user_id \

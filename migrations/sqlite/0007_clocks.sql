@@ -1,0 +1,3 @@
+-- When the newest access token of a session was minted. The clock may have been ahead then, so this can be later than
+-- refresh_issue_time, and a revocation is kept for as long as that token can be presented. Null: it is refresh_issue_time.
+ALTER TABLE sessions ADD COLUMN newest_token_time INTEGER;
