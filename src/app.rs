@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::Router;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -43,6 +43,8 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
 const PING_INTERVAL: Duration = Duration::from_millis(500);
+/// The pause before a background task that failed starts again.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long mails in flight may still take after the last call has ended.
 const MAIL_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -116,7 +118,8 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     if mailer.is_log_only() && matches!(config.store.database()?, DatabaseUrl::Postgres { .. }) {
         tracing::warn!("mails are only written to the log: set POSTERN_MAIL_URL to send them");
     }
-    let service = domain(config, env.clone()).await?;
+    let service = domain(config, env).await?;
+    let env = service.env.clone();
     service.load_revocations().await?;
     let metrics = Metrics::of_process();
     let readiness = Arc::new(Readiness::default());
@@ -166,6 +169,10 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
     // Read first, so that a missing key is reported without waiting for the database.
     let configured = config.master_key.configured(&database)?;
     let store = open_store(&database).await?;
+    let env = env.corrected({
+        let store = Arc::clone(&store);
+        move |now| store.time(now)
+    });
     let master = master_key(configured, &database, store.as_ref(), &env).await?;
     let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
     let tokens = Tokens::new(config.tokens.token_config(), keyring, &master)?;
@@ -277,14 +284,22 @@ impl App {
             servers.spawn(listen::serve(listener, protocol, most_connections, proxies.clone(), router, close.clone()));
         }
         servers.close();
-        let monitor = tokio::spawn(watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable));
-        let revocation_sync = tokio::spawn({
+        let monitor = supervise("health", {
+            let (health, readiness) = (health.clone(), Arc::clone(&readiness));
+            move || watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable)
+        });
+        let revocation_sync = supervise("revocations", {
             let service = Arc::clone(&service);
-            async move { service.run_revocation_sync().await }
+            move || Arc::clone(&service).run_revocation_sync()
         });
-        let purge = tokio::spawn(async move {
-            tokio::join!(service.run_purge(), service.run_forgetting(), metrics.run_upkeep());
-        });
+        let housekeeping = [
+            supervise("purge", {
+                let service = Arc::clone(&service);
+                move || Arc::clone(&service).run_purge()
+            }),
+            supervise("limits", move || Arc::clone(&service).run_forgetting()),
+            supervise("metrics", move || metrics.clone().run_upkeep()),
+        ];
         let stop_sending = CancellationToken::new();
         let sending = tokio::spawn(outbox.run(stop_sending.clone()));
 
@@ -292,7 +307,7 @@ impl App {
         tracing::info!("stopping");
         readiness.set_stopping();
         monitor.abort();
-        purge.abort();
+        housekeeping.iter().for_each(JoinHandle::abort);
         stop_sending.cancel();
         health.set(false).await;
         tokio::time::sleep(lame_duck).await;
@@ -305,6 +320,27 @@ impl App {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Runs a task that never ends by itself. One that panics is logged and counted, and starts again after a pause.
+fn supervise<F: Future<Output = ()> + Send + 'static>(
+    name: &'static str,
+    task: impl Fn() -> F + Send + 'static,
+) -> JoinHandle<()> {
+    let failures = metrics::counter!("postern_task_failures_total", "task" => name);
+    failures.increment(0);
+    tokio::spawn(async move {
+        loop {
+            // Aborted together with its supervisor.
+            let mut running = tokio::task::JoinSet::new();
+            running.spawn(task());
+            if let Some(Err(error)) = running.join_next().await {
+                tracing::error!(task = name, %error, "a background task failed; it starts again");
+            }
+            failures.increment(1);
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    })
 }
 
 /// Reports and logs every change of the store's health.

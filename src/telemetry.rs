@@ -75,7 +75,7 @@ impl Metrics {
 
     /// Moves samples into the buckets of their histograms, for ever. Until then each takes memory, and there may be nobody
     /// who reads the metrics.
-    pub async fn run_upkeep(&self) {
+    pub async fn run_upkeep(self) {
         let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
         loop {
             ticks.tick().await;
@@ -113,5 +113,6 @@ fn describe() {
         "postern_connections_refused_total",
         "Connections closed at once, because their client has its share or all are taken"
     );
+    describe_counter!("postern_task_failures_total", "Background tasks that failed and were started again, by task");
     describe_counter!("postern_housekeeping_total", "Deletions of expired rows, by outcome");
 }

@@ -61,14 +61,25 @@ pub fn master_key_beside(database: &Path, has_signing_keys: bool, env: &Env) -> 
         .map_err(|source| ConfigError::MasterKey { from_file: true, source })
 }
 
-/// Writes a secret to a new file, which only its owner can read, and syncs it to disk.
+/// Writes a secret to a new file, which only its owner can read, and syncs it to disk. If another process has made the file
+/// meanwhile, that one stays: a file is whole as soon as it has its name.
 fn write_new_secret(path: &Path, secret: &str) -> Result<(), ConfigError> {
     use std::io::Write as _;
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}", std::process::id()));
+    let draft = PathBuf::from(draft);
     let write = || -> std::io::Result<()> {
-        let mut file = private_file::options().create_new(true).open(path)?;
+        let mut file = private_file::options().create_new(true).open(&draft)?;
         file.write_all(secret.as_bytes())?;
         file.write_all(b"\n")?;
-        file.sync_all()
+        file.sync_all()?;
+        match std::fs::hard_link(&draft, path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
     };
-    write().map_err(|source| ConfigError::Unwritable { path: path.to_owned(), source })
+    let written = write();
+    // What is left after a crash is a key that nothing was encrypted with.
+    let removed = std::fs::remove_file(&draft);
+    written.and(removed).map_err(|source| ConfigError::Unwritable { path: path.to_owned(), source })
 }

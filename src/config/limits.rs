@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::{domain::throttle::AttemptPolicy, listen::TrustedProxies};
 
-use super::value::duration;
+use super::{error::ConfigError, value::duration};
 
 /// The pause after the failures that are allowed without one. Each further failure doubles it.
 const FIRST_DELAY: Duration = Duration::from_secs(30);
@@ -15,6 +15,9 @@ const FIRST_DELAY: Duration = Duration::from_secs(30);
 const LONGEST_DELAY: Duration = Duration::from_mins(15);
 /// After this long without an attempt, earlier failures no longer count.
 const ATTEMPT_WINDOW: Duration = Duration::from_hours(1);
+/// The least and the most time for which audit events are kept.
+const SHORTEST_RETENTION: Duration = Duration::from_hours(24);
+const LONGEST_RETENTION: Duration = Duration::from_hours(100 * 366 * 24);
 const _: () = assert!(LONGEST_DELAY.as_secs() < ATTEMPT_WINDOW.as_secs(), "failures count until the pause is over");
 const _: () = assert!(
     FIRST_DELAY.as_secs() == 30 && LONGEST_DELAY.as_secs() == 15 * 60,
@@ -39,7 +42,7 @@ pub struct LimitSettings {
     /// Networks of proxies whose X-Forwarded-For is trusted, as CIDRs separated by commas [default: none]
     #[arg(long, env = "POSTERN_TRUSTED_PROXIES", value_name = "CIDRS", value_delimiter = ',', value_parser = network)]
     pub trusted_proxies: Vec<IpNet>,
-    /// How long audit events are kept
+    /// How long audit events are kept; 1d to 100y
     #[arg(long, env = "POSTERN_AUDIT_RETENTION", default_value = "365d", value_parser = duration, value_name = "DURATION")]
     pub audit_retention: Duration,
 }
@@ -53,6 +56,15 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 impl LimitSettings {
+    /// Checks how long audit events are kept.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if (SHORTEST_RETENTION..=LONGEST_RETENTION).contains(&self.audit_retention) {
+            return Ok(());
+        }
+        let value = humantime::format_duration(self.audit_retention);
+        Err(ConfigError::OutOfRange("POSTERN_AUDIT_RETENTION", format!("{value} (1d to 100y)")))
+    }
+
     pub fn attempt_policy(&self) -> AttemptPolicy {
         AttemptPolicy {
             max_failures: self.login_max_failures.into(),

@@ -54,6 +54,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.listen.validate()?;
         self.passwords.validate(memory::limit())?;
+        self.limits.validate()?;
         self.tokens.validate()
     }
 

@@ -15,6 +15,8 @@ pub enum Action {
     LoginFailed,
     /// A consumed refresh token was presented: its session was ended.
     RefreshReused,
+    /// A session went on from a refresh token that a restored database did not know.
+    RefreshAfterRestore,
     Logout,
     LogoutEverywhere,
     EmailVerified,
@@ -35,11 +37,12 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SignUp,
         Self::Login,
         Self::LoginFailed,
         Self::RefreshReused,
+        Self::RefreshAfterRestore,
         Self::Logout,
         Self::LogoutEverywhere,
         Self::EmailVerified,
@@ -63,6 +66,7 @@ impl Action {
             Self::Login => "login",
             Self::LoginFailed => "login_failed",
             Self::RefreshReused => "refresh_reused",
+            Self::RefreshAfterRestore => "refresh_after_restore",
             Self::Logout => "logout",
             Self::LogoutEverywhere => "logout_everywhere",
             Self::EmailVerified => "email_verified",

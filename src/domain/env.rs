@@ -48,6 +48,18 @@ impl Clock for ManualClock {
     }
 }
 
+/// A clock whose time is corrected.
+struct CorrectedClock<F> {
+    clock: Arc<dyn Clock>,
+    correct: F,
+}
+
+impl<F: Fn(OffsetDateTime) -> OffsetDateTime + Send + Sync + 'static> Clock for CorrectedClock<F> {
+    fn now(&self) -> OffsetDateTime {
+        (self.correct)(self.clock.now())
+    }
+}
+
 /// When the caller stops waiting. Work that cannot finish by then is dropped, not done late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(pub Instant);
@@ -73,6 +85,13 @@ impl Env {
     /// A given clock and the operating system's randomness.
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
         Self { clock }
+    }
+
+    /// The same, with a clock that is corrected: `correct` makes of the time of this machine the time that all replicas
+    /// share.
+    #[must_use]
+    pub fn corrected(self, correct: impl Fn(OffsetDateTime) -> OffsetDateTime + Send + Sync + 'static) -> Self {
+        Self::with_clock(Arc::new(CorrectedClock { clock: self.clock, correct }))
     }
 
     /// The current time in whole microseconds. PostgreSQL stores no finer unit, so a time reads back as it was written.

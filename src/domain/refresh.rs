@@ -30,17 +30,22 @@ pub(crate) enum TokenState {
     Previous,
     /// An older token: it was stolen, or its client lost count. End the session.
     Consumed,
+    /// A token that was minted before the database was restored from a backup, which does not know it: go on from it.
+    Newer,
     /// A token of a session that has ended.
     Dead,
 }
 
 impl StoredSession {
     pub(crate) fn classify(&self, rotation: &Rotation) -> TokenState {
-        let ended =
-            self.revoke_time.is_some() || self.user_disabled || self.refresh_expire_time <= rotation.context.now;
-        // A generation above the stored one was minted before the database was restored from a backup.
-        if ended || rotation.presented_generation > self.generation {
+        let is_newer = rotation.presented_generation > self.generation;
+        // The row does not know when a newer token expires.
+        let expire_time = if is_newer { rotation.presented_expire_time } else { self.refresh_expire_time };
+        if self.revoke_time.is_some() || self.user_disabled || expire_time <= rotation.context.now {
             return TokenState::Dead;
+        }
+        if is_newer {
+            return TokenState::Newer;
         }
         if rotation.presented_generation == self.generation {
             // Another token of the live generation: there are two lineages, and one of them is not ours.

@@ -141,7 +141,7 @@ impl Revocations {
             }
             let new = seen.iter().filter(|entry| entry.number > after).count();
             reader.cursor.advance(&seen, self.started + asked_at);
-            self.add(seen, store.time(now), &mut reader.forgetting);
+            self.add(seen, now, &mut reader.forgetting);
             if new < REVOCATIONS_AT_ONCE as usize {
                 self.narrow_roles_of_another_log(reader);
                 self.forget(&mut reader.forgetting);

@@ -94,6 +94,11 @@ impl AddressLimit {
         Self { burst: UNLIMITED, ..self }
     }
 
+    /// How far ahead of the steady rate the count of an address can be.
+    pub(crate) fn furthest(self) -> Duration {
+        self.interval.saturating_mul(self.burst)
+    }
+
     /// How far ahead of the steady rate of one mail per interval an address may be.
     pub(crate) fn tolerance(self) -> Duration {
         self.interval.saturating_mul(self.burst.saturating_sub(1))

@@ -15,7 +15,7 @@ use crate::{
         env::Env,
         mail::MailKind,
         one_time::OneTimeTokens,
-        ports::{ClaimedMail, MailClaim, MailRetry, Store},
+        ports::{ClaimedMail, LONGEST_BACKOFF, MailClaim, MailRetry, Store},
     },
     error::StoreError,
 };
@@ -38,8 +38,6 @@ const _: () = assert!(
     LEASE.as_secs() > SEND_TIMEOUT.as_secs() + MARK_ATTEMPTS as u64 * MARK_PAUSE.as_secs(),
     "a claim must outlive its attempt and the tries to mark it"
 );
-/// The longest pause between two attempts.
-const LONGEST_BACKOFF: Duration = Duration::from_mins(15);
 /// A mail that could not be sent until this age is not retried.
 const GIVE_UP_AFTER: Duration = Duration::from_hours(24);
 /// How often the queue is counted.

@@ -24,6 +24,9 @@ pub enum OpenError {
     /// Other users can read the file of the database.
     #[error("the database is not private: {0}")]
     Exposed(#[source] std::io::Error),
+    /// With its encoding.
+    #[error("the encoding of the database is {0}, and Postern needs UTF8: create it with ENCODING 'UTF8'")]
+    Encoding(String),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

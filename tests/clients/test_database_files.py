@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,7 @@ import pytest
 
 from support import load
 from support.admin import Somebody, any_way, command
-from support.client import Client, Person
+from support.client import Person
 from support.engine import Sqlite
 from support.wait import wait_until
 
@@ -46,38 +47,45 @@ def create(binary, engine, person: Person, *roles: str):
     return command(binary, engine, *how["arguments"], stdin=how["stdin"])
 
 
-@contextmanager
-def writers(client: Client, number: int = 4):
-    """Signs people up and logs them in until the end of the block or of the server. Yields those acknowledged so far.
+@dataclass
+class Writing:
+    """What the calls of `writers` have led to so far."""
 
-    The client must be a separate one, because `server.client` is closed as soon as the process has ended.
-    """
-    acknowledged: list[Person] = []
-    done = threading.Event()
+    acknowledged: list[Person] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def wait_for_more(self) -> None:
+        wanted = len(self.acknowledged) + 20
+        wait_until("more sign-ups are acknowledged", lambda: len(self.acknowledged) >= wanted, pause=0.005)
+
+
+@contextmanager
+def writers(server, number: int = 4):
+    """Signs people up and logs them in until the block ends, or until the server refuses it."""
+    writing, done = Writing(), threading.Event()
+    # A separate connection, because `server.client` is closed as soon as the process has ended.
+    client = server.new_client()
 
     def write() -> None:
         while not done.is_set():
             person = Person()
             try:
                 client.sign_up(person)
-                acknowledged.append(person)
+                writing.acknowledged.append(person)
                 client.me(client.login(person).access_token)
-            except grpc.RpcError:
+            except grpc.RpcError as error:
+                writing.refused.append(f"{error.code()}: {error.details()}")
                 return
 
     with ThreadPoolExecutor(number) as pool:
         running = [pool.submit(write) for _ in range(number)]
         try:
-            yield acknowledged
+            yield writing
         finally:
             done.set()
             for writer in running:
                 writer.result()
-
-
-def wait_for_more(acknowledged: list[Person], more: int = 20) -> None:
-    wanted = len(acknowledged) + more
-    wait_until("more sign-ups are acknowledged", lambda: len(acknowledged) >= wanted, pause=0.005)
+            client.close()
 
 
 def copy_of(database: Path, key: Path, directory: Path) -> Sqlite:
@@ -93,17 +101,16 @@ def copy_of(database: Path, key: Path, directory: Path) -> Sqlite:
 # -- after a clean stop --------------------------------------------------------------------------------------------
 
 
-def test_after_a_clean_stop_the_database_file_is_whole(embedded, start_server, tmp_path):
-    server = start_server(embedded)
+def test_after_a_clean_stop_the_database_file_is_whole(embedded, start_server, tmp_path, size):
+    server = start_server(embedded, lame_duck="0s")
     directory = embedded.data_directory
     everybody: list[Person] = []
-    for number in range(5):
-        client = server.new_client()
-        with writers(client) as acknowledged:
-            wait_for_more(acknowledged)
+    # Before this was fixed, a third of the stops left a log.
+    for number in range(size(8, 24)):
+        with writers(server) as writing:
+            writing.wait_for_more()
             server.stop()
-        client.close()
-        everybody += acknowledged
+        everybody += writing.acknowledged
 
         # Opening the database with SQLite would move the log into it, so the test looks at the files only.
         log = directory / f"{DATABASE}-wal"
@@ -111,9 +118,9 @@ def test_after_a_clean_stop_the_database_file_is_whole(embedded, start_server, t
         copied = copy_of(directory / DATABASE, directory / KEY, tmp_path / f"copy-{number}")
         copy = start_server(copied)
         assert {person.email for person in everybody} <= copied.emails()
-        for person in (everybody[0], *acknowledged[-3:]):
+        for person in (everybody[0], *writing.acknowledged[-3:]):
             assert copy.client.login(person)
-        copy.stop()
+        copy.kill()
         server.start()
 
 
@@ -183,15 +190,14 @@ def test_a_backup_of_a_running_server_holds_all_that_was_acknowledged_before(emb
     directory.mkdir()
     file = directory / "today.db"
 
-    client = server.new_client()
-    with writers(client) as acknowledged:
-        wait_for_more(acknowledged)
+    with writers(server) as writing:
+        writing.wait_for_more()
         newcomer, tokens = server.client.newcomer()
-        before = list(acknowledged)
+        before = list(writing.acknowledged)
         made = server.run("backup", str(file))
         assert made.returncode == 0, made.stderr
-        wait_for_more(acknowledged)
-    client.close()
+        assert not writing.refused, "a backup disturbs no writer"
+        writing.wait_for_more()
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(directory.iterdir()) == [file], "the backup is one file"
@@ -253,14 +259,38 @@ def at_once(*calls: Callable[[], object]) -> list:
 
 def test_a_first_start_and_a_command_at_the_same_time_both_succeed(binary, start_server, tmp_path):
     for number in range(10):
-        engine = Sqlite(tmp_path / f"data-{number}")
-        people = [Person(), Person()]
-        creations = [lambda person=person, engine=engine: create(binary, engine, person) for person in people]
-        server, *created = at_once(lambda engine=engine: start_server(engine), *creations)
-        for person, ended in zip(people, created, strict=True):
-            assert ended.returncode == 0, f"in round {number}: {ended.stderr}"
-            assert server.client.login(person)
-        server.stop()
+        engine, person = Sqlite(tmp_path / f"data-{number}"), Person()
+        server, created = at_once(
+            lambda engine=engine: start_server(engine),
+            lambda engine=engine, person=person: create(binary, engine, person),
+        )
+        assert created.returncode == 0, f"in round {number}: {created.stderr}"
+        assert server.client.login(person)
+        server.kill()
+
+
+@pytest.fixture
+def slow_key(binary, embedded, tmp_path, left_out) -> Path:
+    """The binary, but each time it opens the key file it waits, so that another process can look for it meanwhile."""
+    strace = shutil.which("strace") or left_out("two processes that create the key at once: install strace")
+    key = embedded.data_directory / KEY
+    script = tmp_path / "slow-key"
+    # With -D, strace is not the parent, so that the process of the script becomes the binary.
+    script.write_text(
+        f"#!/bin/sh\nexec {strace} -D -f -qq -o '{tmp_path}/trace' -P '{key}' -e trace=openat "
+        f"-e inject=openat:delay_enter=500000 -- '{binary}' \"$@\"\n"
+    )
+    script.chmod(0o700)
+    return script
+
+
+def test_two_commands_that_both_find_no_key_use_the_same_one(embedded, slow_key, start_server):
+    people = [Person(), Person()]
+    created = at_once(*(lambda person=person: create(slow_key, embedded, person) for person in people))
+    assert [ended.returncode for ended in created] == [0, 0], [ended.stderr for ended in created]
+    server = start_server(embedded)
+    for person in people:
+        assert server.client.login(person)
 
 
 NO_ADMINS = {

@@ -294,17 +294,17 @@ async fn attempts_are_purged_once_they_no_longer_count(database: &Database) {
         database.age_attempts(POLICY.window / 2).await;
     }
     let counted = async || database.sql.number("SELECT count(*) FROM login_attempts").await;
-    store.purge_revocations(NOW, i64::MAX).await.expect("the store");
+    store.purge_attempts(NOW, None, 100).await.expect("the store");
     database.age_attempts(TOLERANCE).await;
     assert_eq!(
         counted().await,
         1 + i64::from(database.engine == Engine::Sqlite),
         "an attempt still counts at the end of its window"
     );
-    store.purge_revocations(NOW, i64::MAX).await.expect("the store");
+    store.purge_attempts(NOW, None, 100).await.expect("the store");
     assert_eq!(counted().await, 1);
     database.age_attempts(POLICY.window).await;
-    store.purge_revocations(NOW, i64::MAX).await.expect("the store");
+    store.purge_attempts(NOW, None, 100).await.expect("the store");
     assert_eq!(counted().await, 0);
 }
 
@@ -315,7 +315,7 @@ async fn on_postgres_attempts_are_purged_by_the_databases_clock() {
         let store = database.store().await;
         let attempt = attempt(subject("ada@example.com"));
         attempts_until_blocked(store.as_ref(), attempt).await;
-        store.purge_revocations(NOW + 10_000.days(), i64::MAX).await.expect("the store");
+        store.purge_attempts(NOW + 10_000.days(), None, 100).await.expect("the store");
         assert!(!is_reserved(store.as_ref(), attempt).await);
         let attempt_later = LoginAttempt { now: NOW + 10_000.days(), ..attempt };
         assert!(!is_reserved(store.as_ref(), attempt_later).await, "such a clock does not end a lockout either");

@@ -164,7 +164,7 @@ async fn cancel_a_mail_write(store: &dyn Store, account: &Account, write: usize,
         6 => cancel_after(waits, store.claim_mail(NOW, LEASE)).await,
         7 => cancel_after(waits, store.mail_sent(claimed.id, claimed.attempt)).await,
         8 => cancel_after(waits, store.mail_failed(claimed.id, claimed.attempt, MailRetry::Never, NOW)).await,
-        9 => cancel_after(waits, store.purge_mail(NOW + 1.hours(), NOW)).await,
+        9 => cancel_after(waits, store.purge_mail(NOW + 1.hours(), NOW, 1_000)).await,
         _ => panic!("there is no write with this number"),
     }
 }
@@ -238,7 +238,7 @@ async fn cancel_an_administrative_write(store: &dyn Store, token: &Token, write:
             let deletion = UserDeletion { user, password_version: None, context: audit_context() };
             cancel_after(0, store.delete_user(deletion)).await
         }
-        9 => cancel_after(0, store.purge_revocations(NOW + 1.hours(), i64::MAX)).await,
+        9 => cancel_after(0, store.purge_revocations(NOW + 1.hours(), i64::MAX, 100)).await,
         10 => cancel_after(0, store.purge_audit_events(NOW + 1.hours(), 100)).await,
         _ => panic!("there is no write with this number"),
     }

@@ -70,6 +70,7 @@ pub fn new_account(name: &str) -> NewAccount {
         email: address(&format!("{name}@example.com")),
         password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
         context: audit_context(),
+        roles: None,
         verification: mail(MailKind::VerifyEmail, &format!("{name}@example.com"), Some(id)),
         withholds_mail: false,
         owner_notice: None,
@@ -151,6 +152,7 @@ impl Token {
         Rotation {
             presented_generation: self.grant.generation,
             presented_hash: self.hash,
+            presented_expire_time: self.grant.expire_time,
             next: next.grant.clone(),
             next_hash: next.hash,
             context: audit_context(),

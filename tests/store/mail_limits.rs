@@ -98,6 +98,6 @@ async fn other_mails_cannot_spend_the_budget_of_resets(database: &Database) {
     let verify = || mail(MailKind::VerifyEmail, "ada@example.com", None);
     while store.request_mail(verify(), THREE).await.expect("the store") == Enqueued::Queued {}
     assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3, "the owner's last way in");
-    store.purge_mail(NOW + 1.days(), NOW).await.expect("the store");
+    store.purge_mail(NOW + 1.days(), NOW, 1_000).await.expect("the store");
     assert_eq!(database.sql.number("SELECT count(*) FROM reset_limits").await, 0);
 }

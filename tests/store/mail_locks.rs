@@ -258,7 +258,7 @@ async fn a_purge_skips_locked_rows(database: &Database) {
     )
     .await;
     let purge = async || {
-        store.purge_mail(NOW + 365.days(), NOW + 365.days()).await.expect("the store");
+        store.purge_mail(NOW + 365.days(), NOW + 365.days(), 1_000).await.expect("the store");
         let limits = database.sql.number("SELECT count(*) FROM mail_limits").await;
         (database.tokens().await.len(), database.outbox().await.len(), limits)
     };

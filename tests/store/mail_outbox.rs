@@ -318,7 +318,7 @@ async fn only_expired_tokens_idle_limits_and_old_dead_mails_are_purged(database:
     let limits_idle = NOW + NO_LIMIT.interval;
 
     let purge = async |now, dead_before| {
-        store.purge_mail(now, dead_before).await.expect("the store");
+        store.purge_mail(now, dead_before, 1_000).await.expect("the store");
         let limits = database.sql.number("SELECT count(*) FROM mail_limits").await;
         let dead = store.mail_queue().await.expect("the store").dead;
         (database.tokens().await.len(), limits, dead)

@@ -293,7 +293,7 @@ async fn any_step(store: &dyn Store, user: &User, tokens: &[OneTimeGrant], sessi
         4 => queue_mail(store, &NewMail { user_id: None, ..mail_with_token(user, Purpose::ALL[number % 2]) }).await,
         5 => drop(store.request_email_change(email_change(user, "free@example.com")).await.expect("a step")),
         6 => drop(store.change_password(password_change(user)).await.expect("a step")),
-        7 => store.purge_mail(NOW + 1.days() + 1.seconds(), NOW + 1.days()).await.expect("a step"),
+        7 => drop(store.purge_mail(NOW + 1.days() + 1.seconds(), NOW + 1.days(), 1_000).await.expect("a step")),
         8 | 9 => {
             if let MailClaim::Claimed(mail) = claim(store).await {
                 store.mail_failed(mail.id, mail.attempt, MailRetry::Never, NOW).await.expect("a step");

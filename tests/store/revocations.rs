@@ -249,16 +249,16 @@ async fn revocations_are_purged_once_they_affect_no_token_and_numbers_are_not_re
     }
     let all = store.revocations(0, &[]).await.expect("the store");
     let second = all[1].retain_until;
-    store.purge_revocations(second, i64::MAX).await.expect("the store");
+    store.purge_revocations(second, i64::MAX, 100).await.expect("the store");
     assert_eq!(
         store.revocations(0, &[]).await.expect("the store"),
         all[1..],
         "a token may still be presented at that moment"
     );
-    store.purge_revocations(second + 1.microseconds(), i64::MAX).await.expect("the store");
+    store.purge_revocations(second + 1.microseconds(), i64::MAX, 100).await.expect("the store");
     assert_eq!(store.revocations(0, &[]).await.expect("the store"), all[2..]);
 
-    store.purge_revocations(second + 1.hours(), i64::MAX).await.expect("the store");
+    store.purge_revocations(second + 1.hours(), i64::MAX, 100).await.expect("the store");
     assert_eq!(
         store.revocations(0, &[]).await.expect("the store"),
         all[2..],

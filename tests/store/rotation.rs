@@ -11,7 +11,8 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        ISSUED, Token, WINDOW, audit_context, audit_context_at, is_alive, log_in, log_out, new_id, refresh, sign_up,
+        ISSUED, NOW, Token, WINDOW, audit_context, audit_context_at, is_alive, log_in, log_out, new_id, refresh,
+        sign_up,
     },
     support::{Database, Engine, on_each_engine},
 };
@@ -26,7 +27,8 @@ on_each_engine![
     without_a_retry_window_the_previous_token_is_a_reuse,
     refresh_with_a_consumed_token_ends_the_session,
     another_token_of_the_current_generation_ends_the_session,
-    a_token_of_a_later_generation_is_invalid_and_changes_nothing,
+    a_token_of_a_later_generation_carries_the_session_on_and_uses_up_the_older_ones,
+    a_token_of_a_later_generation_revives_no_session,
     a_token_of_an_unknown_session_is_invalid,
     a_token_with_another_users_id_is_invalid_and_changes_nothing,
     a_token_of_a_revoked_session_is_invalid_and_changes_nothing,
@@ -178,12 +180,30 @@ async fn another_token_of_the_current_generation_ends_the_session(database: &Dat
     assert_reuse(database, store.as_ref(), &second, forked.rotation()).await;
 }
 
-async fn a_token_of_a_later_generation_is_invalid_and_changes_nothing(database: &Database) {
+/// Only a database that was restored from a backup does not know a token that is authentic.
+async fn a_token_of_a_later_generation_carries_the_session_on_and_uses_up_the_older_ones(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let (_, second) = refreshed_once(store).await;
+    let later = second.successor("").successor("");
+    let next = later.successor("");
+    assert!(matches!(rotate(store, later.replaced_by(&next)).await, RotationOutcome::Rotated(_)));
+    assert!(matches!(rotate(store, later.replaced_by(&next)).await, RotationOutcome::Replayed { .. }), "a retry");
+    assert_eq!(
+        database.sql.number("SELECT count(*) FROM audit_events WHERE action = 'refresh_after_restore'").await,
+        1
+    );
+    assert_reuse(database, store, &next, second.rotation()).await;
+}
+
+async fn a_token_of_a_later_generation_revives_no_session(database: &Database) {
     let store = database.store().await;
     let (_, second) = refreshed_once(store.as_ref()).await;
-    let future = second.successor("");
-    assert_invalid(database, store.as_ref(), &second, future.rotation()).await;
-    assert!(is_alive(store.as_ref(), &second).await);
+    let later = second.successor("");
+    let expired = Rotation { presented_expire_time: NOW - 1.microseconds(), ..later.rotation() };
+    assert_invalid(database, store.as_ref(), &second, expired).await;
+    log_out(store.as_ref(), &second).await;
+    assert_invalid(database, store.as_ref(), &second, later.rotation()).await;
 }
 
 async fn a_token_of_an_unknown_session_is_invalid(database: &Database) {

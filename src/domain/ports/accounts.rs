@@ -10,6 +10,7 @@ use crate::{
         mail::NewMail,
         one_time::OneTimeGrant,
         password::PasswordHash,
+        role::Role,
         throttle::{AddressLimit, AttemptSubject},
     },
     error::StoreError,
@@ -55,6 +56,8 @@ pub struct NewAccount {
     pub email: Email,
     pub password_hash: PasswordHash,
     pub context: AuditContext,
+    /// The roles that an operator gives it besides the role `user`, and the context of their audit row.
+    pub roles: Option<(Vec<Role>, AuditContext)>,
     /// To the new address.
     pub verification: NewMail,
     /// Set where the caller must not learn that the address is taken: the mail that its owner gets instead.

@@ -21,6 +21,10 @@ use crate::{
     error::StoreError,
 };
 
+/// The longest pause between two attempts to send a mail. One that waits longer was put off by a clock that was ahead, and
+/// is due.
+pub const LONGEST_BACKOFF: Duration = Duration::from_mins(15);
+
 /// The steps of a mail on its way, and of the token in it.
 #[async_trait]
 pub trait MailStore {
@@ -51,8 +55,10 @@ pub trait MailStore {
     /// the token's id and address.
     async fn issue_token(&self, token: OneTimeGrant, context: AuditContext) -> Result<bool, StoreError>;
 
-    /// Deletes expired tokens, address limits that are idle, and dead mails older than `dead_before`.
-    async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError>;
+    /// Deletes expired tokens, address limits that are idle, and dead mails older than `dead_before`, at most `limit` of
+    /// each. Returns how many of the kind of which there were most.
+    async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime, limit: u32)
+    -> Result<u64, StoreError>;
 }
 
 /// The result of requesting a mail.

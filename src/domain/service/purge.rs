@@ -1,7 +1,7 @@
 //! Deletes what can no longer matter: expired sessions, tokens, limits, dead mails and old audit rows. Every replica
 //! does this, in batches; it is harmless that several do. Each also looks at the parameters of the stored passwords.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::error::StoreError;
 
@@ -10,7 +10,9 @@ use super::Service;
 /// The time between two purges.
 const INTERVAL: Duration = Duration::from_hours(1);
 /// How many rows one statement deletes at most.
-const BATCH: u32 = 1_000;
+const BATCH: u32 = 500;
+/// The pause after a batch. With SQLite there is one writer, and a batch keeps it for some milliseconds.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How long a mail that was given up is kept for an operator to look at.
 const DEAD_MAIL_KEPT: Duration = Duration::from_hours(30 * 24);
 
@@ -19,7 +21,7 @@ const FORGET_INTERVAL: Duration = Duration::from_mins(1);
 
 impl Service {
     /// Forgets every minute which clients have called, for ever.
-    pub async fn run_forgetting(&self) {
+    pub async fn run_forgetting(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(FORGET_INTERVAL);
         loop {
             ticks.tick().await;
@@ -31,7 +33,7 @@ impl Service {
     }
 
     /// Purges every hour, for ever.
-    pub async fn run_purge(&self) {
+    pub async fn run_purge(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             ticks.tick().await;
@@ -45,14 +47,36 @@ impl Service {
         }
     }
 
+    /// Each kind is deleted on its own, so that one that fails leaves the others.
     async fn purge_expired(&self) -> Result<(), StoreError> {
-        let now = self.store.time(self.env.now());
-        while self.store.purge_sessions(now, BATCH).await? == u64::from(BATCH) {}
-        self.store.purge_mail(now, now - DEAD_MAIL_KEPT).await?;
-        self.store.purge_revocations(now, self.revocations.settled().await).await?;
-        let too_old = now - self.audit_retention;
-        while self.store.purge_audit_events(too_old, BATCH).await? == u64::from(BATCH) {}
-        self.hasher.expect_stored(&self.store.password_parameters().await?);
+        let (now, store) = (self.env.now(), self.store.as_ref());
+        let settled = self.revocations.settled().await;
+        let outcomes = [
+            in_batches(|| store.purge_sessions(now, BATCH)).await,
+            in_batches(|| store.purge_mail(now, now - DEAD_MAIL_KEPT, BATCH)).await,
+            in_batches(|| store.purge_revocations(now, settled, BATCH)).await,
+            self.purge_attempts().await,
+            in_batches(|| store.purge_audit_events(now - self.audit_retention, BATCH)).await,
+        ];
+        self.hasher.expect_stored(&store.password_parameters().await?);
+        outcomes.into_iter().collect()
+    }
+
+    /// Walks over all attempts: no index knows which of them no longer count, because every login would have to change it.
+    async fn purge_attempts(&self) -> Result<(), StoreError> {
+        let mut after = None;
+        while let Some(last) = self.store.purge_attempts(self.env.now(), after, BATCH).await? {
+            after = Some(last);
+            tokio::time::sleep(PAUSE).await;
+        }
         Ok(())
     }
+}
+
+/// Deletes batch after batch, with a pause between them for the calls that wait.
+async fn in_batches<F: Future<Output = Result<u64, StoreError>>>(delete: impl Fn() -> F) -> Result<(), StoreError> {
+    while delete().await? >= u64::from(BATCH) {
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Keeps the in-memory set of revocations in step with the store's log.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::error::{Error, StoreError};
 
@@ -11,7 +11,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(700);
 
 impl Service {
     /// Reads the log for ever: at once when the store reports a new entry, otherwise at an interval.
-    pub async fn run_revocation_sync(&self) {
+    pub async fn run_revocation_sync(self: Arc<Self>) {
         loop {
             if let Err(error) = self.poll_revocations().await {
                 tracing::debug!(%error, "the log of revocations could not be read");

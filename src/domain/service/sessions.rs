@@ -131,6 +131,7 @@ impl Service {
         let rotation = Rotation {
             presented_generation: presented.generation,
             presented_hash: RefreshHash::of(refresh_token),
+            presented_expire_time: presented.expire_time,
             next,
             next_hash: RefreshHash::of(&refresh.token),
             context,

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use crate::{
     domain::{
         account::{Email, SignUp, User},
-        admin::Administrator,
         env::Deadline,
         ids::UserId,
         mail::{MailKind, NewMail},
@@ -38,7 +37,7 @@ impl Service {
         self.store.ensure_reachable()?;
         self.sign_up_limiter.check(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
         let owner_notice = self.owner_notice(&request.email)?;
-        self.register(request, owner_notice, Some(client), deadline).await
+        self.register(request, owner_notice, None, Some(client), deadline).await
     }
 
     /// Creates the account. There is no client on the command line.
@@ -46,6 +45,7 @@ impl Service {
         &self,
         request: SignUp,
         owner_notice: Option<NewMail>,
+        roles: Option<Vec<Role>>,
         client: Option<&Client>,
         deadline: Deadline,
     ) -> Result<User, Error> {
@@ -58,6 +58,10 @@ impl Service {
         let id = UserId(self.env.uuid()?);
         let verification = self.new_mail(MailKind::VerifyEmail, email.clone(), Some(id))?;
         let context = self.audit_context(client.map(|_| id), client.and_then(|client| client.ip))?;
+        let roles = match roles {
+            Some(roles) => Some((roles, self.audit_context(None, None)?)),
+            None => None,
+        };
         // The account as it will be if nothing is in the way; also the answer where a taken address is concealed.
         let user = User {
             id,
@@ -75,6 +79,7 @@ impl Service {
             email,
             password_hash,
             context,
+            roles,
             owner_notice,
             verification,
             limit: self.mails.per_address,
@@ -95,8 +100,7 @@ impl Service {
     /// Creates an account with these roles, for an operator. Its owner gets the same mail as after any sign-up.
     pub async fn create_account(&self, request: SignUp, roles: Vec<Role>) -> Result<User, Error> {
         let deadline = Deadline(Instant::now() + COMMAND_PATIENCE);
-        let user = self.register(request, None, None, deadline).await?;
-        self.set_roles(user.id, roles, Administrator::COMMAND_LINE).await
+        self.register(request, None, Some(roles), None, deadline).await
     }
 
     /// The account with this address.

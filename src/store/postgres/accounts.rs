@@ -20,7 +20,8 @@ use super::PostgresStore;
 ///
 /// `$1` to `$6` are the values of [`bind_mail`]: the mail. `$7` username, `$8` password hash, `$9` role; `$10` and
 /// `$11` the interval and the tolerance of the limit of the address, in seconds; `$12` the time of the step, `$13` to
-/// `$16` the rest of the audit row, `$17` id and `$18` address of the account. It waits for a sign-up with the same
+/// `$16` the rest of the audit row, `$17` id and `$18` address of the account, `$19` how
+/// far ahead the count of the address can be, in seconds. It waits for a sign-up with the same
 /// address or username that has not been committed yet.
 const SIGN_UP: &str = "WITH account AS (\
      INSERT INTO users (id, username, email, password_hash, create_time, update_time) \
@@ -28,8 +29,10 @@ const SIGN_UP: &str = "WITH account AS (\
      role AS (INSERT INTO user_roles (user_id, role) SELECT id, $9 FROM account), \
      counted AS (INSERT INTO mail_limits AS m (email, spent_until) \
      SELECT $3, $6 + make_interval(secs => $10) FROM account \
-     ON CONFLICT (email) DO UPDATE SET spent_until = greatest(m.spent_until, $6) + make_interval(secs => $10) \
-     WHERE m.spent_until <= $6 + make_interval(secs => $11) RETURNING 1), \
+     ON CONFLICT (email) DO UPDATE SET spent_until = make_interval(secs => $10) + \
+     CASE WHEN m.spent_until > $6 + make_interval(secs => $19) THEN $6 ELSE greatest(m.spent_until, $6) END \
+     WHERE m.spent_until <= $6 + make_interval(secs => $11) OR m.spent_until > $6 + make_interval(secs => $19) \
+     RETURNING 1), \
      queued AS (INSERT INTO mail_outbox (id, kind, recipient, user_id, new_email, create_time, next_attempt_time) \
      SELECT $1, $2, $3, $4, $5, $6, clock_timestamp() FROM counted), \
      audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, client_ip) \
@@ -39,7 +42,7 @@ const SIGN_UP: &str = "WITH account AS (\
 impl PostgresStore {
     /// Creates an account in one statement. Where something is in its way, a transaction finds out what.
     pub(super) async fn sign_up(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
-        if account.withholds_mail {
+        if account.withholds_mail || account.roles.is_some() {
             return steps::write(self, |tx| steps::create_account(tx, account)).await;
         }
         let statement = bind_mail(Statement::new(SIGN_UP), &account.verification)
@@ -54,7 +57,8 @@ impl PostgresStore {
             .bind(account.context.actor.map(|actor| actor.0))
             .bind(account.context.client_ip.map(|ip| ip.to_string()))
             .bind(account.id.0)
-            .bind(account.email.as_str());
+            .bind(account.email.as_str())
+            .bind(account.limit.furthest().as_secs_f64());
         match self.written::<UserRow>(statement).await? {
             Some(user) => {
                 self.mail_queued.notify_one();

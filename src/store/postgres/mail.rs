@@ -12,7 +12,7 @@ use crate::{
         ids::MailId,
         mail::NewMail,
         one_time::OneTimeGrant,
-        ports::{Enqueued, MailClaim, MailRetry, MailStore},
+        ports::{Enqueued, LONGEST_BACKOFF, MailClaim, MailRetry, MailStore},
         throttle::AddressLimit,
     },
     error::StoreError,
@@ -26,6 +26,26 @@ use crate::{
 
 use super::PostgresStore;
 
+/// Deletes at most `$2` rows of a table whose time is before `$1`. Rows that another step has locked are left for the next
+/// purge: waiting for them while holding other locks could cause a deadlock.
+macro_rules! purge {
+    ($table:literal, $key:literal, $time:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE ",
+            $key,
+            " IN (SELECT ",
+            $key,
+            " FROM ",
+            $table,
+            " WHERE ",
+            $time,
+            " < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)"
+        )
+    };
+}
+
 #[async_trait]
 impl MailStore for PostgresStore {
     async fn request_mail(&self, mail: NewMail, limit: AddressLimit) -> Result<Enqueued, StoreError> {
@@ -38,11 +58,12 @@ impl MailStore for PostgresStore {
             let statement = Statement::new(
                 "UPDATE mail_outbox SET attempts = attempts + 1, \
                  next_attempt_time = clock_timestamp() + make_interval(secs => $1) \
-                 WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL AND next_attempt_time <= clock_timestamp() \
-                 ORDER BY next_attempt_time LIMIT 1 FOR UPDATE SKIP LOCKED) \
+                 WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL AND (next_attempt_time <= clock_timestamp() \
+                 OR next_attempt_time > clock_timestamp() + make_interval(secs => $2)) ORDER BY next_attempt_time LIMIT 1 FOR UPDATE SKIP LOCKED) \
                  RETURNING id, kind, recipient, user_id, new_email, create_time, attempts",
             )
-            .bind(lease.as_secs_f64());
+            .bind(lease.as_secs_f64())
+            .bind(lease.max(LONGEST_BACKOFF).as_secs_f64());
             let Some(leased) = store.written::<OutboxRow>(statement).await? else {
                 return Ok(MailClaim::NoneDue);
             };
@@ -93,41 +114,25 @@ impl MailStore for PostgresStore {
         steps::write(self, move |tx| steps::issue_token(tx, token, context)).await
     }
 
-    async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
+    async fn purge_mail(
+        &self,
+        now: OffsetDateTime,
+        dead_before: OffsetDateTime,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
         let store = self.clone();
         run_to_completion(async move {
-            // Rows that another step has locked are left for the next purge. Waiting for them while holding other locks
-            // could cause a deadlock.
+            let mut most = 0;
             for (statement, time) in [
-                (
-                    "DELETE FROM one_time_tokens WHERE id IN \
-                         (SELECT id FROM one_time_tokens WHERE expire_time < $1 FOR UPDATE SKIP LOCKED)",
-                    now,
-                ),
-                (
-                    "DELETE FROM mail_limits WHERE email IN \
-                         (SELECT email FROM mail_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
-                    now,
-                ),
-                (
-                    "DELETE FROM reset_limits WHERE email IN \
-                         (SELECT email FROM reset_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
-                    now,
-                ),
-                (
-                    "DELETE FROM notice_limits WHERE email IN \
-                         (SELECT email FROM notice_limits WHERE spent_until < $1 FOR UPDATE SKIP LOCKED)",
-                    now,
-                ),
-                (
-                    "DELETE FROM mail_outbox WHERE id IN \
-                         (SELECT id FROM mail_outbox WHERE dead_time < $1 FOR UPDATE SKIP LOCKED)",
-                    dead_before,
-                ),
+                (purge!("one_time_tokens", "id", "expire_time"), now),
+                (purge!("mail_limits", "email", "spent_until"), now),
+                (purge!("reset_limits", "email", "spent_until"), now),
+                (purge!("notice_limits", "email", "spent_until"), now),
+                (purge!("mail_outbox", "id", "dead_time"), dead_before),
             ] {
-                store.execute(Statement::new(statement).bind(time)).await?;
+                most = most.max(store.execute(Statement::new(statement).bind(time).bind(i64::from(limit))).await?);
             }
-            Ok(())
+            Ok(most)
         })
         .await
     }

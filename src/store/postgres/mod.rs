@@ -49,7 +49,7 @@ use super::{
 };
 
 /// The files below `migrations/postgres`, with their names.
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 8] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
@@ -57,13 +57,14 @@ const MIGRATIONS: [(&str, &str); 7] = [
     ("0005_reset_limits.sql", include_str!("../../../migrations/postgres/0005_reset_limits.sql")),
     ("0006_notice_limits.sql", include_str!("../../../migrations/postgres/0006_notice_limits.sql")),
     ("0007_clocks.sql", include_str!("../../../migrations/postgres/0007_clocks.sql")),
+    ("0008_names_in_any_locale.sql", include_str!("../../../migrations/postgres/0008_names_in_any_locale.sql")),
 ];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a ping may take before the database counts as unavailable.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How far the clock of this machine may differ from that of the database before the log says so.
+/// How far the clock of this machine may differ from that of the database. Beyond that, the database's counts.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(2);
 /// How long after it was lost the connection for notifications is opened again.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
@@ -113,6 +114,7 @@ impl PostgresStore {
             mail_queued: Arc::default(),
             _listener: listener,
         };
+        store.check_encoding().await?;
         match migrate {
             Migrate::Apply => {
                 let mut connection = store.pool.take(Purpose::Write).await?;
@@ -123,6 +125,15 @@ impl PostgresStore {
         }
         store.probe().await?;
         Ok(store)
+    }
+
+    /// Text from callers can have every character.
+    async fn check_encoding(&self) -> Result<(), OpenError> {
+        let query = Statement::new("SELECT current_setting('server_encoding')");
+        match self.rows::<(String,)>(query).await?.pop() {
+            Some((encoding,)) if encoding != "UTF8" => Err(OpenError::Encoding(encoding)),
+            Some(_) | None => Ok(()),
+        }
     }
 
     async fn check_schema(&self) -> Result<(), OpenError> {
@@ -209,7 +220,10 @@ impl PostgresStore {
         let before = self.clock_offset.swap(i64::try_from(offset.whole_microseconds()).unwrap_or(0), Ordering::Relaxed);
         let is_wrong = offset.abs() > CLOCK_TOLERANCE;
         if is_wrong && time::Duration::microseconds(before).abs() <= CLOCK_TOLERANCE {
-            tracing::warn!(seconds = offset.whole_seconds(), "the clock of this machine is not that of the database");
+            tracing::warn!(
+                seconds = offset.whole_seconds(),
+                "the clock of this machine is not that of the database, whose time is used"
+            );
         }
     }
 }
@@ -272,10 +286,10 @@ impl Backend for PostgresStore {
         users_by_username: concat!(
             "SELECT ",
             user_columns!(),
-            " FROM users u WHERE lower(u.username) COLLATE \"C\" > $2 AND lower(u.username) COLLATE \"C\" >= $3 ",
-            "AND lower(u.username) COLLATE \"C\" < $4 ",
+            " FROM users u WHERE lower(u.username COLLATE \"C\") > $2 AND lower(u.username COLLATE \"C\") >= $3 ",
+            "AND lower(u.username COLLATE \"C\") < $4 ",
             "AND NOT (u.email COLLATE \"C\" >= $3 AND u.email COLLATE \"C\" < $4) ",
-            "ORDER BY lower(u.username) COLLATE \"C\" LIMIT $1"
+            "ORDER BY lower(u.username COLLATE \"C\") LIMIT $1"
         ),
         audit_events_of_user_with_action: audit_events!(" AND user_id = $3 AND action = $4"),
     };
@@ -306,7 +320,9 @@ impl Store for PostgresStore {
     }
 
     fn time(&self, now: OffsetDateTime) -> OffsetDateTime {
-        now + time::Duration::microseconds(self.clock_offset.load(Ordering::Relaxed))
+        let offset = time::Duration::microseconds(self.clock_offset.load(Ordering::Relaxed));
+        // Within that, a replica keeps its own clock: it runs more evenly than what is measured over a network.
+        if offset.abs() > CLOCK_TOLERANCE { now.saturating_add(offset) } else { now }
     }
 
     fn ensure_reachable(&self) -> Result<(), StoreError> {

@@ -28,7 +28,7 @@ use crate::{
         rows::{CredentialsRow, LogoutTargetRow, RevocationRow, StoredSessionRow, UserRow, user_columns},
         shared::run_to_completion,
         statement::Statement,
-        steps::{self, WriteTransaction as _, bind_session},
+        steps::{self, Backend as _, WriteTransaction as _, bind_session},
     },
 };
 
@@ -38,6 +38,22 @@ use super::{
     transaction::{REVOCATIONS, Tx, forget_time},
 };
 
+/// Whether what is stored about the attempts still counts. What a clock wrote that was ahead does not.
+macro_rules! counts {
+    () => {
+        "a.forget_time > clock_timestamp() \
+         AND a.forget_time <= clock_timestamp() + make_interval(secs => greatest($3, $4))"
+    };
+}
+
+/// Whether the attempts under way may still be settled.
+macro_rules! is_under_way {
+    () => {
+        "a.under_way_until > clock_timestamp() \
+         AND a.under_way_until <= clock_timestamp() + make_interval(secs => $4)"
+    };
+}
+
 /// Reserves an attempt, as `attempt`: no row if it is refused. `$1` subject, `$2` failures allowed without a pause,
 /// `$3` seconds that failures count, `$4` seconds after which an attempt that nobody settled is forgotten.
 ///
@@ -45,18 +61,26 @@ use super::{
 /// those before it, because they wait for the row.
 macro_rules! reserve_attempt {
     () => {
-        "WITH attempt AS (\
-         INSERT INTO login_attempts AS a (subject, failures, blocked_until, forget_time, under_way, under_way_until) \
-         VALUES ($1, 0, 'epoch', clock_timestamp() + make_interval(secs => $3), \
-         1, clock_timestamp() + make_interval(secs => $4)) \
-         ON CONFLICT (subject) DO UPDATE SET \
-         failures = CASE WHEN a.forget_time <= clock_timestamp() THEN 0 ELSE a.failures END, \
-         under_way = CASE WHEN a.under_way_until <= clock_timestamp() THEN 1 ELSE a.under_way + 1 END, \
-         under_way_until = clock_timestamp() + make_interval(secs => $4), \
-         forget_time = greatest(a.forget_time, clock_timestamp() + make_interval(secs => $4)) \
-         WHERE a.blocked_until <= clock_timestamp() AND (a.forget_time <= clock_timestamp() \
-         OR a.under_way_until <= clock_timestamp() OR a.under_way = 0 OR a.failures + a.under_way < $2) \
-         RETURNING 1) "
+        concat!(
+            "WITH attempt AS (\
+             INSERT INTO login_attempts AS a (subject, failures, blocked_until, forget_time, under_way, under_way_until) \
+             VALUES ($1, 0, 'epoch', clock_timestamp() + make_interval(secs => $3), \
+             1, clock_timestamp() + make_interval(secs => $4)) \
+             ON CONFLICT (subject) DO UPDATE SET failures = CASE WHEN ",
+            counts!(),
+            " THEN a.failures ELSE 0 END, blocked_until = CASE WHEN ",
+            counts!(),
+            " THEN a.blocked_until ELSE 'epoch' END, under_way = CASE WHEN ",
+            is_under_way!(),
+            " THEN a.under_way + 1 ELSE 1 END, under_way_until = clock_timestamp() + make_interval(secs => $4), \
+             forget_time = greatest(CASE WHEN ",
+            counts!(),
+            " THEN a.forget_time END, clock_timestamp() + make_interval(secs => $4)) WHERE NOT (",
+            counts!(),
+            ") OR a.blocked_until <= clock_timestamp() AND (NOT (",
+            is_under_way!(),
+            ") OR a.under_way = 0 OR a.failures + a.under_way < $2) RETURNING 1) "
+        )
     };
 }
 
@@ -289,15 +313,28 @@ impl SessionStore for PostgresStore {
         self.revocation_written.notified().await;
     }
 
-    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64) -> Result<(), StoreError> {
-        let store = self.clone();
-        run_to_completion(async move {
-            store.execute(Statement::new(steps::PURGE_REVOCATIONS).bind(now).bind(settled)).await?;
-            // By the same clock as in `reserve_attempt!`.
-            store.execute(Statement::new("DELETE FROM login_attempts WHERE forget_time < clock_timestamp()")).await?;
-            Ok(())
-        })
-        .await
+    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64, limit: u32) -> Result<u64, StoreError> {
+        let statement = Statement::new(steps::PURGE_REVOCATIONS).bind(now).bind(settled).bind(i64::from(limit));
+        self.execute(statement).await
+    }
+
+    async fn purge_attempts(
+        &self,
+        _now: OffsetDateTime,
+        after: Option<AttemptSubject>,
+        limit: u32,
+    ) -> Result<Option<AttemptSubject>, StoreError> {
+        let after = steps::subject_bytes(after);
+        let next = Statement::new(steps::LAST_SUBJECT).bind(after.clone()).bind(i64::from(limit));
+        let Some((last,)) = self.rows::<(Vec<u8>,)>(next).await?.pop() else {
+            return Ok(None);
+        };
+        // By the same clock as in `reserve_attempt!`.
+        let statement = Statement::new(
+            "DELETE FROM login_attempts WHERE subject > $1 AND subject <= $2 AND forget_time < clock_timestamp()",
+        );
+        self.execute(statement.bind(after).bind(last.clone())).await?;
+        steps::subject(last).map(Some)
     }
 
     async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
@@ -368,10 +405,28 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
             tx.commit().await?;
             Ok(rotated.map_or(RotationOutcome::Invalid, RotationOutcome::Rotated))
         }
+        TokenState::Newer => {
+            tx.run(carry_on(&rotation)).await?;
+            steps::carried_on(tx, session, &rotation).await
+        }
         TokenState::Previous => Ok(steps::replayed(session, &rotation)),
         TokenState::Consumed => steps::end_reused_session(tx, &rotation).await,
         TokenState::Dead => Ok(RotationOutcome::Invalid),
     }
+}
+
+/// Continues a session from a token that its row does not know yet. The caller has locked the row.
+fn carry_on(rotation: &Rotation) -> Statement {
+    Statement::new(
+        "UPDATE sessions SET generation = $2, refresh_hash = $3, refresh_issue_time = $4, refresh_expire_time = $5, \
+         last_refresh_time = clock_timestamp(), newest_token_time = greatest(newest_token_time, refresh_issue_time, $4) \
+         WHERE id = $1",
+    )
+    .bind(rotation.next.session_id.0)
+    .bind(rotation.next.generation)
+    .bind(rotation.next_hash.0)
+    .bind(rotation.next.issue_time)
+    .bind(rotation.next.expire_time)
 }
 
 /// Replaces the presented token by the next one, if it is the live token of an open session.

@@ -63,15 +63,17 @@ macro_rules! end_sessions {
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Counts a mail in a table of limits, if the address has room. `$1` address, `$2` time of the mail, `$3` and `$4` the
-/// interval and the tolerance of the limit in seconds.
+/// interval and the tolerance of the limit in seconds, `$5` how far ahead the count can be: what is further was written by
+/// a clock that was ahead, and does not count.
 macro_rules! count_mail {
     ($table:literal) => {
         concat!(
             "INSERT INTO ",
             $table,
             " AS l (email, spent_until) VALUES ($1, $2 + make_interval(secs => $3)) \
-             ON CONFLICT (email) DO UPDATE SET spent_until = greatest(l.spent_until, $2) + make_interval(secs => $3) \
-             WHERE l.spent_until <= $2 + make_interval(secs => $4)"
+             ON CONFLICT (email) DO UPDATE SET spent_until = make_interval(secs => $3) + \
+             CASE WHEN l.spent_until > $2 + make_interval(secs => $5) THEN $2 ELSE greatest(l.spent_until, $2) END \
+             WHERE l.spent_until <= $2 + make_interval(secs => $4) OR l.spent_until > $2 + make_interval(secs => $5)"
         )
     };
 }
@@ -140,6 +142,8 @@ impl Tx {
 
 #[async_trait]
 impl WriteTransaction for Tx {
+    const USERNAME_TAKEN: &'static str =
+        "SELECT EXISTS (SELECT 1 FROM users WHERE lower(username COLLATE \"C\") = $1 COLLATE \"C\")";
     const LOG_ROLES: &'static str = concat!(
         "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) \
          SELECT $1, $2, $3, ",
@@ -275,7 +279,13 @@ impl WriteTransaction for Tx {
         Ok(())
     }
 
-    async fn count_mail(&mut self, budget: Budget, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError> {
+    async fn count_mail(
+        &mut self,
+        budget: Budget,
+        mail: &NewMail,
+        limit: AddressLimit,
+        furthest: Duration,
+    ) -> Result<bool, StoreError> {
         let statement = Statement::new(match budget {
             Budget::All => count_mail!("mail_limits"),
             Budget::Resets => count_mail!("reset_limits"),
@@ -284,7 +294,8 @@ impl WriteTransaction for Tx {
         .bind(mail.recipient.as_str())
         .bind(mail.create_time)
         .bind(limit.interval.as_secs_f64())
-        .bind(limit.tolerance().as_secs_f64());
+        .bind(limit.tolerance().as_secs_f64())
+        .bind(furthest.as_secs_f64());
         self.changes_one(statement).await
     }
 

@@ -11,18 +11,38 @@ use crate::{
         ids::MailId,
         mail::NewMail,
         one_time::OneTimeGrant,
-        ports::{Enqueued, MailClaim, MailRetry, MailStore},
+        ports::{Enqueued, LONGEST_BACKOFF, MailClaim, MailRetry, MailStore},
         throttle::AddressLimit,
     },
     error::StoreError,
     store::{
         rows::OutboxRow,
         shared::{Stamp, run_to_completion, span},
+        statement::Statement,
         steps::{self, WriteTransaction as _},
     },
 };
 
 use super::SqliteStore;
+
+/// Deletes at most `$2` rows of a table whose time is before `$1`.
+macro_rules! purge {
+    ($table:literal, $key:literal, $time:literal) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE ",
+            $key,
+            " IN (SELECT ",
+            $key,
+            " FROM ",
+            $table,
+            " WHERE ",
+            $time,
+            " < $1 LIMIT $2)"
+        )
+    };
+}
 
 #[async_trait]
 impl MailStore for SqliteStore {
@@ -34,12 +54,13 @@ impl MailStore for SqliteStore {
         steps::write(self, move |mut tx| async move {
             let leased = sqlx::query_as::<_, OutboxRow>(
                 "UPDATE mail_outbox SET attempts = attempts + 1, next_attempt_time = $1 + $2 \
-                 WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL AND next_attempt_time <= $1 \
-                 ORDER BY next_attempt_time LIMIT 1) \
+                 WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL \
+                 AND (next_attempt_time <= $1 OR next_attempt_time > $1 + $3) ORDER BY next_attempt_time LIMIT 1) \
                  RETURNING id, kind, recipient, user_id, new_email, create_time, attempts",
             )
             .bind(Stamp(now))
             .bind(span(lease))
+            .bind(span(lease.max(LONGEST_BACKOFF)))
             .fetch_optional(&mut *tx.sql)
             .await?;
             let Some(leased) = leased else {
@@ -106,19 +127,25 @@ impl MailStore for SqliteStore {
         steps::write(self, move |tx| steps::issue_token(tx, token, context)).await
     }
 
-    async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime) -> Result<(), StoreError> {
-        let writer = self.writer.clone();
+    async fn purge_mail(
+        &self,
+        now: OffsetDateTime,
+        dead_before: OffsetDateTime,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
+        let store = self.clone();
         run_to_completion(async move {
+            let mut most = 0;
             for (statement, time) in [
-                ("DELETE FROM one_time_tokens WHERE expire_time < $1", now),
-                ("DELETE FROM mail_limits WHERE spent_until < $1", now),
-                ("DELETE FROM reset_limits WHERE spent_until < $1", now),
-                ("DELETE FROM notice_limits WHERE spent_until < $1", now),
-                ("DELETE FROM mail_outbox WHERE dead_time < $1", dead_before),
+                (purge!("one_time_tokens", "id", "expire_time"), now),
+                (purge!("mail_limits", "email", "spent_until"), now),
+                (purge!("reset_limits", "email", "spent_until"), now),
+                (purge!("notice_limits", "email", "spent_until"), now),
+                (purge!("mail_outbox", "id", "dead_time"), dead_before),
             ] {
-                sqlx::query(statement).bind(Stamp(time)).execute(&writer).await?;
+                most = most.max(store.execute(Statement::new(statement).bind(time).bind(i64::from(limit))).await?);
             }
-            Ok(())
+            Ok(most)
         })
         .await
     }

@@ -33,7 +33,7 @@ use super::{
 };
 
 /// The files below `migrations/sqlite`, with their names.
-const MIGRATIONS: [(&str, &str); 7] = [
+const MIGRATIONS: [(&str, &str); 8] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/sqlite/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/sqlite/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/sqlite/0003_administration.sql")),
@@ -41,6 +41,7 @@ const MIGRATIONS: [(&str, &str); 7] = [
     ("0005_reset_limits.sql", include_str!("../../../migrations/sqlite/0005_reset_limits.sql")),
     ("0006_notice_limits.sql", include_str!("../../../migrations/sqlite/0006_notice_limits.sql")),
     ("0007_clocks.sql", include_str!("../../../migrations/sqlite/0007_clocks.sql")),
+    ("0008_names_in_any_locale.sql", include_str!("../../../migrations/sqlite/0008_names_in_any_locale.sql")),
 ];
 
 /// How long a write waits for its turn.
@@ -89,6 +90,14 @@ impl SqliteStore {
         }
         let readers = pool().max_connections(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self { writer, readers, mail_queued: Arc::default() })
+    }
+}
+
+impl SqliteStore {
+    /// Runs one statement that writes, to its end, even if its caller goes away. Returns how many rows it changed.
+    async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
+        let writer = self.writer.clone();
+        run_to_completion(async move { Ok(statement.into_query().execute(&writer).await?.rows_affected()) }).await
     }
 }
 

@@ -20,9 +20,9 @@ use crate::{
     error::StoreError,
     store::{
         rows::{LogoutTargetRow, RevocationRow, StoredSessionRow, user_columns},
-        shared::{Stamp, microseconds, run_to_completion, span},
+        shared::{Stamp, microseconds, span},
         statement::Statement,
-        steps::{self, WriteTransaction as _},
+        steps::{self, Backend as _, WriteTransaction as _},
     },
 };
 
@@ -180,30 +180,33 @@ impl SessionStore for SqliteStore {
         std::future::pending::<()>().await;
     }
 
-    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64) -> Result<(), StoreError> {
-        let writer = self.writer.clone();
-        run_to_completion(async move {
-            sqlx::query(steps::PURGE_REVOCATIONS).bind(Stamp(now)).bind(settled).execute(&writer).await?;
-            sqlx::query("DELETE FROM login_attempts WHERE forget_time < $1").bind(Stamp(now)).execute(&writer).await?;
-            Ok(())
-        })
-        .await
+    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64, limit: u32) -> Result<u64, StoreError> {
+        let statement = Statement::new(steps::PURGE_REVOCATIONS).bind(now).bind(settled).bind(i64::from(limit));
+        self.execute(statement).await
+    }
+
+    async fn purge_attempts(
+        &self,
+        now: OffsetDateTime,
+        after: Option<AttemptSubject>,
+        limit: u32,
+    ) -> Result<Option<AttemptSubject>, StoreError> {
+        let after = steps::subject_bytes(after);
+        let next = Statement::new(steps::LAST_SUBJECT).bind(after.clone()).bind(i64::from(limit));
+        let Some((last,)) = self.rows::<(Vec<u8>,)>(next).await?.pop() else {
+            return Ok(None);
+        };
+        let statement =
+            Statement::new("DELETE FROM login_attempts WHERE subject > $1 AND subject <= $2 AND forget_time < $3");
+        self.execute(statement.bind(after).bind(last.clone()).bind(now)).await?;
+        steps::subject(last).map(Some)
     }
 
     async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
-        let writer = self.writer.clone();
-        run_to_completion(async move {
-            let deleted = sqlx::query(
-                "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE end_time < $1 \
-                 ORDER BY end_time LIMIT $2)",
-            )
-            .bind(Stamp(now))
-            .bind(i64::from(limit))
-            .execute(&writer)
-            .await?;
-            Ok(deleted.rows_affected())
-        })
-        .await
+        let statement = Statement::new(
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE end_time < $1 ORDER BY end_time LIMIT $2)",
+        );
+        self.execute(statement.bind(now).bind(i64::from(limit))).await
     }
 }
 
@@ -222,12 +225,18 @@ async fn attempts(tx: &mut Tx, attempt: LoginAttempt) -> Result<Attempts, StoreE
     .bind(attempt.subject.0.as_slice())
     .fetch_optional(&mut *tx.sql)
     .await?;
+    // What a clock wrote that was ahead does not count: a pause is never longer than its maximum.
+    let longest = span(attempt.policy.window.max(ATTEMPT_LIFETIME));
+    let counts = |until: i64, longest: i64| until > now && until <= now.saturating_add(longest);
     Ok(match row {
-        Some((failures, blocked_until, forget_time, under_way, under_way_until)) if forget_time > now => Attempts {
-            count: AttemptCount { failures, under_way: if under_way_until > now { under_way } else { 0 } },
-            blocked_until,
-            forget_time,
-        },
+        Some((failures, blocked_until, forget_time, under_way, under_way_until)) if counts(forget_time, longest) => {
+            let is_under_way = counts(under_way_until, span(ATTEMPT_LIFETIME));
+            Attempts {
+                count: AttemptCount { failures, under_way: if is_under_way { under_way } else { 0 } },
+                blocked_until,
+                forget_time,
+            }
+        }
         Some(_) | None => {
             let forget_time = now + span(attempt.policy.window);
             Attempts { count: AttemptCount { failures: 0, under_way: 0 }, blocked_until: 0, forget_time }
@@ -259,13 +268,17 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
             tx.commit().await?;
             Ok(RotationOutcome::Rotated(session.user))
         }
+        TokenState::Newer => {
+            rotate(&mut tx, &rotation).await?;
+            steps::carried_on(tx, session, &rotation).await
+        }
         TokenState::Previous => Ok(steps::replayed(session, &rotation)),
         TokenState::Consumed => steps::end_reused_session(tx, &rotation).await,
         TokenState::Dead => Ok(RotationOutcome::Invalid),
     }
 }
 
-/// Replaces the presented token, which was found to be the live one, by the next one.
+/// Replaces the presented token, which was found to be the live one or a newer one, by the next one.
 async fn rotate(tx: &mut Tx, rotation: &Rotation) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE sessions SET generation = $2, refresh_hash = $3, refresh_issue_time = $4, refresh_expire_time = $5, \

@@ -1,6 +1,6 @@
 //! The verbs of a step, in SQLite's dialect. Every step is alone while it runs, so no row is locked.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{FromRow as _, Row as _, Sqlite, Transaction};
@@ -51,15 +51,17 @@ macro_rules! end_sessions {
 }
 
 /// Counts a mail in a table of limits, if the address has room. `$1` address, `$2` time of the mail, `$3` and `$4` the
-/// interval and the tolerance of the limit.
+/// interval and the tolerance of the limit, `$5` how far ahead the count can be: what is further was written by a clock
+/// that was ahead, and does not count.
 macro_rules! count_mail {
     ($table:literal) => {
         concat!(
             "INSERT INTO ",
             $table,
             " AS l (email, spent_until) VALUES ($1, $2 + $3) \
-             ON CONFLICT (email) DO UPDATE SET spent_until = max(l.spent_until, $2) + $3 \
-             WHERE l.spent_until <= $2 + $4"
+             ON CONFLICT (email) DO UPDATE SET \
+             spent_until = iif(l.spent_until > $2 + $5, $2, max(l.spent_until, $2)) + $3 \
+             WHERE l.spent_until <= $2 + $4 OR l.spent_until > $2 + $5"
         )
     };
 }
@@ -92,6 +94,7 @@ impl Tx {
 
 #[async_trait]
 impl WriteTransaction for Tx {
+    const USERNAME_TAKEN: &'static str = "SELECT EXISTS (SELECT 1 FROM users WHERE lower(username) = $1)";
     const LOG_ROLES: &'static str = "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) \
          SELECT $1, $2, $3, max($3, coalesce(max(refresh_issue_time), 0), coalesce(max(newest_token_time), 0)) + ($4 - $3) \
          FROM sessions WHERE user_id = $1";
@@ -204,7 +207,13 @@ impl WriteTransaction for Tx {
         Ok(())
     }
 
-    async fn count_mail(&mut self, budget: Budget, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError> {
+    async fn count_mail(
+        &mut self,
+        budget: Budget,
+        mail: &NewMail,
+        limit: AddressLimit,
+        furthest: Duration,
+    ) -> Result<bool, StoreError> {
         let statement = Statement::new(match budget {
             Budget::All => count_mail!("mail_limits"),
             Budget::Resets => count_mail!("reset_limits"),
@@ -213,7 +222,8 @@ impl WriteTransaction for Tx {
         .bind(mail.recipient.as_str())
         .bind(mail.create_time)
         .bind(span(limit.interval))
-        .bind(span(limit.tolerance()));
+        .bind(span(limit.tolerance()))
+        .bind(span(furthest));
         self.changes_one(statement).await
     }
 

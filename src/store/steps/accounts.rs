@@ -23,7 +23,10 @@ use crate::{
     store::statement::Statement,
 };
 
-use super::transaction::{Backend, Budget, WriteTransaction, consume_token, queue_within, void_tokens, write};
+use super::{
+    admin::replace_roles,
+    transaction::{Backend, Budget, WriteTransaction, consume_token, queue_within, void_tokens, write},
+};
 
 #[async_trait]
 impl<B: Backend> AccountStore for B {
@@ -70,7 +73,10 @@ pub(in crate::store) async fn create_account(
         queue_within(&mut tx, &account.verification, account.limit).await?;
     }
     tx.record(Action::SignUp, &account.context, AuditTarget::user(account.id)).await?;
-    let user = tx.user(account.id).await?;
+    let mut user = tx.user(account.id).await?;
+    if let Some((roles, context)) = account.roles.filter(|(roles, _)| *roles != user.roles) {
+        user = replace_roles(&mut tx, &user, &roles, &context).await?;
+    }
     tx.commit().await?;
     Ok(AccountCreation::Created(user))
 }
@@ -186,7 +192,7 @@ async fn queue_notice<T: WriteTransaction>(
     user: &User,
     limit: AddressLimit,
 ) -> Result<(), StoreError> {
-    if user.email_verified || tx.count_mail(Budget::Notices, notice, limit).await? {
+    if user.email_verified || tx.count_mail(Budget::Notices, notice, limit, limit.furthest()).await? {
         tx.queue(notice).await?;
     }
     Ok(())

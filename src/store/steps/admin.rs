@@ -75,17 +75,28 @@ async fn set_roles(
     if !contains_admin(&roles) && is_last_admin(&mut tx, &before).await? {
         return Ok(UserChange::LastAdmin);
     }
+    let user = replace_roles(&mut tx, &before, &roles, &context).await?;
+    tx.commit().await?;
+    Ok(UserChange::Changed(user))
+}
+
+/// Gives an account, which the caller has locked, other roles. Returns it as it is then.
+pub(super) async fn replace_roles<T: WriteTransaction>(
+    tx: &mut T,
+    before: &User,
+    roles: &[Role],
+    context: &AuditContext,
+) -> Result<User, StoreError> {
+    let id = before.id;
     tx.remove_roles(id).await?;
-    for role in &roles {
+    for role in roles {
         tx.add_role(id, role).await?;
     }
     tx.touch(id, context.now).await?;
-    tx.log_roles(id, &roles, &context).await?;
-    let detail = format!("{} -> {}", roles_text(&before.roles), roles_text(&roles));
-    tx.record(Action::RolesChanged, &context, AuditTarget::user(id).detail(detail)).await?;
-    let user = tx.user(id).await?;
-    tx.commit().await?;
-    Ok(UserChange::Changed(user))
+    tx.log_roles(id, roles, context).await?;
+    let detail = format!("{} -> {}", roles_text(&before.roles), roles_text(roles));
+    tx.record(Action::RolesChanged, context, AuditTarget::user(id).detail(detail)).await?;
+    tx.user(id).await
 }
 
 async fn disable_user(

@@ -79,6 +79,8 @@ async fn put_token<T: WriteTransaction>(
     create_time: OffsetDateTime,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
+    // A mail from after now was asked for while a clock was ahead.
+    let create_time = create_time.min(now);
     let expire_time = create_time + token.purpose.lifetime();
-    Ok(expire_time > now && tx.put_token(token, create_time, expire_time).await?)
+    Ok(expire_time > now && tx.put_token(token, create_time, expire_time, now).await?)
 }

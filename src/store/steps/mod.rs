@@ -13,8 +13,8 @@ mod transaction;
 
 pub(super) use accounts::create_account;
 pub(super) use mail::{issue_token, prepare, request_mail};
-pub(super) use sessions::{apply_logout, end_reused_session, replayed};
+pub(super) use sessions::{apply_logout, carried_on, end_reused_session, replayed, subject, subject_bytes};
 pub(super) use transaction::{
-    ANOTHER_ADMIN_ENABLED, Backend, Budget, Dialect, PURGE_REVOCATIONS, SET_EMAIL, WriteTransaction, abandon_attempt,
-    bind_mail, bind_session, forgive_attempts, write,
+    ANOTHER_ADMIN_ENABLED, Backend, Budget, Dialect, LAST_SUBJECT, PURGE_REVOCATIONS, SET_EMAIL, WriteTransaction,
+    abandon_attempt, bind_mail, bind_session, forgive_attempts, write,
 };

@@ -7,6 +7,7 @@ use crate::{
         ports::{Logout, LogoutOutcome, Rotation, RotationOutcome},
         refresh::LogoutTarget,
         session::{RefreshGrant, RevokeReason},
+        throttle::AttemptSubject,
     },
     error::StoreError,
     store::rows::PresentedSession,
@@ -26,6 +27,20 @@ pub(in crate::store) fn replayed(session: PresentedSession, rotation: &Rotation)
         hash: session.state.refresh_hash,
         user: session.user,
     }
+}
+
+/// A session goes on from a token that was minted before the database was restored from a backup. The tokens before it are
+/// used up, and whoever presents one ends the session.
+pub(in crate::store) async fn carried_on(
+    mut tx: impl WriteTransaction,
+    session: PresentedSession,
+    rotation: &Rotation,
+) -> Result<RotationOutcome, StoreError> {
+    let target = AuditTarget::session(rotation.next.user_id, rotation.next.session_id);
+    let context = rotation.context.by(rotation.next.user_id);
+    tx.record(Action::RefreshAfterRestore, &context, target).await?;
+    tx.commit().await?;
+    Ok(RotationOutcome::Rotated(session.user))
 }
 
 /// Ends the session of a consumed refresh token. This is committed before the caller is answered, so that whoever stole
@@ -57,4 +72,15 @@ pub(in crate::store) async fn apply_logout(
     }
     tx.commit().await?;
     Ok(decision.outcome)
+}
+
+/// The key of an attempt's row; before all others if there is none.
+pub(in crate::store) fn subject_bytes(subject: Option<AttemptSubject>) -> Vec<u8> {
+    subject.map(|subject| subject.0.to_vec()).unwrap_or_default()
+}
+
+/// The subject with this key.
+pub(in crate::store) fn subject(key: Vec<u8>) -> Result<AttemptSubject, StoreError> {
+    let key = key.try_into().map_err(|_| StoreError::broken("column login_attempts.subject has not 32 bytes"))?;
+    Ok(AttemptSubject(key))
 }

@@ -1,7 +1,7 @@
 //! What a step runs on: a transaction with verbs, which each backend implements, and the combinations of verbs that
 //! several steps need.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
@@ -74,6 +74,8 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     /// Logs that account `$1` has roles `$2` since `$3`, to be kept until `$4` at least, and as long as any token of its
     /// sessions can be presented.
     const LOG_ROLES: &'static str;
+    /// Whether an account has a username that is `$1` in lower case.
+    const USERNAME_TAKEN: &'static str;
 
     // What each backend implements.
 
@@ -124,7 +126,14 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     /// Puts a mail into the outbox, due at once.
     async fn queue(&mut self, mail: &NewMail) -> Result<(), StoreError>;
     /// Counts a mail to its address. `false` if the address is over its limit, and then nothing is counted.
-    async fn count_mail(&mut self, budget: Budget, mail: &NewMail, limit: AddressLimit) -> Result<bool, StoreError>;
+    /// A count that is further ahead than `furthest` was written by a clock that was ahead, and does not count.
+    async fn count_mail(
+        &mut self,
+        budget: Budget,
+        mail: &NewMail,
+        limit: AddressLimit,
+        furthest: Duration,
+    ) -> Result<bool, StoreError>;
     /// Locks a mail of the outbox, if it still exists with this number of attempts.
     async fn lock_mail(&mut self, mail: MailId, attempt: i64) -> Result<bool, StoreError>;
     /// Wakes the replicas that listen for new entries in the log of revocations, when this commits. The others poll.
@@ -169,9 +178,7 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     }
 
     async fn is_username_taken(&mut self, username: &Username) -> Result<bool, StoreError> {
-        let query = Statement::new("SELECT EXISTS (SELECT 1 FROM users WHERE lower(username) = lower($1))")
-            .bind(username.as_str());
-        self.is_true(query).await
+        self.is_true(Statement::new(Self::USERNAME_TAKEN).bind(username.as_str().to_ascii_lowercase().as_str())).await
     }
 
     /// Marks the address of a token as verified, if it is still the account's.
@@ -308,25 +315,28 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.run(statement).await
     }
 
-    /// Makes a token its account's one token for its purpose. `false` if a newer one exists.
+    /// Makes a token its account's one token for its purpose. `false` if a newer one exists. One from after `now` is not
+    /// newer: a clock was ahead.
     async fn put_token(
         &mut self,
         token: &OneTimeGrant,
         create_time: OffsetDateTime,
         expire_time: OffsetDateTime,
+        now: OffsetDateTime,
     ) -> Result<bool, StoreError> {
         let statement = Statement::new(
             "INSERT INTO one_time_tokens (id, user_id, purpose, email, create_time, expire_time) \
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (user_id, purpose) DO UPDATE SET id = excluded.id, \
              email = excluded.email, create_time = excluded.create_time, expire_time = excluded.expire_time \
-             WHERE one_time_tokens.create_time <= excluded.create_time",
+             WHERE one_time_tokens.create_time <= excluded.create_time OR one_time_tokens.create_time > $7",
         )
         .bind(token.id.0)
         .bind(token.user_id.0)
         .bind(token.purpose.as_str())
         .bind(token.email.as_str())
         .bind(create_time)
-        .bind(expire_time);
+        .bind(expire_time)
+        .bind(now);
         self.changes_one(statement).await
     }
 
@@ -387,7 +397,13 @@ pub(in crate::store) const SET_EMAIL: &str =
 /// Deletes the revocations that no token needs any more, by `$1`, the time, and by what this process has had in memory for
 /// long enough, up to number `$2`: a clock that was wrong for a while deletes nothing. The newest stays, so that readers
 /// recognise the log.
-pub(in crate::store) const PURGE_REVOCATIONS: &str = "DELETE FROM revocations WHERE forget_time < $1 AND number <= $2 AND number < (SELECT max(number) FROM revocations)";
+pub(in crate::store) const PURGE_REVOCATIONS: &str = "DELETE FROM revocations WHERE number IN (SELECT number FROM revocations \
+     WHERE forget_time < $1 AND number <= $2 AND number < (SELECT max(number) FROM revocations) \
+     ORDER BY forget_time LIMIT $3)";
+
+/// The last of the next `$2` subjects of attempts after `$1`.
+pub(in crate::store) const LAST_SUBJECT: &str = "SELECT subject FROM (SELECT subject FROM login_attempts WHERE subject > $1 ORDER BY subject LIMIT $2) AS next \
+     ORDER BY subject DESC LIMIT 1";
 
 /// Whether an enabled admin other than account `$1` exists.
 pub(in crate::store) const ANOTHER_ADMIN_ENABLED: &str = "SELECT EXISTS (SELECT 1 FROM user_roles r JOIN users u ON u.id = r.user_id \
@@ -441,12 +457,13 @@ pub(super) async fn queue_within<T: WriteTransaction>(
     mail: &NewMail,
     limit: AddressLimit,
 ) -> Result<Enqueued, StoreError> {
-    let mut has_room = tx.count_mail(Budget::All, mail, limit).await?;
+    let furthest = limit.furthest();
+    let mut has_room = tx.count_mail(Budget::All, mail, limit, furthest).await?;
     if mail.kind == MailKind::ResetPassword {
         // Other mails cannot spend the last way in of the owner: a few resets are sent beyond the common budget, unless
         // there were many resets lately.
         let own = if has_room { limit.unlimited() } else { limit.kept_for_resets() };
-        has_room = tx.count_mail(Budget::Resets, mail, own).await?;
+        has_room = tx.count_mail(Budget::Resets, mail, own, furthest).await?;
     }
     if !has_room {
         return Ok(Enqueued::OverLimit);

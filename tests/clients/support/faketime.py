@@ -5,6 +5,7 @@ changed, while the server runs too, as an administrator or NTP does. Timers are 
 """
 
 import os
+import signal
 from pathlib import Path
 
 from support import metrics
@@ -14,6 +15,8 @@ from support.wait import wait_until
 
 PLACES = ("/usr/lib/*/faketime", "/usr/lib*/faketime", "/usr/local/lib*/faketime")
 RIGHT = "+0"
+# What the library makes in shared memory for each process. A process that is killed leaves it.
+SHARED_MEMORY = ("/dev/shm/faketime_shm_{pid}", "/dev/shm/sem.faketime_sem_{pid}")
 
 
 def find_library() -> Path | None:
@@ -37,6 +40,13 @@ class ClockedServer(Server):
         new = self._file.with_suffix(".new")
         new.write_text(clock)
         os.replace(new, self._file)
+
+    def _end(self, with_signal: signal.Signals) -> int:
+        try:
+            return super()._end(with_signal)
+        finally:
+            for name in SHARED_MEMORY:
+                Path(name.format(pid=self.pid)).unlink(missing_ok=True)
 
     def _environment(self) -> dict[str, str]:
         return {
