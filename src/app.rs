@@ -43,6 +43,8 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
 const PING_INTERVAL: Duration = Duration::from_millis(500);
+/// How long closing the database may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before a background task that failed starts again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long mails in flight may still take after the last call has ended.
@@ -285,7 +287,7 @@ impl App {
         }
         servers.close();
         let monitor = supervise("health", {
-            let (health, readiness) = (health.clone(), Arc::clone(&readiness));
+            let (store, health, readiness) = (Arc::clone(&store), health.clone(), Arc::clone(&readiness));
             move || watch_store(Arc::clone(&store), health.clone(), Arc::clone(&readiness), reachable)
         });
         let revocation_sync = supervise("revocations", {
@@ -318,7 +320,17 @@ impl App {
         if tokio::time::timeout(MAIL_DRAIN_TIMEOUT, sending).await.is_err() {
             tracing::warn!("stopping while a mail is being sent: it will be sent again");
         }
+        close_store(store.as_ref()).await;
         tracing::info!("stopped");
+    }
+}
+
+/// Closes a store. A failure is only logged: everything that was acknowledged is in its files.
+pub async fn close_store(store: &dyn Store) {
+    match tokio::time::timeout(CLOSE_TIMEOUT, store.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the database could not be closed cleanly"),
+        Err(_) => tracing::warn!("the database is still in use and was not closed cleanly"),
     }
 }
 

@@ -1,6 +1,9 @@
 //! The database to open. The configuration reads it, and the store opens it.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::private_file;
 
@@ -30,4 +33,11 @@ impl DatabaseUrl {
         };
         private_file::create_directory(directory).map_err(|error| (directory.to_owned(), error))
     }
+}
+
+/// The master key that is generated beside a SQLite database.
+pub fn key_beside(database: &Path) -> PathBuf {
+    let mut key = database.as_os_str().to_owned();
+    key.push(".key");
+    PathBuf::from(key)
 }

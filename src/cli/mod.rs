@@ -4,7 +4,12 @@ mod error;
 mod secrets;
 mod user;
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +18,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use crate::{
     app,
     config::{Config, LogSettings, MasterKeySettings, StoreSettings, check_variables},
+    database_url::DatabaseUrl,
     domain::{env::Env, keyring::Keyring},
     http, store, telemetry,
 };
@@ -35,6 +41,8 @@ enum Command {
     Serve(Box<Config>),
     /// Apply the missing database migrations; with SQLite, `serve` does this itself
     Migrate(StoreSettings),
+    /// Copy the embedded database to a new file, also while a server uses it
+    Backup(Backup),
     /// Ask a running server for its health; the exit code is 0 if it is SERVING
     Healthcheck(Healthcheck),
     /// Print the OpenAPI 3.1 description of the REST API
@@ -45,6 +53,15 @@ enum Command {
     /// Show the keys that sign access tokens
     #[command(subcommand)]
     Keys(Keys),
+}
+
+#[derive(Debug, Args)]
+struct Backup {
+    /// The file to create. An existing file is left alone
+    #[arg(value_name = "FILE")]
+    to: PathBuf,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +113,7 @@ async fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             tracing::info!("the database schema is up to date");
             Ok(ExitCode::SUCCESS)
         }
+        Command::Backup(Backup { to, store }) => backup(&store, &to).await,
         Command::Healthcheck(arguments) => healthcheck(arguments.grpc_addr).await,
         Command::Openapi => {
             println!("{}", serde_json::to_string_pretty(&http::openapi::contract_document()?)?);
@@ -142,6 +160,16 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output
             }
         }
     })
+}
+
+async fn backup(store: &StoreSettings, to: &Path) -> Result<ExitCode, CliError> {
+    let DatabaseUrl::Sqlite(database) = store.database()? else {
+        return Err("this copies the embedded database only: use pg_dump for PostgreSQL".into());
+    };
+    store::sqlite::backup(&database, to).await?;
+    println!("{}", to.display());
+    eprintln!("Keep the master key too, and elsewhere: without it nobody can use this copy.");
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {

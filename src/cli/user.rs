@@ -128,6 +128,7 @@ async fn create(username: &str, email: &str, roles: &[String], config: &Config) 
     let password = Password::parse("password", read_password()?).map_err(violation_message)?;
     let account = service.create_account(SignUp { username, email, password }, roles).await.map_err(operator_error)?;
     print(&account);
+    app::close_store(service.store.as_ref()).await;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use crate::{
-    database_url::DatabaseUrl,
+    database_url::{DatabaseUrl, key_beside},
     domain::{env::Env, master_key::MasterKey},
     private_file,
 };
@@ -43,9 +43,7 @@ impl MasterKeySettings {
 /// Reads the master key beside a SQLite file. A new key is created if there is none, unless the database contains
 /// signing keys: those were encrypted with a key that is now missing.
 pub fn master_key_beside(database: &Path, has_signing_keys: bool, env: &Env) -> Result<MasterKey, ConfigError> {
-    let mut path = database.as_os_str().to_owned();
-    path.push(".key");
-    let path = PathBuf::from(path);
+    let path = key_beside(database);
     if !path.exists() {
         if has_signing_keys {
             return Err(ConfigError::MasterKeyLost { database: database.to_owned(), key: path });

@@ -26,7 +26,7 @@ pub struct StoreSettings {
     #[arg(long, env = "POSTERN_DATABASE_MAX_CONNECTIONS", default_value_t = 16, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub database_max_connections: u32,
-    /// Let PostgreSQL notify replicas of revocations (LISTEN); without it, and behind PgBouncer, they poll every 0.7 s
+    /// Let PostgreSQL notify replicas of revocations (LISTEN); without it they poll every 0.7 s
     #[arg(long, env = "POSTERN_DATABASE_NOTIFICATIONS", default_value_t = true, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub database_notifications: bool,

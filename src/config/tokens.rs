@@ -30,6 +30,10 @@ pub struct TokenSettings {
     /// How long a refresh with a used token returns the same answer again, for clients that lost it; 0s to 60s
     #[arg(long, env = "POSTERN_REFRESH_RETRY_WINDOW", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub refresh_retry_window: Duration,
+    /// How many sessions an account may have at a time; the one that was not used for the longest time ends first
+    #[arg(long, env = "POSTERN_MAX_SESSIONS_PER_USER", default_value_t = 100, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_sessions_per_user: u32,
     /// Refuse login to accounts whose email address is not verified
     #[arg(long, env = "POSTERN_REQUIRE_VERIFIED_EMAIL", default_value_t = false, action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -72,6 +76,7 @@ impl TokenSettings {
             refresh_ttl: self.refresh_token_ttl,
             max_lifetime: self.session_max_lifetime,
             retry_window: self.refresh_retry_window,
+            most_per_user: self.max_sessions_per_user,
             require_verified_email: self.require_verified_email,
         }
     }

@@ -21,6 +21,8 @@ pub struct SessionPolicy {
     pub retry_window: Duration,
     /// Whether login requires a verified address.
     pub require_verified_email: bool,
+    /// How many open sessions a user may have.
+    pub most_per_user: u32,
 }
 
 /// Where a request comes from. Shown to the account's owner, who may recognise it.
@@ -89,6 +91,8 @@ pub enum RevokeReason {
     PasswordReset,
     /// The address was verified without a proof that its owner had opened the session.
     EmailVerified,
+    /// The user opened more sessions than one may have, and this one was not used for the longest time.
+    TooMany,
     /// Its owner ended it from another session.
     EndedByOwner,
     /// An admin ended it.
@@ -109,7 +113,7 @@ impl RevokeReason {
             Self::PasswordChanged => Action::PasswordChanged,
             Self::PasswordReset => Action::PasswordReset,
             Self::EmailVerified => Action::EmailVerified,
-            Self::EndedByOwner => Action::SessionRevoked,
+            Self::TooMany | Self::EndedByOwner => Action::SessionRevoked,
             Self::EndedByAdmin => Action::SessionsRevoked,
             Self::UserDisabled => Action::UserDisabled,
             Self::UserDeleted => Action::UserDeleted,
@@ -126,6 +130,7 @@ impl RevokeReason {
             Self::PasswordChanged => "password_changed",
             Self::PasswordReset => "password_reset",
             Self::EmailVerified => "email_verified",
+            Self::TooMany => "too_many",
             Self::EndedByOwner => "ended_by_owner",
             Self::EndedByAdmin => "ended_by_admin",
             Self::UserDisabled => "user_disabled",

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::{account::Email, ids::SessionId, password::Password, service::Service, session::SessionSummary},
+    domain::{
+        account::Email, admin::page_size, ids::SessionId, password::Password, service::Service, session::SessionSummary,
+    },
     proto::{self, account_service_server::AccountService},
 };
 
@@ -117,10 +119,14 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::ListSessionsRequest>,
     ) -> Result<Response<proto::ListSessionsResponse>, Status> {
-        let caller = caller(&request)?;
-        let sessions = self.service.list_sessions(caller).await?;
-        let sessions = sessions.into_iter().map(|session| session_to_proto(session, caller.session_id)).collect();
-        Ok(Response::new(proto::ListSessionsResponse { sessions }))
+        let caller = caller(&request)?.clone();
+        let proto::ListSessionsRequest { page_size: size, page_token } = request.into_inner();
+        let size = single_field(page_size(size))?;
+        let page = self.service.list_sessions(&caller, size, &page_token).await?;
+        Ok(Response::new(proto::ListSessionsResponse {
+            sessions: page.entries.into_iter().map(|session| session_to_proto(session, caller.session_id)).collect(),
+            next_page_token: page.next.unwrap_or_default(),
+        }))
     }
 
     async fn revoke_session(

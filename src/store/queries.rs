@@ -1,14 +1,13 @@
 //! The queries: each is one statement, the same on every backend but for the texts of the backend's dialect.
 
 use async_trait::async_trait;
-use time::OffsetDateTime;
 
 use crate::{
     domain::{
         account::{Email, User},
         audit::{Action, AuditEvent},
         ids::{MailId, SessionId, UserId},
-        ports::{AuditPage, Credentials, MailQueue, OneTimeToken, Queries, UserOrder, UserPage},
+        ports::{AuditPage, Credentials, MailQueue, OneTimeToken, Queries, SessionPage, UserOrder, UserPage},
         session::SessionSummary,
     },
     error::StoreError,
@@ -84,13 +83,16 @@ impl<B: Backend> Queries for B {
         read(self, users, UserRow::into_user).await
     }
 
-    async fn list_sessions(&self, user: UserId, now: OffsetDateTime) -> Result<Vec<SessionSummary>, StoreError> {
+    async fn list_sessions(&self, page: SessionPage) -> Result<Vec<SessionSummary>, StoreError> {
         let query = Statement::new(
             "SELECT id, create_time, last_refresh_time, refresh_expire_time, client_ip, user_agent FROM sessions \
-             WHERE user_id = $1 AND revoke_time IS NULL AND refresh_expire_time > $2 ORDER BY id DESC",
+             WHERE user_id = $1 AND revoke_time IS NULL AND refresh_expire_time > $2 AND id < $3 \
+             ORDER BY id DESC LIMIT $4",
         )
-        .bind(user.0)
-        .bind(now);
+        .bind(page.user.0)
+        .bind(page.now)
+        .bind(page.before.map_or(uuid::Uuid::max(), |id| id.0))
+        .bind(i64::from(page.limit));
         read(self, query, |row: SessionRow| Ok(row.into_summary())).await
     }
 

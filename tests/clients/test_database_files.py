@@ -284,6 +284,7 @@ def slow_key(binary, embedded, tmp_path, left_out) -> Path:
     return script
 
 
+@pytest.mark.nightly
 def test_two_commands_that_both_find_no_key_use_the_same_one(embedded, slow_key, start_server):
     people = [Person(), Person()]
     created = at_once(*(lambda person=person: create(slow_key, embedded, person) for person in people))

@@ -5,6 +5,7 @@ server that is stopped.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -295,3 +296,32 @@ def test_a_session_that_had_ended_before_the_backup_stays_ended(engine, start_se
 
     expect_unauthenticated(lambda: server.client.me(tokens.access_token), "SESSION_REVOKED")
     expect_unauthenticated(lambda: server.client.refresh(tokens.refresh_token), "REFRESH_TOKEN_INVALID")
+
+
+# -- ending all sessions -------------------------------------------------------------------------------------------
+
+
+@ON_POSTGRES
+def test_the_statement_of_the_documentation_ends_all_sessions(engine, start_server):
+    server = start_server(engine)
+    people = [server.client.newcomer() for _ in range(3)]
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    [statement] = re.findall(r"<!-- tested: test_restore.py -->\n```sql\n(.*?)```", page, re.DOTALL)
+
+    engine.execute(statement)
+
+    for _, tokens in people:
+        wait_until(
+            lambda tokens=tokens: is_over(server, tokens.access_token), "the access token is refused", timeout=DEADLINE
+        )
+        expect_unauthenticated(
+            lambda tokens=tokens: server.client.refresh(tokens.refresh_token), "REFRESH_TOKEN_INVALID"
+        )
+
+
+def is_over(server: Server, access_token: str) -> bool:
+    try:
+        server.client.me(access_token)
+    except grpc.RpcError as error:
+        return reason_of(error) == "SESSION_REVOKED"
+    return False

@@ -14,7 +14,8 @@ use postern::domain::{
     ports::{
         AccountCreation, AuditPage, ClaimedMail, EmailChange, EmailConfirmation, EmailConfirmationOutcome,
         EmailVerification, Enqueued, Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange,
-        PasswordReset, PasswordResetOutcome, Rotation, RotationOutcome, SessionOpening, Store, UserDeletion,
+        PasswordReset, PasswordResetOutcome, Rotation, RotationOutcome, SessionOpening, SessionPage, Store,
+        UserDeletion,
     },
     role::Role,
     session::{RefreshGrant, RefreshHash},
@@ -108,6 +109,7 @@ pub fn new_session(user: UserId) -> NewSession {
             session_end_time: ISSUED + 90.days(),
         },
         refresh_hash: RefreshHash::of(&format!("{session_id} 0")),
+        most: 1_000,
         password_version: 0,
         rehash: None,
         user_agent: None,
@@ -192,6 +194,11 @@ pub async fn refresh(store: &dyn Store, token: &Token) -> Token {
 /// Ends a session by logout.
 pub async fn log_out(store: &dyn Store, token: &Token) {
     assert_eq!(store.logout(token.logout()).await.expect("the store"), LogoutOutcome::LoggedOut);
+}
+
+/// All sessions of a user, on one page.
+pub fn all_sessions(user: UserId, now: OffsetDateTime) -> SessionPage {
+    SessionPage { user, now, before: None, limit: 1_000 }
 }
 
 /// Whether access tokens of the session are accepted.

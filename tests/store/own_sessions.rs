@@ -12,8 +12,8 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        NOW, Token, audit_context, audit_context_at, is_alive, log_in, log_out, new_id, new_session, refresh,
-        sign_up_without_mail,
+        NOW, Token, all_sessions, audit_context, audit_context_at, is_alive, log_in, log_out, new_id, new_session,
+        refresh, sign_up_without_mail,
     },
     support::{Database, Engine, on_each_engine},
 };
@@ -27,7 +27,7 @@ on_each_engine![
 ];
 
 async fn listed(store: &dyn Store, token: &Token) -> Vec<SessionId> {
-    let sessions = store.list_sessions(token.grant.user_id, NOW).await.expect("the store");
+    let sessions = store.list_sessions(all_sessions(token.grant.user_id, NOW)).await.expect("the store");
     sessions.into_iter().map(|session| session.id).collect()
 }
 
@@ -47,7 +47,7 @@ async fn a_session_is_listed_with_all_its_details(database: &Database) {
         assert!(matches!(store.rotate_refresh(later).await.expect("the store"), RotationOutcome::Rotated(_)));
         next = next.successor("");
     }
-    let sessions = store.list_sessions(user.id, NOW).await.expect("the store");
+    let sessions = store.list_sessions(all_sessions(user.id, NOW)).await.expect("the store");
     assert_eq!(sessions.len(), 1);
     let last_refresh_time = sessions[0].last_refresh_time;
     match database.engine {
@@ -73,7 +73,7 @@ async fn only_open_sessions_of_that_account_are_listed_newest_first(database: &D
     let store = store.as_ref();
     let user = sign_up_without_mail(database, store, "ada").await;
     let other = sign_up_without_mail(database, store, "grace").await;
-    assert_eq!(store.list_sessions(user.id, NOW).await.expect("the store"), []);
+    assert_eq!(store.list_sessions(all_sessions(user.id, NOW)).await.expect("the store"), []);
     let mut open = Vec::new();
     for number in 0..6 {
         log_in(store, &other).await;
@@ -92,9 +92,9 @@ async fn only_open_sessions_of_that_account_are_listed_newest_first(database: &D
     assert_eq!(listed(store, &token).await, open);
 
     let expiry = token.grant.expire_time;
-    let at_expiry = store.list_sessions(user.id, expiry).await.expect("the store");
+    let at_expiry = store.list_sessions(all_sessions(user.id, expiry)).await.expect("the store");
     assert_eq!(at_expiry, [], "all sessions expire at the same time");
-    let before = store.list_sessions(user.id, expiry - 1.microseconds()).await.expect("the store");
+    let before = store.list_sessions(all_sessions(user.id, expiry - 1.microseconds())).await.expect("the store");
     assert_eq!(before.len(), 7);
 }
 

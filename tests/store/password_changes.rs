@@ -37,7 +37,7 @@ async fn reset(store: &dyn Store, reset: PasswordReset) {
 
 async fn change(store: &dyn Store, change: PasswordChange) -> User {
     match store.change_password(change).await.expect("the store") {
-        SessionOpening::Opened(user) => user,
+        SessionOpening::Opened(user) | SessionOpening::OpenedTooMany(user) => user,
         SessionOpening::Refused => panic!("the change was refused"),
     }
 }

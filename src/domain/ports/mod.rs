@@ -48,6 +48,9 @@ pub trait Store: AccountStore + AdminStore + SessionStore + MailStore + Queries 
     /// How many connections are open, and how many of them are idle.
     fn connections(&self) -> Connections;
 
+    /// Closes the store, when nothing uses it any more. An embedded database is one whole file afterwards.
+    async fn close(&self) -> Result<(), StoreError>;
+
     /// Every signing key, in no particular order.
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError>;
 

@@ -34,8 +34,8 @@ pub trait Queries {
     /// A page of accounts.
     async fn list_users(&self, page: UserPage) -> Result<Vec<User>, StoreError>;
 
-    /// The sessions of an account that can still be refreshed, newest first.
-    async fn list_sessions(&self, user: UserId, now: OffsetDateTime) -> Result<Vec<SessionSummary>, StoreError>;
+    /// A page of the sessions of an account that can still be refreshed, newest first.
+    async fn list_sessions(&self, page: SessionPage) -> Result<Vec<SessionSummary>, StoreError>;
 
     /// A page of the audit log, newest first.
     async fn list_audit_events(&self, page: AuditPage) -> Result<Vec<AuditEvent>, StoreError>;
@@ -77,6 +77,16 @@ pub enum UserOrder {
     ByEmail { prefix: String, after: Option<String> },
     /// The accounts whose username in lower case starts with `prefix` and whose address does not, by that username.
     ByUsername { prefix: String, after: Option<String> },
+}
+
+/// A page of the sessions of an account.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionPage {
+    pub user: UserId,
+    pub now: OffsetDateTime,
+    /// The last session of the page before.
+    pub before: Option<SessionId>,
+    pub limit: u32,
 }
 
 /// A page of the audit log.

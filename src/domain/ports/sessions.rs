@@ -30,6 +30,10 @@ pub trait SessionStore {
     /// the hash of the password in the same step where a rehash is due.
     async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError>;
 
+    /// Ends the session of a user that was not used for the longest time, if there are more open ones than `most`.
+    /// `false` if there are not.
+    async fn end_surplus_session(&self, user: UserId, most: u32, context: AuditContext) -> Result<bool, StoreError>;
+
     /// Classifies a presented refresh token and continues or ends its session. At most one caller rotates any one
     /// generation.
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError>;
@@ -90,6 +94,8 @@ pub struct NewSession {
     pub grant: RefreshGrant,
     pub refresh_hash: RefreshHash,
     /// The version of the password that was verified.
+    /// How many open sessions the user may have.
+    pub most: u32,
     pub password_version: i64,
     /// The hash that the password was verified against and its replacement, where one is due.
     pub rehash: Option<Rehash>,
@@ -111,6 +117,8 @@ pub struct Rehash {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionOpening {
     Opened(User),
+    /// The same, and the user has more open sessions now than one may have: the surplus has to end.
+    OpenedTooMany(User),
     /// The account is deleted or disabled, or its password has changed since it was verified.
     Refused,
 }

@@ -1,6 +1,8 @@
 //! Administration of accounts, the caller's own sessions, and the audit log. Whether the caller may is decided before,
 //! by the contract. That the last admin stays is decided in the store's step.
 
+use std::str::FromStr;
+
 use crate::{
     domain::{
         account::User,
@@ -9,7 +11,7 @@ use crate::{
         env::Deadline,
         ids::{AuditEventId, SessionId, UserId},
         password::Password,
-        ports::{AuditPage, UserChange, UserDeletion, UserDeletionOutcome, UserOrder, UserPage},
+        ports::{AuditPage, SessionPage, UserChange, UserDeletion, UserDeletionOutcome, UserOrder, UserPage},
         role::{Caller, Role},
         session::{Client, SessionSummary},
         throttle::AttemptSubject,
@@ -110,9 +112,17 @@ impl Service {
         self.delete(deletion).await
     }
 
-    /// The caller's open sessions, newest first.
-    pub async fn list_sessions(&self, caller: &Caller) -> Result<Vec<SessionSummary>, Error> {
-        Ok(self.store.list_sessions(caller.user_id, self.env.now()).await?)
+    /// A page of the caller's open sessions, newest first.
+    pub async fn list_sessions(
+        &self,
+        caller: &Caller,
+        size: u32,
+        page_token: &str,
+    ) -> Result<Page<SessionSummary>, Error> {
+        let list = format!("sessions:{}", caller.user_id);
+        let before = self.id_cursor(&list, page_token)?;
+        let page = SessionPage { user: caller.user_id, now: self.env.now(), before, limit: size + 1 };
+        self.page(&list, size, self.store.list_sessions(page).await?, |session| session.id.to_string())
     }
 
     /// Ends one of the caller's sessions.
@@ -135,20 +145,31 @@ impl Service {
     ) -> Result<Page<AuditEvent>, Error> {
         let name = action.map_or("", Action::as_str);
         let list = format!("audit:{}:{name}", user.map(|id| id.to_string()).unwrap_or_default());
-        let before = match self.cursor(&list, page_token)? {
-            None => None,
-            Some(cursor) => {
-                let id: AuditEventId =
-                    cursor.parse().map_err(|_| Error::internal("a page token of another release"))?;
-                Some(id)
-            }
-        };
-        let mut entries = self.store.list_audit_events(AuditPage { user, action, before, limit: size + 1 }).await?;
-        let more = entries.len() > usize::try_from(size).unwrap_or(usize::MAX);
-        entries.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-        let end_of_page = entries.last().filter(|_| more).map(|event| event.id.to_string());
-        let next = end_of_page.map(|cursor| self.pages.seal(&list, &cursor, &self.env)).transpose()?;
+        let before: Option<AuditEventId> = self.id_cursor(&list, page_token)?;
+        let entries = self.store.list_audit_events(AuditPage { user, action, before, limit: size + 1 }).await?;
+        self.page(&list, size, entries, |event| event.id.to_string())
+    }
+
+    /// A page of `size` entries at most. One more entry shows that there is a next page.
+    fn page<T>(
+        &self,
+        list: &str,
+        size: u32,
+        mut entries: Vec<T>,
+        cursor_of: impl Fn(&T) -> String,
+    ) -> Result<Page<T>, Error> {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let more = entries.len() > size;
+        entries.truncate(size);
+        let end_of_page = entries.last().filter(|_| more).map(cursor_of);
+        let next = end_of_page.map(|cursor| self.pages.seal(list, &cursor, &self.env)).transpose()?;
         Ok(Page { entries, next })
+    }
+
+    /// The id in a page token; `None` for the first page.
+    fn id_cursor<T: FromStr>(&self, list: &str, page_token: &str) -> Result<Option<T>, Error> {
+        let id = |cursor: String| cursor.parse().map_err(|_| Error::internal("a page token of another release"));
+        self.cursor(list, page_token)?.map(id).transpose()
     }
 
     /// The position in a page token; `None` for the first page.

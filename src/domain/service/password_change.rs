@@ -96,7 +96,7 @@ impl Service {
         let limit = self.mails.per_address;
         let change = PasswordChange { password_hash, caller: caller.session_id, session, notice, limit };
         match self.store.change_password(change).await? {
-            SessionOpening::Opened(user) => {
+            SessionOpening::Opened(user) | SessionOpening::OpenedTooMany(user) => {
                 self.sync_revocations().await;
                 metrics::counter!("postern_sessions_opened_total").increment(1);
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;

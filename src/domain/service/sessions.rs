@@ -1,5 +1,7 @@
 //! Sessions: opened by login, continued by refresh, ended by logout; and who an access token identifies.
 
+use std::net::IpAddr;
+
 use jsonwebtoken::jwk::JwkSet;
 use time::OffsetDateTime;
 
@@ -68,12 +70,17 @@ impl Service {
             attempt.succeeded().await?;
             return Err(Error::EmailNotVerified);
         }
+        let client_ip = client.ip;
         let (mut session, refresh) = self.new_session(account.user.id, account.password_version, client)?;
         session.rehash = rehash.map(|to| Rehash { from: account.password_hash, to });
         session.attempt = Some(attempt.into_subject());
         let session_id = session.grant.session_id;
-        match self.store.open_session(session).await? {
-            SessionOpening::Opened(user) => {
+        let opening = self.store.open_session(session).await?;
+        if let SessionOpening::OpenedTooMany(user) = &opening {
+            self.end_surplus_sessions(user.id, client_ip).await?;
+        }
+        match opening {
+            SessionOpening::Opened(user) | SessionOpening::OpenedTooMany(user) => {
                 metrics::counter!("postern_sessions_opened_total").increment(1);
                 let access = self.tokens.mint_access(&user, session_id, &self.env)?;
                 Ok((TokenPair { access, refresh }, user))
@@ -81,6 +88,18 @@ impl Service {
             // The password was changed, or the account disabled or deleted, while the hash was computed. The attempt is
             // not settled; it is forgotten after a while.
             SessionOpening::Refused => Err(Error::InvalidCredentials),
+        }
+    }
+
+    /// Ends the sessions of a user beyond the number that one may have, those first that were not used for the longest
+    /// time.
+    async fn end_surplus_sessions(&self, user: UserId, client_ip: Option<IpAddr>) -> Result<(), Error> {
+        loop {
+            let context = self.audit_context(Some(user), client_ip)?;
+            if !self.store.end_surplus_session(user, self.sessions.most_per_user, context).await? {
+                self.sync_revocations().await;
+                return Ok(());
+            }
         }
     }
 
@@ -107,6 +126,7 @@ impl Service {
             grant,
             refresh_hash: RefreshHash::of(&refresh.token),
             password_version,
+            most: self.sessions.most_per_user,
             rehash: None,
             user_agent: client.user_agent,
             attempt: None,

@@ -2,17 +2,20 @@
 //! settings and no advisory locks.
 
 mod accounts;
+mod clock;
 mod mail;
+mod migration;
 mod pool;
+mod pooler;
 mod sessions;
 mod transaction;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -28,15 +31,13 @@ use tokio::{
 };
 
 use crate::{
-    domain::{
-        env::{Clock as _, SystemClock},
-        ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
-    },
+    domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
     error::StoreError,
     this_machine::is_loopback,
 };
 
 use self::{
+    clock::SharedClock,
     pool::{Lease, Pool, Purpose},
     transaction::{REVOCATIONS, Tx},
 };
@@ -49,7 +50,7 @@ use super::{
 };
 
 /// The files below `migrations/postgres`, with their names.
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
@@ -58,14 +59,13 @@ const MIGRATIONS: [(&str, &str); 8] = [
     ("0006_notice_limits.sql", include_str!("../../../migrations/postgres/0006_notice_limits.sql")),
     ("0007_clocks.sql", include_str!("../../../migrations/postgres/0007_clocks.sql")),
     ("0008_names_in_any_locale.sql", include_str!("../../../migrations/postgres/0008_names_in_any_locale.sql")),
+    ("0009_open_sessions.sql", include_str!("../../../migrations/postgres/0009_open_sessions.sql")),
 ];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a ping may take before the database counts as unavailable.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// How far the clock of this machine may differ from that of the database. Beyond that, the database's counts.
-const CLOCK_TOLERANCE: time::Duration = time::Duration::seconds(2);
 /// How long after it was lost the connection for notifications is opened again.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
 
@@ -79,8 +79,8 @@ pub struct PostgresStore {
     probe: Arc<Mutex<Option<PgConnection>>>,
     /// The result of the last ping. While it is false, every step fails at once.
     reachable: Arc<AtomicBool>,
-    /// How far the database's clock is ahead of the one of this process, in microseconds. Measured with each ping.
-    clock_offset: Arc<AtomicI64>,
+    /// The clock of the database, as the last ping found it.
+    clock: Arc<SharedClock>,
     /// Woken when a replica has written a revocation, where the connection passes notifications on.
     revocation_written: Arc<Notify>,
     /// Woken when this process has queued mail.
@@ -92,6 +92,16 @@ pub struct PostgresStore {
 impl PostgresStore {
     /// Connects, and brings the schema up to date or checks that it is.
     pub async fn open(
+        url: &SecretString,
+        max_connections: u32,
+        notifications: bool,
+        migrate: Migrate,
+    ) -> Result<Self, OpenError> {
+        let opened = Self::connect(url, max_connections, notifications, migrate).await;
+        opened.map_err(|error| if pooler::has_lost_statement(&error) { OpenError::TransactionPooling } else { error })
+    }
+
+    async fn connect(
         url: &SecretString,
         max_connections: u32,
         notifications: bool,
@@ -109,18 +119,15 @@ impl PostgresStore {
             options,
             probe: Arc::default(),
             reachable: Arc::new(AtomicBool::new(true)),
-            clock_offset: Arc::default(),
+            clock: Arc::default(),
             revocation_written,
             mail_queued: Arc::default(),
             _listener: listener,
         };
+        pooler::check(&store.options).await?;
         store.check_encoding().await?;
         match migrate {
-            Migrate::Apply => {
-                let mut connection = store.pool.take(Purpose::Write).await?;
-                migrator(&MIGRATIONS).run(connection.get()?).await?;
-                connection.give_back();
-            }
+            Migrate::Apply => migration::apply(migrator(&MIGRATIONS), &store.options).await?,
             Migrate::Check => store.check_schema().await?,
         }
         store.probe().await?;
@@ -199,7 +206,7 @@ impl PostgresStore {
             Some(connection) => connection,
             None => with_timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await?,
         };
-        let asked_at = SystemClock.now();
+        let asked_at = Instant::now();
         let query = sqlx::query_as::<_, (Stamp, bool)>(
             "SELECT clock_timestamp(), current_setting('transaction_read_only')::boolean",
         );
@@ -208,23 +215,9 @@ impl PostgresStore {
             self.pool.close_idle();
             return Err(StoreError::Unavailable("the database takes no writes: it is read-only".into()));
         }
-        self.measure_clock(time.0, asked_at);
+        self.clock.set(time.0, asked_at.elapsed());
         *probe = Some(connection);
         Ok(())
-    }
-
-    /// Notes how far the clocks differ, when the database's was `time` between `asked_at` and now.
-    fn measure_clock(&self, time: OffsetDateTime, asked_at: OffsetDateTime) {
-        let took: time::Duration = SystemClock.now() - asked_at;
-        let offset: time::Duration = time - (asked_at + took / 2);
-        let before = self.clock_offset.swap(i64::try_from(offset.whole_microseconds()).unwrap_or(0), Ordering::Relaxed);
-        let is_wrong = offset.abs() > CLOCK_TOLERANCE;
-        if is_wrong && time::Duration::microseconds(before).abs() <= CLOCK_TOLERANCE {
-            tracing::warn!(
-                seconds = offset.whole_seconds(),
-                "the clock of this machine is not that of the database, whose time is used"
-            );
-        }
     }
 }
 
@@ -320,9 +313,7 @@ impl Store for PostgresStore {
     }
 
     fn time(&self, now: OffsetDateTime) -> OffsetDateTime {
-        let offset = time::Duration::microseconds(self.clock_offset.load(Ordering::Relaxed));
-        // Within that, a replica keeps its own clock: it runs more evenly than what is measured over a network.
-        if offset.abs() > CLOCK_TOLERANCE { now.saturating_add(offset) } else { now }
+        self.clock.correct(now)
     }
 
     fn ensure_reachable(&self) -> Result<(), StoreError> {
@@ -335,6 +326,11 @@ impl Store for PostgresStore {
 
     fn connections(&self) -> Connections {
         self.pool.connections()
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.pool.close_idle();
+        Ok(())
     }
 
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {

@@ -102,7 +102,7 @@ macro_rules! reservation_columns {
 
 /// Opens a session of `account`, a query with [`user_columns!`] that locks the account. `$1` to `$10` are the values of
 /// [`bind_session`], `$11` the version of the password, `$12` the subject of the attempt, `$13` the id of the audit
-/// row, `$14` its action.
+/// row, `$14` its action, `$15` how many open sessions the user may have, without the new one.
 macro_rules! open_session {
     ($account:expr) => {
         concat!(
@@ -116,7 +116,8 @@ macro_rules! open_session {
              WHERE subject = $12 AND EXISTS (SELECT FROM account)), \
              audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip) \
              SELECT $13, $3, $14, id, id, $1, $9 FROM account) \
-             SELECT * FROM account"
+             SELECT *, (SELECT count(*) FROM (SELECT FROM sessions WHERE user_id = $2 AND revoke_time IS NULL \
+             AND refresh_expire_time > $3 LIMIT $15) AS open) >= $15 AS too_many FROM account"
         )
     };
 }
@@ -129,9 +130,9 @@ const OPEN_SESSION: &str = open_session!(concat!(
     " FROM users u WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled FOR SHARE OF u"
 ));
 
-/// The same, with the rehash of the password from `$15` to `$16`.
+/// The same, with the rehash of the password from `$16` to `$17`.
 const OPEN_SESSION_WITH_REHASH: &str = open_session!(concat!(
-    "UPDATE users u SET password_hash = CASE u.password_hash WHEN $15 THEN $16 ELSE u.password_hash END \
+    "UPDATE users u SET password_hash = CASE u.password_hash WHEN $16 THEN $17 ELSE u.password_hash END \
      WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled RETURNING ",
     user_columns!()
 ));
@@ -239,20 +240,27 @@ impl SessionStore for PostgresStore {
 
     async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError> {
         let (context, rehash) = (session.context, session.rehash.clone());
-        let (version, attempt) = (session.password_version, session.attempt);
+        let (version, attempt, most) = (session.password_version, session.attempt, session.most);
         let sql = if rehash.is_some() { OPEN_SESSION_WITH_REHASH } else { OPEN_SESSION };
         let mut statement = bind_session(Statement::new(sql), session)
             .bind(version)
             .bind(attempt.map(|subject| subject.0))
             .bind(context.event.0)
-            .bind(Action::Login.as_str());
+            .bind(Action::Login.as_str())
+            .bind(i64::from(most));
         if let Some(rehash) = rehash {
             statement = statement.bind(rehash.from.as_str()).bind(rehash.to.as_str());
         }
-        match self.written::<UserRow>(statement).await? {
-            Some(user) => Ok(SessionOpening::Opened(user.into_user()?)),
-            None => Ok(SessionOpening::Refused),
-        }
+        let Some(row) = self.all_rows(Purpose::Write, statement).await?.pop() else {
+            return Ok(SessionOpening::Refused);
+        };
+        let user = UserRow::from_row(&row)?.into_user()?;
+        let too_many = row.try_get("too_many")?;
+        Ok(if too_many { SessionOpening::OpenedTooMany(user) } else { SessionOpening::Opened(user) })
+    }
+
+    async fn end_surplus_session(&self, user: UserId, most: u32, context: AuditContext) -> Result<bool, StoreError> {
+        steps::write(self, move |tx| steps::end_surplus_session(tx, user, most, context)).await
     }
 
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {

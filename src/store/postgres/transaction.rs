@@ -178,6 +178,11 @@ impl WriteTransaction for Tx {
         Ok(query.into_query().fetch_optional(self.connection()?).await?.is_some())
     }
 
+    async fn find_id(&mut self, query: Statement) -> Result<Option<Uuid>, StoreError> {
+        let row = query.into_query().fetch_optional(self.connection()?).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
     async fn find_user(&mut self, query: Statement) -> Result<Option<User>, StoreError> {
         self.find::<UserRow>(query).await?.map(UserRow::into_user).transpose()
     }

@@ -6,11 +6,15 @@ mod mail;
 mod sessions;
 mod transaction;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions, Executor, Sqlite, SqlitePool,
+    ConnectOptions, Connection as _, Executor, Sqlite, SqlitePool,
     pool::PoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -18,6 +22,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::{
+    database_url,
     domain::ports::{AccountCreation, Connections, NewAccount, SealedSigningKey, Store},
     error::StoreError,
     private_file,
@@ -27,13 +32,13 @@ use self::transaction::Tx;
 use super::{
     opening::{Migrate, OpenError},
     rows::{SigningKeyRow, StoredRow, audit_events, user_columns},
-    shared::{Stamp, first_pending, migrator, run_to_completion},
+    shared::{first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect},
 };
 
 /// The files below `migrations/sqlite`, with their names.
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/sqlite/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/sqlite/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/sqlite/0003_administration.sql")),
@@ -42,6 +47,7 @@ const MIGRATIONS: [(&str, &str); 8] = [
     ("0006_notice_limits.sql", include_str!("../../../migrations/sqlite/0006_notice_limits.sql")),
     ("0007_clocks.sql", include_str!("../../../migrations/sqlite/0007_clocks.sql")),
     ("0008_names_in_any_locale.sql", include_str!("../../../migrations/sqlite/0008_names_in_any_locale.sql")),
+    ("0009_open_sessions.sql", include_str!("../../../migrations/sqlite/0009_open_sessions.sql")),
 ];
 
 /// How long a write waits for its turn.
@@ -66,6 +72,13 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Opens the file, creating it where missing, and brings the schema up to date or checks that it is.
     pub async fn open(path: &Path, migrate: Migrate) -> Result<Self, OpenError> {
+        let key = database_url::key_beside(path);
+        // Asked first: another process that starts at the same time makes the key after the tables.
+        let has_key = key.exists();
+        let lost = || OpenError::DatabaseLost { database: path.to_owned(), key: key.clone() };
+        if has_key && !path.exists() {
+            return Err(lost());
+        }
         if migrate == Migrate::Apply {
             make_private(path).map_err(|error| StoreError::from(sqlx::Error::Io(error)))?;
         }
@@ -82,6 +95,9 @@ impl SqliteStore {
             .busy_timeout(BUSY_TIMEOUT)
             .log_statements(tracing::log::LevelFilter::Trace);
         let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(StoreError::from)?;
+        if has_key && !has_tables(&writer).await? {
+            return Err(lost());
+        }
         match migrate {
             Migrate::Apply => {
                 apply_migrations(&writer).await?;
@@ -93,7 +109,54 @@ impl SqliteStore {
     }
 }
 
+/// Copies a database that may be in use to a new file, which only its owner can read: everything that was committed before
+/// the call.
+pub async fn backup(database: &Path, to: &Path) -> Result<(), BackupError> {
+    if !database.exists() {
+        return Err(BackupError::NoDatabase(database.to_owned()));
+    }
+    // An empty file is one that SQLite may write to. Nothing is ever written over.
+    let file = private_file::options().create_new(true).open(to).map_err(|error| BackupError::file(to, error))?;
+    let copied = copy(database, to).await;
+    if copied.is_err() {
+        let _ = std::fs::remove_file(to);
+        return copied;
+    }
+    file.sync_all().map_err(|error| BackupError::file(to, error))
+}
+
+async fn copy(database: &Path, to: &Path) -> Result<(), BackupError> {
+    let options = SqliteConnectOptions::new().filename(database).busy_timeout(BUSY_TIMEOUT);
+    let mut connection = options.connect().await.map_err(StoreError::from)?;
+    let to = to.to_str().ok_or_else(|| BackupError::file(to, std::io::ErrorKind::InvalidFilename.into()))?;
+    sqlx::query("VACUUM INTO $1").bind(to).execute(&mut connection).await.map_err(StoreError::from)?;
+    connection.close().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// Why a backup was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    #[error("there is no database {}", .0.display())]
+    NoDatabase(PathBuf),
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl BackupError {
+    fn file(path: &Path, source: std::io::Error) -> Self {
+        Self::File { path: path.to_owned(), source }
+    }
+}
+
 impl SqliteStore {
+    /// Moves what is in the log of writes into the file of the database, so that the file alone is the database.
+    async fn checkpoint(&self) -> Result<(), StoreError> {
+        self.execute(Statement::new("PRAGMA wal_checkpoint(TRUNCATE)")).await.map(drop)
+    }
+
     /// Runs one statement that writes, to its end, even if its caller goes away. Returns how many rows it changed.
     async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
         let writer = self.writer.clone();
@@ -135,11 +198,13 @@ async fn apply_migrations(writer: &SqlitePool) -> Result<(), OpenError> {
     Ok(migrator.run(writer).await?)
 }
 
+async fn has_tables(writer: &SqlitePool) -> Result<bool, StoreError> {
+    let query = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations')";
+    Ok(sqlx::query_scalar(query).fetch_one(writer).await?)
+}
+
 async fn check_schema(writer: &SqlitePool) -> Result<(), OpenError> {
-    let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations')")
-        .fetch_one(writer)
-        .await
-        .map_err(StoreError::from)?;
+    let known = has_tables(writer).await?;
     let applied: Vec<i64> = if known {
         sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
             .fetch_all(writer)
@@ -207,6 +272,14 @@ impl Store for SqliteStore {
         }
     }
 
+    async fn close(&self) -> Result<(), StoreError> {
+        // Readers keep the log in use.
+        self.readers.close().await;
+        let done = self.checkpoint().await;
+        self.writer.close().await;
+        done
+    }
+
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
         let query = sqlx::query_as::<_, SigningKeyRow>(
             "SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys",
@@ -215,20 +288,16 @@ impl Store for SqliteStore {
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {
-        let writer = self.writer.clone();
-        run_to_completion(async move {
-            sqlx::query(
-                "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
-                 SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM signing_keys)",
-            )
-            .bind(key.kid)
-            .bind(key.algorithm)
-            .bind(key.sealed_private_key)
-            .bind(Stamp(key.create_time))
-            .execute(&writer)
-            .await?;
-            Ok(())
-        })
-        .await
+        let statement = Statement::new(
+            "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
+             SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM signing_keys)",
+        )
+        .bind(key.kid.as_str())
+        .bind(key.algorithm.as_str())
+        .bind(key.sealed_private_key)
+        .bind(key.create_time);
+        self.execute(statement).await?;
+        // From now on a copy of the file without the log is no longer an empty database.
+        self.checkpoint().await
     }
 }

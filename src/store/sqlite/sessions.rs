@@ -36,7 +36,7 @@ impl SessionStore for SqliteStore {
                 return Ok(SessionOpening::Refused);
             }
             let (user_id, session_id) = (session.grant.user_id, session.grant.session_id);
-            let (context, attempt) = (session.context.by(user_id), session.attempt);
+            let (context, attempt, most) = (session.context.by(user_id), session.attempt, session.most);
             if let Some(rehash) = &session.rehash {
                 let statement =
                     Statement::new("UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3")
@@ -50,11 +50,16 @@ impl SessionStore for SqliteStore {
                 tx.run(steps::forgive_attempts(subject)).await?;
             }
             tx.record(Action::Login, &context, AuditTarget::session(user_id, session_id)).await?;
+            let too_many = tx.count_open_sessions(user_id, context.now).await? > u64::from(most);
             let user = tx.user(user_id).await?;
             tx.commit().await?;
-            Ok(SessionOpening::Opened(user))
+            Ok(if too_many { SessionOpening::OpenedTooMany(user) } else { SessionOpening::Opened(user) })
         })
         .await
+    }
+
+    async fn end_surplus_session(&self, user: UserId, most: u32, context: AuditContext) -> Result<bool, StoreError> {
+        steps::write(self, move |tx| steps::end_surplus_session(tx, user, most, context)).await
     }
 
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {

@@ -123,6 +123,11 @@ impl WriteTransaction for Tx {
         Ok(query.into_query().fetch_optional(&mut *self.sql).await?.is_some())
     }
 
+    async fn find_id(&mut self, query: Statement) -> Result<Option<Uuid>, StoreError> {
+        let row = query.into_query().fetch_optional(&mut *self.sql).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
     async fn find_user(&mut self, query: Statement) -> Result<Option<User>, StoreError> {
         let row = query.into_query().fetch_optional(&mut *self.sql).await?;
         row.map(|row| UserRow::from_row(&row)?.into_user()).transpose()

@@ -3,7 +3,8 @@
 
 use crate::{
     domain::{
-        audit::{Action, AuditTarget},
+        audit::{Action, AuditContext, AuditTarget},
+        ids::UserId,
         ports::{Logout, LogoutOutcome, Rotation, RotationOutcome},
         refresh::LogoutTarget,
         session::{RefreshGrant, RevokeReason},
@@ -72,6 +73,26 @@ pub(in crate::store) async fn apply_logout(
     }
     tx.commit().await?;
     Ok(decision.outcome)
+}
+
+/// Ends the session of a user that was not used for the longest time, if there are more open ones than `most`.
+pub(in crate::store) async fn end_surplus_session(
+    mut tx: impl WriteTransaction,
+    user: UserId,
+    most: u32,
+    context: AuditContext,
+) -> Result<bool, StoreError> {
+    if tx.lock_user(user).await?.is_none() || tx.count_open_sessions(user, context.now).await? <= u64::from(most) {
+        return Ok(false);
+    }
+    let Some(session) = tx.least_used_session(user, context.now).await? else {
+        return Ok(false);
+    };
+    tx.revoke(session, RevokeReason::TooMany, &context).await?;
+    let target = AuditTarget::session(user, session).detail("too many sessions".to_owned());
+    tx.record(RevokeReason::TooMany.action(), &context, target).await?;
+    tx.commit().await?;
+    Ok(true)
 }
 
 /// The key of an attempt's row; before all others if there is none.

@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -88,6 +89,8 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     async fn number(&mut self, query: Statement) -> Result<i64, StoreError>;
     /// Whether a query finds a row.
     async fn finds(&mut self, query: Statement) -> Result<bool, StoreError>;
+    /// The id that a query finds.
+    async fn find_id(&mut self, query: Statement) -> Result<Option<Uuid>, StoreError>;
     /// The account that a query of [`user_columns!`] finds.
     async fn find_user(&mut self, query: Statement) -> Result<Option<User>, StoreError>;
     /// The account, locked against every other step that changes it.
@@ -288,6 +291,17 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         .bind(user.0)
         .bind(now);
         Ok(self.number(query).await?.unsigned_abs())
+    }
+
+    /// The open session of a user that was not used for the longest time.
+    async fn least_used_session(&mut self, user: UserId, now: OffsetDateTime) -> Result<Option<SessionId>, StoreError> {
+        let query = Statement::new(
+            "SELECT id FROM sessions WHERE user_id = $1 AND revoke_time IS NULL AND refresh_expire_time > $2 \
+             ORDER BY last_refresh_time, id LIMIT 1",
+        )
+        .bind(user.0)
+        .bind(now);
+        Ok(self.find_id(query).await?.map(SessionId))
     }
 
     /// Forgets all attempts at a password.
