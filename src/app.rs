@@ -42,7 +42,7 @@ const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause before it tries again to connect.
 const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
-const PING_INTERVAL: Duration = Duration::from_millis(500);
+const PING_INTERVAL: Duration = Duration::from_millis(250);
 /// How long closing the database may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before a background task that failed starts again.
@@ -388,4 +388,28 @@ fn measure(store: &dyn Store, reachable: bool) {
     metrics::gauge!("postern_database_up").set(f64::from(u8::from(reachable)));
     metrics::gauge!("postern_database_connections", "state" => "idle").set(idle);
     metrics::gauge!("postern_database_connections", "state" => "used").set(f64::from(connections.open) - idle);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_background_task_that_fails_starts_again() {
+        let starts = Arc::new(AtomicU32::new(0));
+        let supervisor = supervise("test", {
+            let starts = Arc::clone(&starts);
+            move || {
+                let start = starts.fetch_add(1, Ordering::Relaxed);
+                async move { if start == 0 { panic!("the first one fails") } else { std::future::pending().await } }
+            }
+        });
+        while starts.load(Ordering::Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!supervisor.is_finished());
+        supervisor.abort();
+    }
 }

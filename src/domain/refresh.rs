@@ -17,7 +17,8 @@ pub(crate) struct StoredSession {
     pub refresh_expire_time: OffsetDateTime,
     pub revoke_time: Option<OffsetDateTime>,
     pub user_disabled: bool,
-    /// Whether the last rotation is at most the retry window old, by the database's clock.
+    /// Whether the last rotation is at most the retry window old, by the database's clock. One from further ahead is not: a
+    /// clock was wrong.
     pub within_retry_window: bool,
 }
 

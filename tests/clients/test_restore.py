@@ -311,9 +311,7 @@ def test_the_statement_of_the_documentation_ends_all_sessions(engine, start_serv
     engine.execute(statement)
 
     for _, tokens in people:
-        wait_until(
-            lambda tokens=tokens: is_over(server, tokens.access_token), "the access token is refused", timeout=DEADLINE
-        )
+        wait_until("the access token is refused", lambda tokens=tokens: is_over(server, tokens.access_token))
         expect_unauthenticated(
             lambda tokens=tokens: server.client.refresh(tokens.refresh_token), "REFRESH_TOKEN_INVALID"
         )

@@ -32,6 +32,7 @@ on_each_engine![
     each_subject_is_counted_separately,
     attempts_no_longer_count_after_a_window_without_any,
     attempts_are_purged_once_they_no_longer_count,
+    attempts_that_a_clock_wrote_which_was_ahead_hold_nobody_up,
 ];
 
 pub const POLICY: AttemptPolicy = AttemptPolicy {
@@ -306,6 +307,24 @@ async fn attempts_are_purged_once_they_no_longer_count(database: &Database) {
     database.age_attempts(POLICY.window).await;
     store.purge_attempts(NOW, None, 100).await.expect("the store");
     assert_eq!(counted().await, 0);
+}
+
+async fn attempts_that_a_clock_wrote_which_was_ahead_hold_nobody_up(database: &Database) {
+    let store = database.store().await;
+    for days in [1, 10] {
+        for (number, until_refused) in [true, false].into_iter().enumerate() {
+            let attempt = attempt(subject(&format!("ada-{days}-{number}@example.com")));
+            if until_refused {
+                attempts_until_blocked(store.as_ref(), attempt).await;
+            } else {
+                attempts_until_busy(store.as_ref(), attempt).await;
+            }
+            assert!(!is_reserved(store.as_ref(), attempt).await);
+            database.postpone_attempts(Duration::from_hours(24 * days)).await;
+            assert_eq!(attempts_until_blocked(store.as_ref(), attempt).await, POLICY.max_failures);
+            assert_lockout(store.as_ref(), attempt, POLICY.first_delay).await;
+        }
+    }
 }
 
 /// A replica whose clock is ahead must not allow more attempts by purging earlier ones.

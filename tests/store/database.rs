@@ -141,11 +141,20 @@ impl Database {
 
     /// Moves the times of every counted attempt to earlier ones.
     pub async fn age_attempts(&self, by: Duration) {
-        let earlier = |column: &str| match self.engine {
-            Engine::Sqlite => format!("{column} = {column} - {}", by.as_micros()),
-            Engine::Postgres => format!("{column} = {column} - interval '{} microseconds'", by.as_micros()),
+        self.move_attempts('-', by).await;
+    }
+
+    /// Moves the times of every counted attempt to later ones, as a clock that is ahead writes them.
+    pub async fn postpone_attempts(&self, by: Duration) {
+        self.move_attempts('+', by).await;
+    }
+
+    async fn move_attempts(&self, sign: char, by: Duration) {
+        let moved = |column: &str| match self.engine {
+            Engine::Sqlite => format!("{column} = {column} {sign} {}", by.as_micros()),
+            Engine::Postgres => format!("{column} = {column} {sign} interval '{} microseconds'", by.as_micros()),
         };
-        let columns = ["blocked_until", "forget_time", "under_way_until"].map(earlier).join(", ");
+        let columns = ["blocked_until", "forget_time", "under_way_until"].map(moved).join(", ");
         self.sql.execute(&format!("UPDATE login_attempts SET {columns}")).await;
     }
 }

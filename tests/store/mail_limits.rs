@@ -21,6 +21,7 @@ on_each_engine![
     a_mail_over_the_limit_writes_nothing_and_is_not_counted,
     each_address_has_one_limit_for_all_kinds_of_mail,
     other_mails_cannot_spend_the_budget_of_resets,
+    what_a_clock_that_was_ahead_counted_withholds_no_mail,
 ];
 
 const THREE: AddressLimit = AddressLimit { burst: 3, interval: Duration::from_secs(90) };
@@ -100,4 +101,11 @@ async fn other_mails_cannot_spend_the_budget_of_resets(database: &Database) {
     assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3, "the owner's last way in");
     store.purge_mail(NOW + 1.days(), NOW, 1_000).await.expect("the store");
     assert_eq!(database.sql.number("SELECT count(*) FROM reset_limits").await, 0);
+}
+
+async fn what_a_clock_that_was_ahead_counted_withholds_no_mail(database: &Database) {
+    let store = database.store().await;
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW + 2.days()).await, 3);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 3);
+    assert_eq!(request_until_limited(store.as_ref(), THREE, NOW).await, 0, "and these count");
 }

@@ -24,6 +24,7 @@ on_each_engine![
     a_replay_within_the_retry_window_returns_the_same_token_and_changes_nothing,
     the_previous_token_is_replayed_until_the_retry_window_ends,
     the_retry_window_starts_at_the_last_rotation,
+    a_rotation_by_a_clock_that_was_ahead_does_not_make_the_retry_window_longer,
     without_a_retry_window_the_previous_token_is_a_reuse,
     refresh_with_a_consumed_token_ends_the_session,
     another_token_of_the_current_generation_ends_the_session,
@@ -156,6 +157,17 @@ async fn the_retry_window_starts_at_the_last_rotation(database: &Database) {
     let outcome = rotate(store.as_ref(), second.rotation()).await;
     assert!(matches!(outcome, RotationOutcome::Replayed { .. }), "{outcome:?}");
     assert_reuse(database, store.as_ref(), &third, first.rotation()).await;
+}
+
+async fn a_rotation_by_a_clock_that_was_ahead_does_not_make_the_retry_window_longer(database: &Database) {
+    let store = database.store().await;
+    let (first, second) = refreshed_once(store.as_ref()).await;
+    let later = match database.engine {
+        Engine::Sqlite => "last_refresh_time + 864000000000",
+        Engine::Postgres => "last_refresh_time + interval '10 days'",
+    };
+    database.sql.execute(&format!("UPDATE sessions SET last_refresh_time = {later}")).await;
+    assert_reuse(database, store.as_ref(), &second, first.rotation()).await;
 }
 
 async fn without_a_retry_window_the_previous_token_is_a_reuse(database: &Database) {

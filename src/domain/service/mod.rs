@@ -68,4 +68,15 @@ impl Service {
         let event = AuditEventId(self.env.uuid()?);
         Ok(AuditContext { event, now, actor, client_ip, retain_until: now + self.tokens.max_access_token_lifetime() })
     }
+
+    /// The context of a second event of the same step, which comes after the first in the audit log. Ids of the same
+    /// millisecond have no order.
+    fn audit_context_after(&self, first: &AuditContext) -> Result<AuditContext, Error> {
+        loop {
+            let event = AuditEventId(self.env.uuid()?);
+            if event.0 > first.event.0 {
+                return Ok(AuditContext { event, ..*first });
+            }
+        }
+    }
 }

@@ -59,7 +59,7 @@ impl Service {
         let verification = self.new_mail(MailKind::VerifyEmail, email.clone(), Some(id))?;
         let context = self.audit_context(client.map(|_| id), client.and_then(|client| client.ip))?;
         let roles = match roles {
-            Some(roles) => Some((roles, self.audit_context(None, None)?)),
+            Some(roles) => Some((roles, self.audit_context_after(&context)?)),
             None => None,
         };
         // The account as it will be if nothing is in the way; also the answer where a taken address is concealed.

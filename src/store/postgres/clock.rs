@@ -1,4 +1,4 @@
-//! The clock that all replicas share: the database's. Between two pings it goes on by this machine's monotonic clock, which
+//! The clock that all replicas share: the database's. Between two polls of the log it goes on by this machine's monotonic clock, which
 //! nobody can set.
 
 use std::{

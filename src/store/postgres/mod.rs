@@ -79,7 +79,9 @@ pub struct PostgresStore {
     probe: Arc<Mutex<Option<PgConnection>>>,
     /// The result of the last ping. While it is false, every step fails at once.
     reachable: Arc<AtomicBool>,
-    /// The clock of the database, as the last ping found it.
+    /// Whether new connections take writes, as far as is known.
+    takes_writes: Arc<AtomicBool>,
+    /// The clock of the database, as the last poll of the log found it.
     clock: Arc<SharedClock>,
     /// Woken when a replica has written a revocation, where the connection passes notifications on.
     revocation_written: Arc<Notify>,
@@ -119,6 +121,7 @@ impl PostgresStore {
             options,
             probe: Arc::default(),
             reachable: Arc::new(AtomicBool::new(true)),
+            takes_writes: Arc::new(AtomicBool::new(true)),
             clock: Arc::default(),
             revocation_written,
             mail_queued: Arc::default(),
@@ -130,7 +133,8 @@ impl PostgresStore {
             Migrate::Apply => migration::apply(migrator(&MIGRATIONS), &store.options).await?,
             Migrate::Check => store.check_schema().await?,
         }
-        store.probe().await?;
+        let connection = store.connect_for_writing().await?;
+        *store.probe.lock().await = Some(connection);
         Ok(store)
     }
 
@@ -197,27 +201,41 @@ impl PostgresStore {
 
     /// Pings on its own connection, which it opens first if necessary. Opening gets more time than the ping itself:
     /// authentication costs thousands of hash rounds, and retrying a slow one from the start might never succeed.
-    ///
-    /// A database that takes no writes does not count as reachable: that is what a switchover leaves behind. The setting is
-    /// one of the connection, so a connection that takes no writes is thrown away, and so are those of the pool.
     async fn probe(&self) -> Result<(), StoreError> {
         let mut probe = self.probe.lock().await;
-        let mut connection = match probe.take() {
-            Some(connection) => connection,
-            None => with_timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await?,
+        let usable = probe.take().filter(|_| self.takes_writes.load(Ordering::Relaxed));
+        let connection = match usable {
+            Some(mut connection) => {
+                with_timeout(PING_TIMEOUT, connection.ping()).await?;
+                connection
+            }
+            None => self.connect_for_writing().await?,
         };
+        *probe = Some(connection);
+        Ok(())
+    }
+
+    /// A database that takes no writes does not count as reachable: that is what a switchover leaves behind. The setting is
+    /// one of the connection, so only a new one tells whether that is over, and the others are closed.
+    fn found_read_only(&self) {
+        self.takes_writes.store(false, Ordering::Relaxed);
+        self.pool.close_idle();
+    }
+
+    /// A new connection, if the database takes writes. Reads the database's clock too.
+    async fn connect_for_writing(&self) -> Result<PgConnection, StoreError> {
+        let mut connection = with_timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await?;
         let asked_at = Instant::now();
         let query = sqlx::query_as::<_, (Stamp, bool)>(
             "SELECT clock_timestamp(), current_setting('transaction_read_only')::boolean",
         );
         let (time, takes_no_writes) = with_timeout(PING_TIMEOUT, query.fetch_one(&mut connection)).await?;
+        self.clock.set(time.0, asked_at.elapsed());
+        self.takes_writes.store(!takes_no_writes, Ordering::Relaxed);
         if takes_no_writes {
-            self.pool.close_idle();
             return Err(StoreError::Unavailable("the database takes no writes: it is read-only".into()));
         }
-        self.clock.set(time.0, asked_at.elapsed());
-        *probe = Some(connection);
-        Ok(())
+        Ok(connection)
     }
 }
 

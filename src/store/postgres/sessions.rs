@@ -4,7 +4,7 @@
 //! client abandons is complete or never happened, and it costs one round trip. Where one statement cannot see what it
 //! has waited for, a transaction follows.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::{FromRow as _, Row as _, postgres::PgRow};
@@ -26,7 +26,7 @@ use crate::{
     error::StoreError,
     store::{
         rows::{CredentialsRow, LogoutTargetRow, RevocationRow, StoredSessionRow, UserRow, user_columns},
-        shared::run_to_completion,
+        shared::{Stamp, run_to_completion},
         statement::Statement,
         steps::{self, Backend as _, WriteTransaction as _, bind_session},
     },
@@ -136,6 +136,15 @@ const OPEN_SESSION_WITH_REHASH: &str = open_session!(concat!(
      WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled RETURNING ",
     user_columns!()
 ));
+
+/// The entries of the log with numbers `$2`, and the next `$3` after number `$1`. The first row is none of them: it has
+/// whether the database takes no writes, and its time. Both are needed about as often as the log.
+///
+/// With OR instead of UNION ALL, PostgreSQL may walk the whole log.
+const REVOCATIONS_AND_STATE: &str = "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
+     WHERE number = ANY($2) AND number > 0 UNION ALL (SELECT number, session_id, user_id, roles, forget_time \
+     FROM revocations WHERE number > $1 ORDER BY number LIMIT $3) \
+     UNION ALL SELECT -1, NULL, NULL, current_setting('transaction_read_only'), clock_timestamp() ORDER BY number";
 
 /// Replaces the presented token by the next one, if it is the live token of an open session.
 const ROTATE: &str = concat!(
@@ -298,23 +307,27 @@ impl SessionStore for PostgresStore {
     async fn revocations(&self, after: i64, wanted: &[i64]) -> Result<Vec<Revocation>, StoreError> {
         let store = self.clone();
         let wanted = wanted.to_vec();
-        let rows = run_to_completion(async move {
+        run_to_completion(async move {
             let mut connection = store.connection(Purpose::Read).await?;
-            let rows = sqlx::query_as::<_, RevocationRow>(
-                // With OR instead of UNION ALL, PostgreSQL may walk the whole log.
-                "SELECT number, session_id, user_id, roles, forget_time FROM revocations WHERE number = ANY($2) \
-                 UNION ALL (SELECT number, session_id, user_id, roles, forget_time FROM revocations \
-                 WHERE number > $1 ORDER BY number LIMIT $3) ORDER BY number",
-            )
-            .bind(after)
-            .bind(wanted)
-            .bind(i64::from(REVOCATIONS_AT_ONCE))
-            .fetch_all(connection.get()?)
-            .await;
-            connection.give_back_after(rows)
+            let asked_at = Instant::now();
+            let query =
+                sqlx::query(REVOCATIONS_AND_STATE).bind(after).bind(wanted).bind(i64::from(REVOCATIONS_AT_ONCE));
+            let rows = query.fetch_all(connection.get()?).await;
+            let rows = match rows {
+                Ok(rows) if takes_no_writes(rows.first())? => {
+                    drop(connection); // closed
+                    store.found_read_only();
+                    rows
+                }
+                rows => connection.give_back_after(rows)?,
+            };
+            let Some((state, entries)) = rows.split_first() else {
+                return Err(StoreError::broken("a statement returned no row"));
+            };
+            store.clock.set(state.try_get::<Stamp, _>("forget_time")?.0, asked_at.elapsed());
+            entries.iter().map(|row| RevocationRow::from_row(row)?.into_revocation()).collect()
         })
-        .await?;
-        rows.into_iter().map(RevocationRow::into_revocation).collect()
+        .await
     }
 
     async fn revocation_written(&self) {
@@ -352,6 +365,11 @@ impl SessionStore for PostgresStore {
         );
         self.execute(statement.bind(now).bind(i64::from(limit))).await
     }
+}
+
+/// Reads the first row of [`REVOCATIONS_AND_STATE`].
+fn takes_no_writes(state: Option<&PgRow>) -> Result<bool, StoreError> {
+    Ok(state.map(|row| row.try_get::<String, _>("roles")).transpose()?.is_some_and(|setting| setting == "on"))
 }
 
 /// The values of [`reserve_attempt!`].
@@ -396,7 +414,8 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
         "SELECT ",
         user_columns!(),
         ", s.generation, s.refresh_hash, s.refresh_issue_time, s.refresh_expire_time, s.revoke_time, ",
-        "clock_timestamp() - s.last_refresh_time <= make_interval(secs => $3) AS within_retry_window ",
+        "clock_timestamp() - s.last_refresh_time BETWEEN make_interval(secs => -$3) AND make_interval(secs => $3) ",
+        "AS within_retry_window ",
         "FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1 AND s.user_id = $2 FOR UPDATE OF s"
     ))
     .bind(rotation.next.session_id.0)

@@ -254,7 +254,7 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
         "SELECT ",
         user_columns!(),
         ", s.generation, s.refresh_hash, s.refresh_issue_time, s.refresh_expire_time, s.revoke_time, ",
-        "$3 - s.last_refresh_time <= $4 AS within_retry_window ",
+        "abs($3 - s.last_refresh_time) <= $4 AS within_retry_window ",
         "FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1 AND s.user_id = $2"
     ))
     .bind(rotation.next.session_id.0)
