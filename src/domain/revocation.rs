@@ -239,6 +239,7 @@ impl Revocations {
             return Err(AccessTokenError::Revoked);
         }
         match self.roles.get(&caller.user_id) {
+            Some(current) if current.0.is_empty() => Err(AccessTokenError::Revoked),
             Some(current) => Ok(Caller { roles: current.0.clone(), ..caller }),
             None => Ok(caller),
         }

@@ -122,9 +122,9 @@ impl Database {
         assert_eq!(self.sql.execute(&format!("DELETE FROM users WHERE id = {id}")).await, 1);
     }
 
-    /// How many entries the log of revocations has.
+    /// How many sessions have ended, by the log of revocations.
     pub async fn revocations(&self) -> i64 {
-        self.sql.number("SELECT count(*) FROM revocations").await
+        self.sql.number("SELECT count(*) FROM revocations WHERE session_id IS NOT NULL").await
     }
 
     /// Why a session was revoked; empty if it was not.

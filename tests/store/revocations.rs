@@ -149,7 +149,9 @@ async fn each_way_to_end_sessions_logs_one_revocation_per_ended_session(database
             let context = AuditContext { event: audit_context().event, ..context };
             end.apply(store, &user, &open[0], reset.clone(), context).await;
         }
-        let entries = store.revocations(after, &[]).await.expect("the store");
+        let mut entries = store.revocations(after, &[]).await.expect("the store");
+        // An account that is disabled or deleted also has an entry of its own.
+        entries.retain(|entry| matches!(entry.what, Revoked::Session(_)));
         let expected = if end.ends_one_session() { &open[..1] } else { &open[..] };
         assert_eq!(entries.len(), expected.len(), "{end:?}: {entries:?}");
         let ended: HashSet<_> = entries.iter().map(session_of).collect();

@@ -9,7 +9,7 @@ use crate::{
     domain::{
         account::{Email, User},
         audit::AuditContext,
-        ids::{SessionId, UserId},
+        ids::{AuditEventId, SessionId, UserId},
         password::PasswordHash,
         role::Role,
         session::{RefreshGrant, RefreshHash},
@@ -30,9 +30,9 @@ pub trait SessionStore {
     /// the hash of the password in the same step where a rehash is due.
     async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError>;
 
-    /// Ends the session of a user that was not used for the longest time, if there are more open ones than `most`.
-    /// `false` if there are not.
-    async fn end_surplus_session(&self, user: UserId, most: u32, context: AuditContext) -> Result<bool, StoreError>;
+    /// Ends the sessions of a user that were not used for the longest time, while there are more open ones than allowed.
+    /// `true` if there still are.
+    async fn end_surplus_sessions(&self, surplus: SurplusSessions) -> Result<bool, StoreError>;
 
     /// Classifies a presented refresh token and continues or ends its session. At most one caller rotates any one
     /// generation.
@@ -111,6 +111,17 @@ pub struct NewSession {
 pub struct Rehash {
     pub from: PasswordHash,
     pub to: PasswordHash,
+}
+
+/// Sessions that a user has too many.
+#[derive(Debug, Clone)]
+pub struct SurplusSessions {
+    pub user: UserId,
+    /// How many may be open.
+    pub most: u32,
+    pub context: AuditContext,
+    /// The ids of the audit rows. No more sessions end in one step.
+    pub events: Vec<AuditEventId>,
 }
 
 /// The result of opening a session.
@@ -231,6 +242,6 @@ pub struct Revocation {
 pub enum Revoked {
     /// The session ended.
     Session(SessionId),
-    /// The account has these roles from now on.
+    /// The account has these roles from now on. One that has none is disabled or deleted.
     Roles(UserId, Vec<Role>),
 }

@@ -1,6 +1,6 @@
 //! Sessions: opened by login, continued by refresh, ended by logout; and who an access token identifies.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use jsonwebtoken::jwk::JwkSet;
 use time::OffsetDateTime;
@@ -10,9 +10,11 @@ use crate::{
         account::{Email, User},
         env::Deadline,
         hasher::Verification,
-        ids::{SessionId, UserId},
+        ids::{AuditEventId, SessionId, UserId},
         password::Password,
-        ports::{Logout, LogoutOutcome, NewSession, Rehash, Rotation, RotationOutcome, SessionOpening},
+        ports::{
+            Logout, LogoutOutcome, NewSession, Rehash, Rotation, RotationOutcome, SessionOpening, SurplusSessions,
+        },
         role::Caller,
         session::{Client, RefreshGrant, RefreshHash},
         token::{AccessTokenError, Minted, TokenPair, whole_seconds},
@@ -21,6 +23,10 @@ use crate::{
 };
 
 use super::Service;
+
+/// How many sessions that are too many end in one step, and the pause between two steps.
+const SURPLUS_AT_ONCE: u32 = 20;
+const SURPLUS_PAUSE: Duration = Duration::from_millis(20);
 
 impl Service {
     /// The caller of an access token, with its current roles. Costs no I/O.
@@ -45,7 +51,7 @@ impl Service {
     /// A wrong password, an unknown address and a disabled account take the same path: one place, one reserved attempt
     /// with one look-up, one hash, one failure with its audit row, one answer.
     pub async fn login(
-        &self,
+        self: &Arc<Self>,
         email: &Email,
         password: Password,
         client: Client,
@@ -92,15 +98,27 @@ impl Service {
     }
 
     /// Ends the sessions of a user beyond the number that one may have, those first that were not used for the longest
-    /// time.
-    async fn end_surplus_sessions(&self, user: UserId, client_ip: Option<IpAddr>) -> Result<(), Error> {
-        loop {
-            let context = self.audit_context(Some(user), client_ip)?;
-            if !self.store.end_surplus_session(user, self.sessions.most_per_user, context).await? {
-                self.sync_revocations().await;
-                return Ok(());
-            }
+    /// time. Normally that is one. Where it is many, because the limit was lowered, the caller does not wait for all.
+    async fn end_surplus_sessions(self: &Arc<Self>, user: UserId, client_ip: Option<IpAddr>) -> Result<(), Error> {
+        if self.end_some_surplus_sessions(user, client_ip).await? {
+            let service = Arc::clone(self);
+            tokio::spawn(async move {
+                while let Ok(true) = service.end_some_surplus_sessions(user, client_ip).await {
+                    tokio::time::sleep(SURPLUS_PAUSE).await;
+                }
+            });
         }
+        Ok(())
+    }
+
+    /// `true` if there are still too many.
+    async fn end_some_surplus_sessions(&self, user: UserId, client_ip: Option<IpAddr>) -> Result<bool, Error> {
+        let events = (0..SURPLUS_AT_ONCE).map(|_| Ok(AuditEventId(self.env.uuid()?))).collect::<Result<_, Error>>()?;
+        let context = self.audit_context(Some(user), client_ip)?;
+        let surplus = SurplusSessions { user, most: self.sessions.most_per_user, context, events };
+        let more = self.store.end_surplus_sessions(surplus).await?;
+        self.sync_revocations().await;
+        Ok(more)
     }
 
     /// A new session, and its first refresh token.

@@ -17,7 +17,7 @@ use crate::{
         ids::UserId,
         ports::{
             ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, REVOCATIONS_AT_ONCE,
-            Reservation, Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore,
+            Reservation, Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore, SurplusSessions,
         },
         refresh::TokenState,
         session::RevokeReason,
@@ -100,42 +100,26 @@ macro_rules! reservation_columns {
     };
 }
 
-/// Opens a session of `account`, a query with [`user_columns!`] that locks the account. `$1` to `$10` are the values of
-/// [`bind_session`], `$11` the version of the password, `$12` the subject of the attempt, `$13` the id of the audit
-/// row, `$14` its action, `$15` how many open sessions the user may have, without the new one.
-macro_rules! open_session {
-    ($account:expr) => {
-        concat!(
-            "WITH account AS (",
-            $account,
-            "), session AS (INSERT INTO sessions (id, user_id, create_time, end_time, generation, refresh_hash, \
-             refresh_issue_time, refresh_expire_time, last_refresh_time, client_ip, user_agent) \
-             SELECT $1, id, $3, $4, $5, $6, $7, $8, clock_timestamp(), $9, $10 FROM account), \
-             forgiven AS (UPDATE login_attempts SET failures = 0, blocked_until = 'epoch', \
-             under_way = greatest(under_way - 1, 0), forget_time = under_way_until \
-             WHERE subject = $12 AND EXISTS (SELECT FROM account)), \
-             audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip) \
-             SELECT $13, $3, $14, id, id, $1, $9 FROM account) \
-             SELECT *, (SELECT count(*) FROM (SELECT FROM sessions WHERE user_id = $2 AND revoke_time IS NULL \
-             AND refresh_expire_time > $3 LIMIT $15) AS open) >= $15 AS too_many FROM account"
-        )
-    };
-}
-
-/// Opens a session. Of this step and one that ends all sessions of the user, one comes first: that one locks the row of
-/// the user FOR NO KEY UPDATE before it looks for sessions. Logins share the lock.
-const OPEN_SESSION: &str = open_session!(concat!(
-    "SELECT ",
+/// Opens a session. `$1` to `$10` are the values of [`bind_session`], `$11` the version of the password, `$12` the subject of
+/// the attempt, `$13` the id of the audit row, `$14` its action, `$15` how many open sessions the user may have.
+///
+/// No row if somebody else has locked the user: then a transaction waits for them. It is needed because this statement does
+/// not see what it would have waited for, such as the sessions of other logins.
+const OPEN_SESSION: &str = concat!(
+    "WITH account AS (SELECT ",
     user_columns!(),
-    " FROM users u WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled FOR SHARE OF u"
-));
-
-/// The same, with the rehash of the password from `$16` to `$17`.
-const OPEN_SESSION_WITH_REHASH: &str = open_session!(concat!(
-    "UPDATE users u SET password_hash = CASE u.password_hash WHEN $16 THEN $17 ELSE u.password_hash END \
-     WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled RETURNING ",
-    user_columns!()
-));
+    " FROM users u WHERE u.id = $2 AND u.password_version = $11 AND NOT u.disabled FOR NO KEY UPDATE OF u SKIP LOCKED), \
+     session AS (INSERT INTO sessions (id, user_id, create_time, end_time, generation, refresh_hash, \
+     refresh_issue_time, refresh_expire_time, last_refresh_time, client_ip, user_agent) \
+     SELECT $1, id, $3, $4, $5, $6, $7, $8, clock_timestamp(), $9, $10 FROM account), \
+     forgiven AS (UPDATE login_attempts SET failures = 0, blocked_until = 'epoch', \
+     under_way = greatest(under_way - 1, 0), forget_time = under_way_until \
+     WHERE subject = $12 AND EXISTS (SELECT FROM account)), \
+     audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, session_id, client_ip) \
+     SELECT $13, $3, $14, id, id, $1, $9 FROM account) \
+     SELECT *, (SELECT count(*) FROM (SELECT FROM sessions WHERE user_id = $2 AND revoke_time IS NULL \
+     AND refresh_expire_time > $3 LIMIT $15) AS open) >= $15 AS too_many FROM account"
+);
 
 /// The entries of the log with numbers `$2`, and the next `$3` after number `$1`. The first row is none of them: it has
 /// whether the database takes no writes, and its time. Both are needed about as often as the log.
@@ -248,28 +232,27 @@ impl SessionStore for PostgresStore {
     }
 
     async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError> {
-        let (context, rehash) = (session.context, session.rehash.clone());
-        let (version, attempt, most) = (session.password_version, session.attempt, session.most);
-        let sql = if rehash.is_some() { OPEN_SESSION_WITH_REHASH } else { OPEN_SESSION };
-        let mut statement = bind_session(Statement::new(sql), session)
+        if session.rehash.is_some() {
+            return steps::write(self, |tx| steps::open_session(tx, session)).await;
+        }
+        let (context, version) = (session.context, session.password_version);
+        let (attempt, most) = (session.attempt, session.most);
+        let statement = bind_session(Statement::new(OPEN_SESSION), session.clone())
             .bind(version)
             .bind(attempt.map(|subject| subject.0))
             .bind(context.event.0)
             .bind(Action::Login.as_str())
             .bind(i64::from(most));
-        if let Some(rehash) = rehash {
-            statement = statement.bind(rehash.from.as_str()).bind(rehash.to.as_str());
-        }
         let Some(row) = self.all_rows(Purpose::Write, statement).await?.pop() else {
-            return Ok(SessionOpening::Refused);
+            return steps::write(self, |tx| steps::open_session(tx, session)).await;
         };
         let user = UserRow::from_row(&row)?.into_user()?;
         let too_many = row.try_get("too_many")?;
         Ok(if too_many { SessionOpening::OpenedTooMany(user) } else { SessionOpening::Opened(user) })
     }
 
-    async fn end_surplus_session(&self, user: UserId, most: u32, context: AuditContext) -> Result<bool, StoreError> {
-        steps::write(self, move |tx| steps::end_surplus_session(tx, user, most, context)).await
+    async fn end_surplus_sessions(&self, surplus: SurplusSessions) -> Result<bool, StoreError> {
+        steps::write(self, |tx| steps::end_surplus_sessions(tx, surplus)).await
     }
 
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {

@@ -13,6 +13,7 @@ use crate::{
         ports::{
             ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, Queries as _,
             REVOCATIONS_AT_ONCE, Reservation, Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore,
+            SurplusSessions,
         },
         refresh::TokenState,
         throttle::{AttemptCount, AttemptSubject},
@@ -31,35 +32,11 @@ use super::{SqliteStore, transaction::Tx};
 #[async_trait]
 impl SessionStore for SqliteStore {
     async fn open_session(&self, session: NewSession) -> Result<SessionOpening, StoreError> {
-        steps::write(self, |mut tx| async move {
-            if !tx.lock_enabled_user(session.grant.user_id, session.password_version).await? {
-                return Ok(SessionOpening::Refused);
-            }
-            let (user_id, session_id) = (session.grant.user_id, session.grant.session_id);
-            let (context, attempt, most) = (session.context.by(user_id), session.attempt, session.most);
-            if let Some(rehash) = &session.rehash {
-                let statement =
-                    Statement::new("UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3")
-                        .bind(user_id.0)
-                        .bind(rehash.to.as_str())
-                        .bind(rehash.from.as_str());
-                tx.run(statement).await?;
-            }
-            tx.insert_session(session).await?;
-            if let Some(subject) = attempt {
-                tx.run(steps::forgive_attempts(subject)).await?;
-            }
-            tx.record(Action::Login, &context, AuditTarget::session(user_id, session_id)).await?;
-            let too_many = tx.count_open_sessions(user_id, context.now).await? > u64::from(most);
-            let user = tx.user(user_id).await?;
-            tx.commit().await?;
-            Ok(if too_many { SessionOpening::OpenedTooMany(user) } else { SessionOpening::Opened(user) })
-        })
-        .await
+        steps::write(self, |tx| steps::open_session(tx, session)).await
     }
 
-    async fn end_surplus_session(&self, user: UserId, most: u32, context: AuditContext) -> Result<bool, StoreError> {
-        steps::write(self, move |tx| steps::end_surplus_session(tx, user, most, context)).await
+    async fn end_surplus_sessions(&self, surplus: SurplusSessions) -> Result<bool, StoreError> {
+        steps::write(self, |tx| steps::end_surplus_sessions(tx, surplus)).await
     }
 
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {

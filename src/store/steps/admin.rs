@@ -116,6 +116,7 @@ async fn disable_user(
     }
     tx.set_disabled(id, true, context.now).await?;
     tx.revoke_all(id, RevokeReason::UserDisabled, &context).await?;
+    tx.log_roles(id, &[], &context).await?;
     void_tokens(&mut tx, id, &before.email, &[Purpose::ResetPassword, Purpose::ChangeEmail]).await?;
     let target = AuditTarget { detail: reason, ..AuditTarget::user(id) };
     tx.record(Action::UserDisabled, &context, target).await?;
@@ -136,6 +137,7 @@ async fn enable_user(
         return Ok(UserChange::Changed(before));
     }
     tx.set_disabled(id, false, context.now).await?;
+    tx.log_roles(id, &before.roles, &context).await?;
     tx.record(Action::UserEnabled, &context, AuditTarget::user(id)).await?;
     let user = tx.user(id).await?;
     tx.commit().await?;
@@ -173,6 +175,7 @@ async fn delete_user(mut tx: impl WriteTransaction, deletion: UserDeletion) -> R
     }
     // The log of revocations outlives the rows that it is about.
     tx.revoke_all(id, RevokeReason::UserDeleted, &context).await?;
+    tx.log_roles(id, &[], &context).await?;
     void_tokens(&mut tx, id, &before.email, &Purpose::ALL).await?;
     tx.record(Action::UserDeleted, &context, AuditTarget::user(id)).await?;
     tx.delete_user(id).await?;

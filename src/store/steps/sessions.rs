@@ -4,17 +4,16 @@
 use crate::{
     domain::{
         audit::{Action, AuditContext, AuditTarget},
-        ids::UserId,
-        ports::{Logout, LogoutOutcome, Rotation, RotationOutcome},
+        ports::{Logout, LogoutOutcome, NewSession, Rotation, RotationOutcome, SessionOpening, SurplusSessions},
         refresh::LogoutTarget,
         session::{RefreshGrant, RevokeReason},
         throttle::AttemptSubject,
     },
     error::StoreError,
-    store::rows::PresentedSession,
+    store::{rows::PresentedSession, statement::Statement},
 };
 
-use super::transaction::WriteTransaction;
+use super::transaction::{WriteTransaction, forgive_attempts};
 
 /// The answer to the previous refresh token, presented again within the retry window: the same successor.
 pub(in crate::store) fn replayed(session: PresentedSession, rotation: &Rotation) -> RotationOutcome {
@@ -75,24 +74,56 @@ pub(in crate::store) async fn apply_logout(
     Ok(decision.outcome)
 }
 
-/// Ends the session of a user that was not used for the longest time, if there are more open ones than `most`.
-pub(in crate::store) async fn end_surplus_session(
+/// Opens a session, alone: every other step that locks the user comes before it or after it.
+pub(in crate::store) async fn open_session(
     mut tx: impl WriteTransaction,
-    user: UserId,
-    most: u32,
-    context: AuditContext,
+    session: NewSession,
+) -> Result<SessionOpening, StoreError> {
+    if !tx.lock_enabled_user(session.grant.user_id, session.password_version).await? {
+        return Ok(SessionOpening::Refused);
+    }
+    let (user_id, session_id) = (session.grant.user_id, session.grant.session_id);
+    let (context, attempt, most) = (session.context.by(user_id), session.attempt, session.most);
+    if let Some(rehash) = &session.rehash {
+        let statement = Statement::new("UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3")
+            .bind(user_id.0)
+            .bind(rehash.to.as_str())
+            .bind(rehash.from.as_str());
+        tx.run(statement).await?;
+    }
+    tx.insert_session(session).await?;
+    if let Some(subject) = attempt {
+        tx.run(forgive_attempts(subject)).await?;
+    }
+    tx.record(Action::Login, &context, AuditTarget::session(user_id, session_id)).await?;
+    let too_many = tx.count_open_sessions(user_id, context.now).await? > u64::from(most);
+    let user = tx.user(user_id).await?;
+    tx.commit().await?;
+    Ok(if too_many { SessionOpening::OpenedTooMany(user) } else { SessionOpening::Opened(user) })
+}
+
+/// Ends the sessions of a user that were not used for the longest time, as many as there are events for. Returns whether
+/// there are more of them than the user may have.
+pub(in crate::store) async fn end_surplus_sessions(
+    mut tx: impl WriteTransaction,
+    surplus: SurplusSessions,
 ) -> Result<bool, StoreError> {
-    if tx.lock_user(user).await?.is_none() || tx.count_open_sessions(user, context.now).await? <= u64::from(most) {
+    let SurplusSessions { user, most, context, events } = surplus;
+    if tx.lock_user(user).await?.is_none() {
         return Ok(false);
     }
-    let Some(session) = tx.least_used_session(user, context.now).await? else {
-        return Ok(false);
-    };
-    tx.revoke(session, RevokeReason::TooMany, &context).await?;
-    let target = AuditTarget::session(user, session).detail("too many sessions".to_owned());
-    tx.record(RevokeReason::TooMany.action(), &context, target).await?;
+    let open = tx.count_open_sessions(user, context.now).await?;
+    let count = open.saturating_sub(most.into());
+    for event in events.iter().take(usize::try_from(count).unwrap_or(usize::MAX)) {
+        let Some(session) = tx.least_used_session(user, context.now).await? else {
+            break;
+        };
+        tx.revoke(session, RevokeReason::TooMany, &context).await?;
+        let target = AuditTarget::session(user, session).detail("too many sessions".to_owned());
+        tx.record(RevokeReason::TooMany.action(), &AuditContext { event: *event, ..context }, target).await?;
+    }
     tx.commit().await?;
-    Ok(true)
+    Ok(count > events.len() as u64)
 }
 
 /// The key of an attempt's row; before all others if there is none.

@@ -392,7 +392,8 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.run(statement).await
     }
 
-    /// Tells every replica which roles an account has from now on.
+    /// Tells every replica which roles an account has from now on. One without any is disabled or deleted: then its tokens
+    /// are refused, also those of sessions that a restored database does not know.
     async fn log_roles(&mut self, user: UserId, roles: &[Role], context: &AuditContext) -> Result<(), StoreError> {
         let statement = Statement::new(Self::LOG_ROLES)
             .bind(user.0)

@@ -16,20 +16,20 @@ _IDS = {
     "postgres": "encode(convert_to(lpad(n::text, 16, '0'), 'UTF8'), 'hex')::uuid",
     "sqlite": "CAST(printf('%016d', n) AS BLOB)",
 }
-_NUMBERS = {
+NUMBERS = {
     "postgres": "generate_series({first}, {last}, {step}) AS numbers(n)",
     "sqlite": (
         "(WITH RECURSIVE series(n) AS "
         "(SELECT {first} UNION ALL SELECT n + {step} FROM series WHERE n + {step} <= {last}) SELECT n FROM series)"
     ),
 }
-_LONG_AGO = {"postgres": "timestamptz '2023-11-14 22:13:20Z'", "sqlite": "1700000000000000"}
+LONG_AGO = {"postgres": "timestamptz '2023-11-14 22:13:20Z'", "sqlite": "1700000000000000"}
 
 
 def insert(engine: Engine, first: int, last: int, step: int = 1, names: str = "crowd-") -> None:
     """Inserts accounts with these numbers. Their names and addresses begin alike, and nobody can log in to them."""
-    id, then = _IDS[engine.name], _LONG_AGO[engine.name]
-    numbers = _NUMBERS[engine.name].format(first=first, last=last, step=step)
+    id, then = _IDS[engine.name], LONG_AGO[engine.name]
+    numbers = NUMBERS[engine.name].format(first=first, last=last, step=step)
     engine.execute(
         "INSERT INTO users (id, username, email, password_hash, create_time, update_time) "
         f"SELECT {id}, '{names}' || n, '{names}' || n || '@crowd.example', '!', {then}, {then} FROM {numbers}"
@@ -38,7 +38,7 @@ def insert(engine: Engine, first: int, last: int, step: int = 1, names: str = "c
 
 
 def delete(engine: Engine, first: int, last: int) -> None:
-    ids = f"SELECT {_IDS[engine.name]} FROM {_NUMBERS[engine.name].format(first=first, last=last, step=1)}"
+    ids = f"SELECT {_IDS[engine.name]} FROM {NUMBERS[engine.name].format(first=first, last=last, step=1)}"
     # This connection to SQLite does not cascade deletions.
     for table, column in (("user_roles", "user_id"), ("users", "id")):
         engine.execute(f"DELETE FROM {table} WHERE {column} IN ({ids})")
