@@ -83,7 +83,7 @@ impl Service {
         let session_id = session.grant.session_id;
         let opening = self.store.open_session(session).await?;
         if let SessionOpening::OpenedTooMany(user) = &opening {
-            self.end_surplus_sessions(user.id, client_ip).await?;
+            self.end_surplus_sessions(user.id, client_ip).await;
         }
         match opening {
             SessionOpening::Opened(user) | SessionOpening::OpenedTooMany(user) => {
@@ -98,17 +98,21 @@ impl Service {
     }
 
     /// Ends the sessions of a user beyond the number that one may have, those first that were not used for the longest
-    /// time. Normally that is one. Where it is many, because the limit was lowered, the caller does not wait for all.
-    async fn end_surplus_sessions(self: &Arc<Self>, user: UserId, client_ip: Option<IpAddr>) -> Result<(), Error> {
-        if self.end_some_surplus_sessions(user, client_ip).await? {
-            let service = Arc::clone(self);
-            tokio::spawn(async move {
-                while let Ok(true) = service.end_some_surplus_sessions(user, client_ip).await {
-                    tokio::time::sleep(SURPLUS_PAUSE).await;
-                }
-            });
+    /// time. Normally that is one. Where it is many, because the limit was lowered, the caller does not wait for all. The
+    /// new session is open, so an error only leaves the surplus to the next login.
+    async fn end_surplus_sessions(self: &Arc<Self>, user: UserId, client_ip: Option<IpAddr>) {
+        match self.end_some_surplus_sessions(user, client_ip).await {
+            Ok(false) => {}
+            Ok(true) => {
+                let service = Arc::clone(self);
+                tokio::spawn(async move {
+                    while let Ok(true) = service.end_some_surplus_sessions(user, client_ip).await {
+                        tokio::time::sleep(SURPLUS_PAUSE).await;
+                    }
+                });
+            }
+            Err(error) => tracing::debug!(%error, "surplus sessions were not ended"),
         }
-        Ok(())
     }
 
     /// `true` if there are still too many.
