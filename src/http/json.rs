@@ -5,9 +5,9 @@ use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, MapAccess, SeqAccess, Visitor},
+    de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, map::Entry};
 
 /// Parses a document.
 pub fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
@@ -16,6 +16,10 @@ pub fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
 
 /// How much of a name an error repeats, in characters. Escaping makes it longer.
 const LONGEST_NAME: usize = 100;
+
+/// How many members of an object are read. No message has so many fields, so there are unknown ones among them, and the
+/// request is refused whatever the others are.
+const MOST_MEMBERS: usize = 200;
 
 struct Strict(Value);
 
@@ -68,13 +72,19 @@ impl<'de> Visitor<'de> for StrictVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
-        while let Some((name, Strict(value))) = members.next_entry::<String, _>()? {
-            if object.contains_key(&name) {
-                let shown: String = name.chars().take(LONGEST_NAME).collect();
-                return Err(A::Error::custom(format!("member `{}` is given twice", shown.escape_debug())));
+        while object.len() < MOST_MEMBERS {
+            let Some((name, Strict(value))) = members.next_entry::<String, _>()? else {
+                return Ok(Value::Object(object));
+            };
+            match object.entry(name) {
+                Entry::Vacant(entry) => drop(entry.insert(value)),
+                Entry::Occupied(entry) => {
+                    let shown: String = entry.key().chars().take(LONGEST_NAME).collect();
+                    return Err(A::Error::custom(format!("member `{}` is given twice", shown.escape_debug())));
+                }
             }
-            object.insert(name, value);
         }
+        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(Value::Object(object))
     }
 }
@@ -106,6 +116,10 @@ mod tests {
             assert!(parse(text.as_bytes()).is_err(), "{text:.40}");
         }
         assert!(parse(b"\"\xff\"").is_err());
+        let members: Vec<_> = (0..5_000).map(|number| format!(r#""{number}": 0"#)).collect();
+        let many = format!("{{{}}}", members.join(","));
+        assert_eq!(parse(many.as_bytes()).expect("JSON").as_object().map(Map::len), Some(MOST_MEMBERS));
+        assert!(parse(many.replace("4999", "\\").as_bytes()).is_err(), "the rest must be JSON too");
         let name = "\u{7f}".repeat(30_000);
         let error = parse(format!(r#"{{"{name}": 1, "{name}": 2}}"#).as_bytes()).expect_err("a name twice");
         assert!(error.to_string().len() < 1_000, "an answer is not larger than its request");

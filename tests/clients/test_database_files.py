@@ -106,7 +106,7 @@ def test_after_a_clean_stop_the_database_file_is_whole(embedded, start_server, t
     directory = embedded.data_directory
     everybody: list[Person] = []
     # Before this was fixed, a third of the stops left a log.
-    for number in range(size(8, 24)):
+    for number in range(size(4, 24)):
         with writers(server) as writing:
             writing.wait_for_more()
             server.stop()

@@ -209,7 +209,7 @@ def test_no_call_fails_while_very_many_rows_are_deleted(engine, start_server, si
     make_live_rows(engine, server.client)
     server.stop()
     begun = time.monotonic()
-    fill(engine, size(60_000, 4_000_000), size(60_000, 1_500_000), size(60_000, 100_000))
+    fill(engine, size(12_000, 4_000_000), size(60_000, 1_500_000), size(60_000, 100_000))
     filled = time.monotonic() - begun
     before = live_rows(engine)
     [newest] = engine.query("SELECT max(number) FROM revocations")
