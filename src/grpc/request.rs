@@ -58,7 +58,7 @@ pub fn deadline<T>(request: &Request<T>) -> Deadline {
 
 /// The caller, which the access layer has set.
 pub fn caller<T>(request: &Request<T>) -> Result<&Caller, Error> {
-    request.extensions().get().ok_or_else(|| Error::internal("the access layer passed a call on without its caller"))
+    optional_caller(request).ok_or_else(|| Error::internal("the access layer passed a call on without its caller"))
 }
 
 /// The caller of a public RPC, if a valid access token came with the call.

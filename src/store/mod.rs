@@ -14,6 +14,7 @@
 
 mod opening;
 pub mod postgres;
+mod purges;
 mod queries;
 mod rows;
 mod shared;

@@ -100,6 +100,34 @@ pub(super) fn span(length: Duration) -> i64 {
     i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// A length of time as a parameter: seconds for `make_interval` in PostgreSQL, microseconds in SQLite.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span(pub Duration);
+
+impl Type<Postgres> for Span {
+    fn type_info() -> PgTypeInfo {
+        <f64 as Type<Postgres>>::type_info()
+    }
+}
+
+impl Encode<'_, Postgres> for Span {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        <f64 as Encode<Postgres>>::encode_by_ref(&self.0.as_secs_f64(), buffer)
+    }
+}
+
+impl Type<Sqlite> for Span {
+    fn type_info() -> SqliteTypeInfo {
+        <i64 as Type<Sqlite>>::type_info()
+    }
+}
+
+impl Encode<'_, Sqlite> for Span {
+    fn encode_by_ref(&self, buffer: &mut SqliteArgumentsBuffer) -> Result<IsNull, BoxDynError> {
+        <i64 as Encode<Sqlite>>::encode_by_ref(&span(self.0), buffer)
+    }
+}
+
 impl Type<Postgres> for Stamp {
     fn type_info() -> PgTypeInfo {
         <OffsetDateTime as Type<Postgres>>::type_info()

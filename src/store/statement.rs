@@ -1,11 +1,13 @@
 //! A statement with its values, before it is bound to the types of a database. A verb whose SQL is the same in every
 //! dialect is written once with it.
 
+use std::time::Duration;
+
 use sqlx::{Database, Encode, Type, query::Query};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::shared::Stamp;
+use super::shared::{Span, Stamp};
 
 /// Static SQL with the values of its parameters `$1`, `$2` and so on.
 #[derive(Debug)]
@@ -24,6 +26,7 @@ pub(super) enum Value {
     Integer(i64),
     Real(f64),
     Time(OffsetDateTime),
+    Span(Duration),
 }
 
 impl Statement {
@@ -48,6 +51,7 @@ impl Statement {
         i64: Encode<'static, DB> + Type<DB>,
         f64: Encode<'static, DB> + Type<DB>,
         Stamp: Encode<'static, DB> + Type<DB>,
+        Span: Encode<'static, DB> + Type<DB>,
     {
         self.values.into_iter().fold(sqlx::query(self.sql), |query, value| match value {
             Value::Id(id) => query.bind(id),
@@ -57,6 +61,7 @@ impl Statement {
             Value::Integer(number) => query.bind(number),
             Value::Real(number) => query.bind(number),
             Value::Time(time) => query.bind(Stamp(time)),
+            Value::Span(length) => query.bind(Span(length)),
         })
     }
 }
@@ -84,4 +89,5 @@ values! {
     i64: |number| Self::Integer(number);
     f64: |number| Self::Real(number);
     OffsetDateTime: |time| Self::Time(time);
+    Duration: |length| Self::Span(length);
 }

@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 
 from support import pb
+from support.admin import TRANSPORTS, any_way
 from support.engine import Postgres, Sqlite, make_template
-from support.http import Rest
 from support.keys import published_keys
 from support.mail import Mailbox
 from support.postgres import Cluster, find_binaries
 from support.server import Server
-from support.transports import ByGrpc, ByRest
 
 ENGINES = ("sqlite", "postgres")
-TRANSPORTS = ("gRPC", "REST")
 PAIRED = ("engine", "server", "way", "by")
 PAIRS_IN_EVERY_RUN = {("sqlite", "REST"), ("postgres", "gRPC")}
 LEFT_OUT = pytest.StashKey[set]()
@@ -226,8 +224,9 @@ def client(server):
 
 @pytest.fixture(params=TRANSPORTS)
 def way(request, server):
-    """Calls to the shared server, by gRPC and by REST."""
-    return ByGrpc(server.client) if request.param == "gRPC" else ByRest(Rest(server))
+    """Calls to every service of the shared server, by gRPC and by REST."""
+    with any_way(request.param, server) as way:
+        yield way
 
 
 @pytest.fixture

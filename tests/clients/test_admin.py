@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import json_format
 
 from support import contract, jose, pb
-from support.admin import TRANSPORTS, Somebody, any_way, enabled_admins, only_admin
+from support.admin import Somebody, enabled_admins, only_admin
 from support.client import Person
 from support.mail import RESET
 from support.wait import wait_until
@@ -27,13 +27,6 @@ OF_ONE_USER = ("GetUser", "SetUserRoles", "DisableUser", "EnableUser", "RevokeUs
 @pytest.fixture(scope="module")
 def settings(mailbox):
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
-
-
-@pytest.fixture(params=TRANSPORTS)
-def way(request, server):
-    """Calls to every service of the shared server."""
-    with any_way(request.param, server) as way:
-        yield way
 
 
 @pytest.fixture

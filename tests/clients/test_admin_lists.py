@@ -14,20 +14,13 @@ import time
 import pytest
 
 from support import load
-from support.admin import TRANSPORTS, Somebody, any_way, everything, pages
+from support.admin import Somebody, any_way, everything, pages
 from support.client import Person
 from support.wait import wait_until
 
 LISTS = {"ListUsers": "users", "ListAuditEvents": "events"}
 STABLE = 3_000
 MANY = 100_000
-
-
-@pytest.fixture(params=TRANSPORTS)
-def way(request, server):
-    """Calls to every service of the shared server."""
-    with any_way(request.param, server) as way:
-        yield way
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from support.admin import TRANSPORTS, Somebody, any_way, everything, only_admin, session_id
+from support.admin import Somebody, any_way, everything, only_admin, session_id
 from support.client import Person
 from support.expect import expect_error, failure_of
 from support.mail import CHANGE, RESET, VERIFY
@@ -27,13 +27,6 @@ INVALID = ("INVALID_ARGUMENT", "INVALID_FIELD")
 @pytest.fixture(scope="module")
 def settings(mailbox):
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
-
-
-@pytest.fixture(params=TRANSPORTS)
-def way(request, server):
-    """Calls to every service of the shared server."""
-    with any_way(request.param, server) as way:
-        yield way
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from support import jose, load
-from support.admin import TRANSPORTS, Somebody, any_way, everything, pages, session_id
+from support.admin import Somebody, any_way, everything, pages, session_id
 from support.client import Person
 from support.engine import EPOCH, Engine
 from support.transports import ByGrpc
@@ -44,13 +44,6 @@ def most(request) -> int:
 @pytest.fixture
 def server(engine, start_server, most):
     return start_server(engine, max_sessions_per_user=most, login_max_failures=MANY_ATTEMPTS)
-
-
-@pytest.fixture(params=TRANSPORTS)
-def way(request, server):
-    """Calls to every service of the server."""
-    with any_way(request.param, server) as way:
-        yield way
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from support.admin import TRANSPORTS, AnyByRest, Somebody, any_way, enabled_admins, only_admin, session_id
+from support.admin import AnyByRest, Somebody, enabled_admins, only_admin, session_id
 from support.client import Person
 from support.http import Rest
 from support.mail import CHANGE, RESET, VERIFY
@@ -25,13 +25,6 @@ FIELDS = {"id", "createTime", "lastRefreshTime", "expireTime", "clientIp", "user
 @pytest.fixture(scope="module")
 def settings(mailbox):
     return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
-
-
-@pytest.fixture(params=TRANSPORTS)
-def way(request, server):
-    """Calls to every service of the shared server."""
-    with any_way(request.param, server) as way:
-        yield way
 
 
 @pytest.fixture

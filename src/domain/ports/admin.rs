@@ -1,7 +1,6 @@
 //! The steps of administration, and of a person's own sessions.
 
 use async_trait::async_trait;
-use time::OffsetDateTime;
 
 use crate::{
     domain::{
@@ -42,9 +41,6 @@ pub trait AdminStore {
     /// Ends one session of an account. `false` if the account has no open session with this id.
     async fn revoke_session(&self, session: SessionId, user: UserId, context: AuditContext)
     -> Result<bool, StoreError>;
-
-    /// Deletes audit rows from before a moment, at most `limit` of them. Returns how many.
-    async fn purge_audit_events(&self, before: OffsetDateTime, limit: u32) -> Result<u64, StoreError>;
 }
 
 /// The result of a change to an account.

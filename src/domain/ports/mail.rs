@@ -54,11 +54,6 @@ pub trait MailStore {
     /// Makes a token its account's one live token for its purpose, without a mail. `false` if no enabled account has
     /// the token's id and address.
     async fn issue_token(&self, token: OneTimeGrant, context: AuditContext) -> Result<bool, StoreError>;
-
-    /// Deletes expired tokens, address limits that are idle, and dead mails older than `dead_before`, at most `limit` of
-    /// each. Returns how many of the kind of which there were most.
-    async fn purge_mail(&self, now: OffsetDateTime, dead_before: OffsetDateTime, limit: u32)
-    -> Result<u64, StoreError>;
 }
 
 /// The result of requesting a mail.

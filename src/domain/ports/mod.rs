@@ -8,6 +8,7 @@
 mod accounts;
 mod admin;
 mod mail;
+mod purge;
 mod queries;
 mod sessions;
 
@@ -21,6 +22,7 @@ use crate::error::StoreError;
 pub use accounts::*;
 pub use admin::*;
 pub use mail::*;
+pub use purge::*;
 pub use queries::*;
 pub use sessions::*;
 
@@ -33,7 +35,9 @@ const _: () = assert!(ATTEMPT_LIFETIME.as_secs() > LONGEST_WRITE.as_secs() + 10,
 
 /// A store: all its steps, and what belongs to the store as a whole.
 #[async_trait]
-pub trait Store: AccountStore + AdminStore + SessionStore + MailStore + Queries + Send + Sync + 'static {
+pub trait Store:
+    AccountStore + AdminStore + SessionStore + MailStore + PurgeStore + Queries + Send + Sync + 'static
+{
     /// Asks the database whether it answers. A backend whose database can go away fails every other step at once from a
     /// failed ping until the next successful one, so that callers do not queue for a database that is down.
     async fn ping(&self) -> Result<(), StoreError>;

@@ -69,22 +69,6 @@ pub trait SessionStore {
 
     /// Waits until the log may have a new entry; for ever where the backend has no way to tell.
     async fn revocation_written(&self);
-
-    /// Deletes revocations that can no longer affect any token, up to number `settled` and but for the newest one, at most
-    /// `limit` of them. Returns how many.
-    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64, limit: u32) -> Result<u64, StoreError>;
-
-    /// Looks at the next `limit` subjects of attempts after `after`, and deletes the attempts that no longer count. Returns
-    /// the last of these subjects; `None` if there is none.
-    async fn purge_attempts(
-        &self,
-        now: OffsetDateTime,
-        after: Option<AttemptSubject>,
-        limit: u32,
-    ) -> Result<Option<AttemptSubject>, StoreError>;
-
-    /// Deletes sessions whose absolute end is past, at most `limit` of them. Returns how many.
-    async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError>;
 }
 
 /// A session to open.

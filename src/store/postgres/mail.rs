@@ -26,26 +26,6 @@ use crate::{
 
 use super::PostgresStore;
 
-/// Deletes at most `$2` rows of a table whose time is before `$1`. Rows that another step has locked are left for the next
-/// purge: waiting for them while holding other locks could cause a deadlock.
-macro_rules! purge {
-    ($table:literal, $key:literal, $time:literal) => {
-        concat!(
-            "DELETE FROM ",
-            $table,
-            " WHERE ",
-            $key,
-            " IN (SELECT ",
-            $key,
-            " FROM ",
-            $table,
-            " WHERE ",
-            $time,
-            " < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)"
-        )
-    };
-}
-
 #[async_trait]
 impl MailStore for PostgresStore {
     async fn request_mail(&self, mail: NewMail, limit: AddressLimit) -> Result<Enqueued, StoreError> {
@@ -112,28 +92,5 @@ impl MailStore for PostgresStore {
 
     async fn issue_token(&self, token: OneTimeGrant, context: AuditContext) -> Result<bool, StoreError> {
         steps::write(self, move |tx| steps::issue_token(tx, token, context)).await
-    }
-
-    async fn purge_mail(
-        &self,
-        now: OffsetDateTime,
-        dead_before: OffsetDateTime,
-        limit: u32,
-    ) -> Result<u64, StoreError> {
-        let store = self.clone();
-        run_to_completion(async move {
-            let mut most = 0;
-            for (statement, time) in [
-                (purge!("one_time_tokens", "id", "expire_time"), now),
-                (purge!("mail_limits", "email", "spent_until"), now),
-                (purge!("reset_limits", "email", "spent_until"), now),
-                (purge!("notice_limits", "email", "spent_until"), now),
-                (purge!("mail_outbox", "id", "dead_time"), dead_before),
-            ] {
-                most = most.max(store.execute(Statement::new(statement).bind(time).bind(i64::from(limit))).await?);
-            }
-            Ok(most)
-        })
-        .await
     }
 }

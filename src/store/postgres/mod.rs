@@ -43,7 +43,9 @@ use self::{
 };
 use super::{
     opening::{Migrate, OpenError},
-    rows::{SigningKeyRow, StoredRow, audit_events, user_columns},
+    purges::{Purges, purge, purges},
+    queries::{self, first_signing_key},
+    rows::{StoredRow, audit_events, user_columns},
     shared::{Stamp, first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect, WriteTransaction as _},
@@ -188,17 +190,6 @@ impl PostgresStore {
         row.ok_or_else(|| StoreError::broken("a statement returned no row"))
     }
 
-    /// Runs one statement outside a transaction, to its end. Returns how many rows it changed.
-    async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
-        let store = self.clone();
-        run_to_completion(async move {
-            let mut connection = store.connection(Purpose::Write).await?;
-            let done = statement.into_query().execute(connection.get()?).await;
-            Ok(connection.give_back_after(done)?.rows_affected())
-        })
-        .await
-    }
-
     /// Pings on its own connection, which it opens first if necessary. Opening gets more time than the ping itself:
     /// authentication costs thousands of hash rounds, and retrying a slow one from the start might never succeed.
     async fn probe(&self) -> Result<(), StoreError> {
@@ -303,10 +294,21 @@ impl Backend for PostgresStore {
             "ORDER BY lower(u.username COLLATE \"C\") LIMIT $1"
         ),
         audit_events_of_user_with_action: audit_events!(" AND user_id = $3 AND action = $4"),
+        purges: purges!(" FOR UPDATE SKIP LOCKED", "least($3, clock_timestamp())"),
     };
 
     async fn begin(&self) -> Result<Tx, StoreError> {
         Tx::begin(self.connection(Purpose::Write).await?, Arc::clone(&self.mail_queued)).await
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
+        let store = self.clone();
+        run_to_completion(async move {
+            let mut connection = store.connection(Purpose::Write).await?;
+            let done = statement.into_query().execute(connection.get()?).await;
+            Ok(connection.give_back_after(done)?.rows_affected())
+        })
+        .await
     }
 
     async fn rows<R: StoredRow>(&self, query: Statement) -> Result<Vec<R>, StoreError> {
@@ -352,23 +354,14 @@ impl Store for PostgresStore {
     }
 
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        let query = Statement::new("SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys");
-        Ok(self.rows::<SigningKeyRow>(query).await?.into_iter().map(SigningKeyRow::into_key).collect())
+        queries::signing_keys(self).await
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {
         steps::write(self, move |mut tx| async move {
             // Replicas that start together take turns. Readers do not wait.
             tx.run(Statement::new("LOCK TABLE signing_keys IN SHARE ROW EXCLUSIVE MODE")).await?;
-            let statement = Statement::new(
-                "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
-                 SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM signing_keys)",
-            )
-            .bind(key.kid.as_str())
-            .bind(key.algorithm.as_str())
-            .bind(key.sealed_private_key)
-            .bind(key.create_time);
-            tx.run(statement).await?;
+            tx.run(first_signing_key(key)).await?;
             tx.commit().await
         })
         .await

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::{FromRow as _, Row as _, postgres::PgRow};
-use time::OffsetDateTime;
 
 use crate::{
     domain::{
@@ -315,38 +314,6 @@ impl SessionStore for PostgresStore {
 
     async fn revocation_written(&self) {
         self.revocation_written.notified().await;
-    }
-
-    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64, limit: u32) -> Result<u64, StoreError> {
-        let statement = Statement::new(steps::PURGE_REVOCATIONS).bind(now).bind(settled).bind(i64::from(limit));
-        self.execute(statement).await
-    }
-
-    async fn purge_attempts(
-        &self,
-        _now: OffsetDateTime,
-        after: Option<AttemptSubject>,
-        limit: u32,
-    ) -> Result<Option<AttemptSubject>, StoreError> {
-        let after = steps::subject_bytes(after);
-        let next = Statement::new(steps::LAST_SUBJECT).bind(after.clone()).bind(i64::from(limit));
-        let Some((last,)) = self.rows::<(Vec<u8>,)>(next).await?.pop() else {
-            return Ok(None);
-        };
-        // By the same clock as in `reserve_attempt!`.
-        let statement = Statement::new(
-            "DELETE FROM login_attempts WHERE subject > $1 AND subject <= $2 AND forget_time < clock_timestamp()",
-        );
-        self.execute(statement.bind(after).bind(last.clone())).await?;
-        steps::subject(last).map(Some)
-    }
-
-    async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
-        let statement = Statement::new(
-            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE end_time < $1 \
-             ORDER BY end_time LIMIT $2 FOR UPDATE SKIP LOCKED)",
-        );
-        self.execute(statement.bind(now).bind(i64::from(limit))).await
     }
 }
 

@@ -19,7 +19,6 @@ use crate::{
         mail::NewMail,
         ports::NewSession,
         session::RevokeReason,
-        throttle::AddressLimit,
     },
     error::StoreError,
     store::{
@@ -62,9 +61,7 @@ macro_rules! end_sessions {
 /// How long a transaction that was not committed may take to roll back, before its connection is closed instead.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Counts a mail in a table of limits, if the address has room. `$1` address, `$2` time of the mail, `$3` and `$4` the
-/// interval and the tolerance of the limit in seconds, `$5` how far ahead the count can be: what is further was written by
-/// a clock that was ahead, and does not count.
+/// The text of `count_mail_in` for a table.
 macro_rules! count_mail {
     ($table:literal) => {
         concat!(
@@ -150,6 +147,14 @@ impl WriteTransaction for Tx {
         forget_time!("$3", "$4", "max(refresh_issue_time)", "max(newest_token_time)"),
         " FROM sessions WHERE user_id = $1"
     );
+
+    fn count_mail_in(budget: Budget) -> &'static str {
+        match budget {
+            Budget::All => count_mail!("mail_limits"),
+            Budget::Resets => count_mail!("reset_limits"),
+            Budget::Notices => count_mail!("notice_limits"),
+        }
+    }
 
     async fn commit(mut self) -> Result<(), StoreError> {
         if let Some(mut connection) = self.connection.take() {
@@ -284,26 +289,6 @@ impl WriteTransaction for Tx {
         Ok(())
     }
 
-    async fn count_mail(
-        &mut self,
-        budget: Budget,
-        mail: &NewMail,
-        limit: AddressLimit,
-        furthest: Duration,
-    ) -> Result<bool, StoreError> {
-        let statement = Statement::new(match budget {
-            Budget::All => count_mail!("mail_limits"),
-            Budget::Resets => count_mail!("reset_limits"),
-            Budget::Notices => count_mail!("notice_limits"),
-        })
-        .bind(mail.recipient.as_str())
-        .bind(mail.create_time)
-        .bind(limit.interval.as_secs_f64())
-        .bind(limit.tolerance().as_secs_f64())
-        .bind(furthest.as_secs_f64());
-        self.changes_one(statement).await
-    }
-
     async fn lock_mail(&mut self, mail: MailId, attempt: i64) -> Result<bool, StoreError> {
         let query = Statement::new("SELECT id FROM mail_outbox WHERE id = $1 AND attempts = $2 FOR UPDATE")
             .bind(mail.0)
@@ -313,15 +298,5 @@ impl WriteTransaction for Tx {
 
     async fn announce_revocations(&mut self) -> Result<(), StoreError> {
         self.run(Statement::new("SELECT pg_notify($1, '')").bind(REVOCATIONS)).await
-    }
-
-    async fn delete_audit_events(&mut self, before: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
-        let statement = Statement::new(
-            "DELETE FROM audit_events WHERE id IN (SELECT id FROM audit_events WHERE create_time < $1 \
-             ORDER BY create_time LIMIT $2 FOR UPDATE SKIP LOCKED)",
-        )
-        .bind(before)
-        .bind(i64::from(limit));
-        self.execute(statement).await
     }
 }

@@ -18,31 +18,11 @@ use crate::{
     store::{
         rows::OutboxRow,
         shared::{Stamp, run_to_completion, span},
-        statement::Statement,
         steps::{self, WriteTransaction as _},
     },
 };
 
 use super::SqliteStore;
-
-/// Deletes at most `$2` rows of a table whose time is before `$1`.
-macro_rules! purge {
-    ($table:literal, $key:literal, $time:literal) => {
-        concat!(
-            "DELETE FROM ",
-            $table,
-            " WHERE ",
-            $key,
-            " IN (SELECT ",
-            $key,
-            " FROM ",
-            $table,
-            " WHERE ",
-            $time,
-            " < $1 LIMIT $2)"
-        )
-    };
-}
 
 #[async_trait]
 impl MailStore for SqliteStore {
@@ -125,28 +105,5 @@ impl MailStore for SqliteStore {
 
     async fn issue_token(&self, token: OneTimeGrant, context: AuditContext) -> Result<bool, StoreError> {
         steps::write(self, move |tx| steps::issue_token(tx, token, context)).await
-    }
-
-    async fn purge_mail(
-        &self,
-        now: OffsetDateTime,
-        dead_before: OffsetDateTime,
-        limit: u32,
-    ) -> Result<u64, StoreError> {
-        let store = self.clone();
-        run_to_completion(async move {
-            let mut most = 0;
-            for (statement, time) in [
-                (purge!("one_time_tokens", "id", "expire_time"), now),
-                (purge!("mail_limits", "email", "spent_until"), now),
-                (purge!("reset_limits", "email", "spent_until"), now),
-                (purge!("notice_limits", "email", "spent_until"), now),
-                (purge!("mail_outbox", "id", "dead_time"), dead_before),
-            ] {
-                most = most.max(store.execute(Statement::new(statement).bind(time).bind(i64::from(limit))).await?);
-            }
-            Ok(most)
-        })
-        .await
     }
 }

@@ -31,7 +31,9 @@ use crate::{
 use self::transaction::Tx;
 use super::{
     opening::{Migrate, OpenError},
-    rows::{SigningKeyRow, StoredRow, audit_events, user_columns},
+    purges::{Purges, purge, purges},
+    queries::{self, first_signing_key},
+    rows::{StoredRow, audit_events, user_columns},
     shared::{first_pending, migrator, run_to_completion},
     statement::Statement,
     steps::{self, Backend, Dialect},
@@ -156,12 +158,6 @@ impl SqliteStore {
     async fn checkpoint(&self) -> Result<(), StoreError> {
         self.execute(Statement::new("PRAGMA wal_checkpoint(TRUNCATE)")).await.map(drop)
     }
-
-    /// Runs one statement that writes, to its end, even if its caller goes away. Returns how many rows it changed.
-    async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
-        let writer = self.writer.clone();
-        run_to_completion(async move { Ok(statement.into_query().execute(&writer).await?.rows_affected()) }).await
-    }
 }
 
 /// Creates the file, readable by its owner only, if it does not exist. SQLite gives the files beside it the same mode.
@@ -233,6 +229,7 @@ impl Backend for SqliteStore {
         // The plus makes SQLite use the index on the user. Without it SQLite may choose the index on the action and read
         // every event of that kind.
         audit_events_of_user_with_action: audit_events!(" AND user_id = $3 AND +action = $4"),
+        purges: purges!("", "$3"),
     };
 
     /// No other step writes until this transaction ends.
@@ -242,6 +239,11 @@ impl Backend for SqliteStore {
 
     async fn create_account(&self, account: NewAccount) -> Result<AccountCreation, StoreError> {
         steps::write(self, |tx| steps::create_account(tx, account)).await
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<u64, StoreError> {
+        let writer = self.writer.clone();
+        run_to_completion(async move { Ok(statement.into_query().execute(&writer).await?.rows_affected()) }).await
     }
 
     async fn rows<R: StoredRow>(&self, query: Statement) -> Result<Vec<R>, StoreError> {
@@ -281,22 +283,11 @@ impl Store for SqliteStore {
     }
 
     async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        let query = sqlx::query_as::<_, SigningKeyRow>(
-            "SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys",
-        );
-        Ok(query.fetch_all(&self.readers).await?.into_iter().map(SigningKeyRow::into_key).collect())
+        queries::signing_keys(self).await
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {
-        let statement = Statement::new(
-            "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
-             SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM signing_keys)",
-        )
-        .bind(key.kid.as_str())
-        .bind(key.algorithm.as_str())
-        .bind(key.sealed_private_key)
-        .bind(key.create_time);
-        self.execute(statement).await?;
+        self.execute(first_signing_key(key)).await?;
         // From now on a copy of the file without the log is no longer an empty database.
         self.checkpoint().await
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use time::OffsetDateTime;
 
 use crate::{
     domain::{
@@ -23,7 +22,7 @@ use crate::{
         rows::{LogoutTargetRow, RevocationRow, StoredSessionRow, user_columns},
         shared::{Stamp, microseconds, span},
         statement::Statement,
-        steps::{self, Backend as _, WriteTransaction as _},
+        steps::{self, WriteTransaction as _},
     },
 };
 
@@ -160,35 +159,6 @@ impl SessionStore for SqliteStore {
         // There is one serving process, which reads its own entries before it answers. Polling finds what the command
         // line has written.
         std::future::pending::<()>().await;
-    }
-
-    async fn purge_revocations(&self, now: OffsetDateTime, settled: i64, limit: u32) -> Result<u64, StoreError> {
-        let statement = Statement::new(steps::PURGE_REVOCATIONS).bind(now).bind(settled).bind(i64::from(limit));
-        self.execute(statement).await
-    }
-
-    async fn purge_attempts(
-        &self,
-        now: OffsetDateTime,
-        after: Option<AttemptSubject>,
-        limit: u32,
-    ) -> Result<Option<AttemptSubject>, StoreError> {
-        let after = steps::subject_bytes(after);
-        let next = Statement::new(steps::LAST_SUBJECT).bind(after.clone()).bind(i64::from(limit));
-        let Some((last,)) = self.rows::<(Vec<u8>,)>(next).await?.pop() else {
-            return Ok(None);
-        };
-        let statement =
-            Statement::new("DELETE FROM login_attempts WHERE subject > $1 AND subject <= $2 AND forget_time < $3");
-        self.execute(statement.bind(after).bind(last.clone()).bind(now)).await?;
-        steps::subject(last).map(Some)
-    }
-
-    async fn purge_sessions(&self, now: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
-        let statement = Statement::new(
-            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE end_time < $1 ORDER BY end_time LIMIT $2)",
-        );
-        self.execute(statement.bind(now).bind(i64::from(limit))).await
     }
 }
 

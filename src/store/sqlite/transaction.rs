@@ -1,6 +1,6 @@
 //! The verbs of a step, in SQLite's dialect. Every step is alone while it runs, so no row is locked.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::{FromRow as _, Row as _, Sqlite, Transaction};
@@ -16,12 +16,10 @@ use crate::{
         mail::NewMail,
         ports::NewSession,
         session::RevokeReason,
-        throttle::AddressLimit,
     },
     error::StoreError,
     store::{
         rows::{USER_BY_EMAIL, USER_BY_ID, UserRow},
-        shared::span,
         statement::Statement,
         steps::{ANOTHER_ADMIN_ENABLED, Budget, SET_EMAIL, WriteTransaction, bind_mail, bind_session},
     },
@@ -50,9 +48,7 @@ macro_rules! end_sessions {
     };
 }
 
-/// Counts a mail in a table of limits, if the address has room. `$1` address, `$2` time of the mail, `$3` and `$4` the
-/// interval and the tolerance of the limit, `$5` how far ahead the count can be: what is further was written by a clock
-/// that was ahead, and does not count.
+/// The text of `count_mail_in` for a table.
 macro_rules! count_mail {
     ($table:literal) => {
         concat!(
@@ -98,6 +94,14 @@ impl WriteTransaction for Tx {
     const LOG_ROLES: &'static str = "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) \
          SELECT $1, $2, $3, max($3, coalesce(max(refresh_issue_time), 0), coalesce(max(newest_token_time), 0)) + ($4 - $3) \
          FROM sessions WHERE user_id = $1";
+
+    fn count_mail_in(budget: Budget) -> &'static str {
+        match budget {
+            Budget::All => count_mail!("mail_limits"),
+            Budget::Resets => count_mail!("reset_limits"),
+            Budget::Notices => count_mail!("notice_limits"),
+        }
+    }
 
     async fn commit(self) -> Result<(), StoreError> {
         self.sql.commit().await?;
@@ -212,26 +216,6 @@ impl WriteTransaction for Tx {
         Ok(())
     }
 
-    async fn count_mail(
-        &mut self,
-        budget: Budget,
-        mail: &NewMail,
-        limit: AddressLimit,
-        furthest: Duration,
-    ) -> Result<bool, StoreError> {
-        let statement = Statement::new(match budget {
-            Budget::All => count_mail!("mail_limits"),
-            Budget::Resets => count_mail!("reset_limits"),
-            Budget::Notices => count_mail!("notice_limits"),
-        })
-        .bind(mail.recipient.as_str())
-        .bind(mail.create_time)
-        .bind(span(limit.interval))
-        .bind(span(limit.tolerance()))
-        .bind(span(furthest));
-        self.changes_one(statement).await
-    }
-
     async fn lock_mail(&mut self, mail: MailId, attempt: i64) -> Result<bool, StoreError> {
         self.finds(
             Statement::new("SELECT id FROM mail_outbox WHERE id = $1 AND attempts = $2").bind(mail.0).bind(attempt),
@@ -242,15 +226,5 @@ impl WriteTransaction for Tx {
     async fn announce_revocations(&mut self) -> Result<(), StoreError> {
         // There is one serving process, which reads its own entries before it answers.
         Ok(())
-    }
-
-    async fn delete_audit_events(&mut self, before: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
-        let statement = Statement::new(
-            "DELETE FROM audit_events WHERE id IN (SELECT id FROM audit_events WHERE create_time < $1 \
-             ORDER BY create_time LIMIT $2)",
-        )
-        .bind(before)
-        .bind(i64::from(limit));
-        self.execute(statement).await
     }
 }

@@ -1,7 +1,6 @@
 //! The steps of administration, and of a person's own sessions.
 
 use async_trait::async_trait;
-use time::OffsetDateTime;
 
 use crate::{
     domain::{
@@ -53,10 +52,6 @@ impl<B: Backend> AdminStore for B {
         context: AuditContext,
     ) -> Result<bool, StoreError> {
         write(self, move |tx| revoke_session(tx, session, user, context)).await
-    }
-
-    async fn purge_audit_events(&self, before: OffsetDateTime, limit: u32) -> Result<u64, StoreError> {
-        write(self, move |tx| purge_audit_events(tx, before, limit)).await
     }
 }
 
@@ -196,16 +191,6 @@ async fn revoke_session(
     tx.record(Action::SessionRevoked, &context, AuditTarget::session(user, session)).await?;
     tx.commit().await?;
     Ok(true)
-}
-
-async fn purge_audit_events(
-    mut tx: impl WriteTransaction,
-    before: OffsetDateTime,
-    limit: u32,
-) -> Result<u64, StoreError> {
-    let deleted = tx.delete_audit_events(before, limit).await?;
-    tx.commit().await?;
-    Ok(deleted)
 }
 
 fn contains_admin(roles: &[Role]) -> bool {

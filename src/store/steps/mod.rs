@@ -8,15 +8,14 @@
 mod accounts;
 mod admin;
 mod mail;
+mod purge;
 mod sessions;
 mod transaction;
 
 pub(super) use accounts::create_account;
 pub(super) use mail::{issue_token, prepare, request_mail};
-pub(super) use sessions::{
-    apply_logout, carried_on, end_reused_session, end_surplus_sessions, open_session, replayed, subject, subject_bytes,
-};
+pub(super) use sessions::{apply_logout, carried_on, end_reused_session, end_surplus_sessions, open_session, replayed};
 pub(super) use transaction::{
-    ANOTHER_ADMIN_ENABLED, Backend, Budget, Dialect, LAST_SUBJECT, PURGE_REVOCATIONS, SET_EMAIL, WriteTransaction,
-    abandon_attempt, bind_mail, bind_session, forgive_attempts, write,
+    ANOTHER_ADMIN_ENABLED, Backend, Budget, Dialect, SET_EMAIL, WriteTransaction, abandon_attempt, bind_mail,
+    bind_session, forgive_attempts, write,
 };

@@ -7,7 +7,6 @@ use crate::{
         ports::{Logout, LogoutOutcome, NewSession, Rotation, RotationOutcome, SessionOpening, SurplusSessions},
         refresh::LogoutTarget,
         session::{RefreshGrant, RevokeReason},
-        throttle::AttemptSubject,
     },
     error::StoreError,
     store::{rows::PresentedSession, statement::Statement},
@@ -124,15 +123,4 @@ pub(in crate::store) async fn end_surplus_sessions(
     }
     tx.commit().await?;
     Ok(count > events.len() as u64)
-}
-
-/// The key of an attempt's row; before all others if there is none.
-pub(in crate::store) fn subject_bytes(subject: Option<AttemptSubject>) -> Vec<u8> {
-    subject.map(|subject| subject.0.to_vec()).unwrap_or_default()
-}
-
-/// The subject with this key.
-pub(in crate::store) fn subject(key: Vec<u8>) -> Result<AttemptSubject, StoreError> {
-    let key = key.try_into().map_err(|_| StoreError::broken("column login_attempts.subject has not 32 bytes"))?;
-    Ok(AttemptSubject(key))
 }

@@ -24,6 +24,7 @@ use crate::{
 };
 
 use crate::store::{
+    purges::Purges,
     rows::{StoredRow, USER_BY_ID, roles_text},
     shared::run_to_completion,
     statement::Statement,
@@ -37,6 +38,7 @@ pub(in crate::store) struct Dialect {
     pub users_by_username: &'static str,
     /// At most `$1` audit rows before id `$2` of user `$3` with action `$4`.
     pub audit_events_of_user_with_action: &'static str,
+    pub purges: Purges,
 }
 
 /// A database that steps run on.
@@ -50,6 +52,10 @@ pub(in crate::store) trait Backend: Clone + Send + Sync + 'static {
 
     /// Creates an account. A backend that can do it in one statement does.
     fn create_account(&self, account: NewAccount) -> impl Future<Output = Result<AccountCreation, StoreError>> + Send;
+
+    /// Runs one statement that writes, outside a transaction and to its end, even if its caller goes away. Returns how many
+    /// rows it changed.
+    fn execute(&self, statement: Statement) -> impl Future<Output = Result<u64, StoreError>> + Send;
 
     /// Runs a query outside a transaction and returns its rows.
     fn rows<R: StoredRow>(&self, query: Statement) -> impl Future<Output = Result<Vec<R>, StoreError>> + Send;
@@ -75,6 +81,10 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     /// Logs that account `$1` has roles `$2` since `$3`, to be kept until `$4` at least, and as long as any token of its
     /// sessions can be presented.
     const LOG_ROLES: &'static str;
+    /// Counts a mail in a table of limits, if the address has room. `$1` address, `$2` time of the mail, `$3` and `$4` the
+    /// interval and the tolerance of the limit, `$5` how far ahead the count can be: what is further was written by a clock
+    /// that was ahead, and does not count.
+    fn count_mail_in(budget: Budget) -> &'static str;
     /// Whether an account has a username that is `$1` in lower case.
     const USERNAME_TAKEN: &'static str;
 
@@ -128,21 +138,10 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     ) -> Result<bool, StoreError>;
     /// Puts a mail into the outbox, due at once.
     async fn queue(&mut self, mail: &NewMail) -> Result<(), StoreError>;
-    /// Counts a mail to its address. `false` if the address is over its limit, and then nothing is counted.
-    /// A count that is further ahead than `furthest` was written by a clock that was ahead, and does not count.
-    async fn count_mail(
-        &mut self,
-        budget: Budget,
-        mail: &NewMail,
-        limit: AddressLimit,
-        furthest: Duration,
-    ) -> Result<bool, StoreError>;
     /// Locks a mail of the outbox, if it still exists with this number of attempts.
     async fn lock_mail(&mut self, mail: MailId, attempt: i64) -> Result<bool, StoreError>;
     /// Wakes the replicas that listen for new entries in the log of revocations, when this commits. The others poll.
     async fn announce_revocations(&mut self) -> Result<(), StoreError>;
-    /// Deletes audit rows from before a moment, at most `limit` of them. Returns how many.
-    async fn delete_audit_events(&mut self, before: OffsetDateTime, limit: u32) -> Result<u64, StoreError>;
 
     // What is the same on every backend.
 
@@ -309,6 +308,23 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.run(Statement::new("DELETE FROM login_attempts WHERE subject = $1").bind(subject.0)).await
     }
 
+    /// Counts a mail to its address. `false` if the address is over its limit, and then nothing is counted.
+    async fn count_mail(
+        &mut self,
+        budget: Budget,
+        mail: &NewMail,
+        limit: AddressLimit,
+        furthest: Duration,
+    ) -> Result<bool, StoreError> {
+        let statement = Statement::new(Self::count_mail_in(budget))
+            .bind(mail.recipient.as_str())
+            .bind(mail.create_time)
+            .bind(limit.interval)
+            .bind(limit.tolerance())
+            .bind(furthest);
+        self.changes_one(statement).await
+    }
+
     async fn delete_mail(&mut self, mail: MailId) -> Result<(), StoreError> {
         self.run(Statement::new("DELETE FROM mail_outbox WHERE id = $1").bind(mail.0)).await
     }
@@ -408,17 +424,6 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
 /// Sets the address `$2` of account `$1` and marks it as verified.
 pub(in crate::store) const SET_EMAIL: &str =
     "UPDATE users SET email = $2, email_verified = true, update_time = $3 WHERE id = $1";
-
-/// Deletes the revocations that no token needs any more, by `$1`, the time, and by what this process has had in memory for
-/// long enough, up to number `$2`: a clock that was wrong for a while deletes nothing. The newest stays, so that readers
-/// recognise the log.
-pub(in crate::store) const PURGE_REVOCATIONS: &str = "DELETE FROM revocations WHERE number IN (SELECT number FROM revocations \
-     WHERE forget_time < $1 AND number <= $2 AND number < (SELECT max(number) FROM revocations) \
-     ORDER BY forget_time LIMIT $3)";
-
-/// The last of the next `$2` subjects of attempts after `$1`.
-pub(in crate::store) const LAST_SUBJECT: &str = "SELECT subject FROM (SELECT subject FROM login_attempts WHERE subject > $1 ORDER BY subject LIMIT $2) AS next \
-     ORDER BY subject DESC LIMIT 1";
 
 /// Whether an enabled admin other than account `$1` exists.
 pub(in crate::store) const ANOTHER_ADMIN_ENABLED: &str = "SELECT EXISTS (SELECT 1 FROM user_roles r JOIN users u ON u.id = r.user_id \

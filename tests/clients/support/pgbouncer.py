@@ -3,8 +3,6 @@
 PgBouncer refuses to run as root, so root runs it as the user `postgres`. It is stopped by its process id.
 """
 
-import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -12,6 +10,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from support.as_postgres import give_to_postgres, start
 from support.engine import Postgres
 from support.ports import free_port
 from support.wait import wait_until
@@ -48,28 +47,14 @@ class PgBouncer:
             # The PostgreSQL client of Postern sends this parameter with every connection.
             "ignore_startup_parameters = extra_float_digits\n"
         )
-        self._as_user: dict = {}
-        if os.geteuid() == 0:
-            account = pwd.getpwnam("postgres")
-            for path in (self._directory, self._ini):
-                os.chown(path, account.pw_uid, account.pw_gid)
-            self._as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        give_to_postgres(self._directory, self._ini)
 
     @property
     def url(self) -> str:
         return f"postgres://postern@127.0.0.1:{self._port}/{self._database}"
 
     def start(self) -> "PgBouncer":
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._executable, self._ini],
-                cwd=self._directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                **self._as_user,
-            )
+        self._process = start([self._executable, self._ini], self._directory)
         wait_until("PgBouncer accepts connections", self._accepts)
         return self
 

@@ -8,7 +8,6 @@ import base64
 import hashlib
 import hmac
 import os
-import pwd
 import re
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psycopg
 
+from support.as_postgres import as_postgres, give_to_postgres, start
 from support.ports import free_port
 from support.wait import wait_until
 
@@ -54,11 +54,7 @@ class Cluster:
         # Connections by database and thread.
         self._kept: dict[tuple[str, int], psycopg.Connection] = {}
         self._process: subprocess.Popen | None = None
-        self._as_user: dict = {}
-        if os.geteuid() == 0:
-            account = pwd.getpwnam("postgres")
-            os.chown(self._directory, account.pw_uid, account.pw_gid)
-            self._as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        give_to_postgres(self._directory)
         self._port = free_port()
         self._initialise()
 
@@ -104,16 +100,7 @@ class Cluster:
             "log_line_prefix": "%d %a ",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", self._directory / "data", *options],
-                cwd=self._directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                **self._as_user,
-            )
+        self._process = start([self._binaries / "postgres", "-D", self._directory / "data", *options], self._directory)
         wait_until("PostgreSQL answers", self._answers)
         return self
 
@@ -156,11 +143,10 @@ class Cluster:
         password_file = self._directory / "password"
         password_file.write_text(_cheap_verifier(self.password))
         password_file.chmod(0o600)
-        if self._as_user:
-            os.chown(password_file, self._as_user["user"], self._as_user["group"])
+        give_to_postgres(password_file)
         command = [self._binaries / "initdb", "-D", self._directory / "data", "-U", USER, "--auth=scram-sha-256"]
         command += [f"--pwfile={password_file}", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        made = subprocess.run(command, cwd=self._directory, capture_output=True, text=True, timeout=60, **self._as_user)
+        made = subprocess.run(command, cwd=self._directory, capture_output=True, text=True, timeout=60, **as_postgres())
         if made.returncode != 0:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise RuntimeError(f"initdb failed: {made.stderr}")
