@@ -4,6 +4,7 @@
 //!     load limit-server   a server of tonic alone, or of tonic and one SELECT
 //!     load calls          clients that call one RPC without pause, or at a steady pace
 //!     load revocations    a set of revoked sessions, read from a log of a million lines
+//!     load seen           one write of 10,000 seen generations, with 100,000 sessions
 //!     load storm          clients that log in without pause, and cheap calls at a steady pace beside them
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark may panic")]
@@ -11,6 +12,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,8 +25,10 @@ use postern::{
     domain::{
         env::Env,
         ids::{SessionId, UserId},
+        ports::Store,
         revocation::Revocations,
         role::Caller,
+        seen::SeenGeneration,
     },
     proto::{
         GetMeRequest, GetMeResponse, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, RefreshRequest,
@@ -35,7 +39,7 @@ use postern::{
     store::{self, Migrate},
 };
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgPool, Row as _, postgres::PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool, postgres::PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Request, Response, Status,
@@ -93,6 +97,14 @@ enum Command {
         database_url: String,
         #[arg(long, default_value_t = 1_000_000)]
         lines: i64,
+    },
+    Seen {
+        /// An empty PostgreSQL database with the schema of Postern.
+        #[arg(long)]
+        database_url: String,
+        /// Where to make an embedded database.
+        #[arg(long)]
+        file: PathBuf,
     },
     Storm {
         #[arg(long)]
@@ -152,6 +164,7 @@ async fn main() {
             calls(&address, rpc, clients, Duration::from_secs(seconds), Duration::from_micros(pace)).await
         }
         Command::Revocations { database_url, lines } => revocations(database_url, lines).await,
+        Command::Seen { database_url, file } => seen(database_url, file).await,
         Command::Storm { address, clients, seconds, of, beside } => {
             storm(&address, clients, Duration::from_secs(seconds), of, &beside).await
         }
@@ -219,6 +232,51 @@ async fn revocations(database_url: String, lines: i64) -> Value {
         "lines": lines, "bytes_per_line": grown / lines, "check_ns": u64::try_from(check.as_nanos()).unwrap(),
         "poll_us": u64::try_from(polls[10].as_micros()).unwrap(),
     })
+}
+
+/// 100,000 sessions of one user. `{id}`, `{other}`, `{bytes}` and `{time}` are expressions of the dialect, `{series}` a table.
+const SESSIONS: &str = "WITH person AS (SELECT {other} AS id) \
+     INSERT INTO users (id, username, email, password_hash, create_time, update_time) \
+     SELECT id, 'ada', 'ada@example.com', '', {time}, {time} FROM person; \
+     INSERT INTO sessions (id, user_id, create_time, end_time, generation, refresh_hash, refresh_issue_time, \
+     refresh_expire_time, last_refresh_time) \
+     SELECT {id}, (SELECT id FROM users), {time}, {time}, 0, {bytes}, {time}, {time}, {time} FROM {series}";
+
+/// How long one write of seen generations takes on each engine.
+async fn seen(database_url: String, file: PathBuf) -> Value {
+    let dialect = |id: &str, bytes: &str, time: &str, series: &str| {
+        let sql = SESSIONS.replace("{id}", id).replace("{other}", id).replace("{bytes}", bytes);
+        AssertSqlSafe(sql.replace("{time}", time).replace("{series}", series))
+    };
+    let postgres = PgPool::connect(&database_url).await.unwrap();
+    let sql = dialect("gen_random_uuid()", "''::bytea", "now()", "generate_series(1, 100000)");
+    sqlx::raw_sql(sql).execute(&postgres).await.unwrap();
+    let ids =
+        sqlx::query_scalar("SELECT id FROM sessions ORDER BY random() LIMIT 10000").fetch_all(&postgres).await.unwrap();
+    let url = DatabaseUrl::Postgres { url: database_url.into(), max_connections: 2, notifications: false };
+    let on_postgres = write_of_seen(store::connect(&url, Migrate::Check).await.unwrap().as_ref(), ids).await;
+
+    let store = store::connect(&DatabaseUrl::Sqlite(file.clone()), Migrate::Apply).await.unwrap();
+    let sqlite = SqlitePool::connect(&format!("sqlite:{}", Path::new(&file).display())).await.unwrap();
+    let series = "(WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) SELECT i FROM n)";
+    sqlx::raw_sql(dialect("randomblob(16)", "x''", "0", series)).execute(&sqlite).await.unwrap();
+    let ids =
+        sqlx::query_scalar("SELECT id FROM sessions ORDER BY random() LIMIT 10000").fetch_all(&sqlite).await.unwrap();
+    json!({ "postgres_ms": on_postgres, "sqlite_ms": write_of_seen(store.as_ref(), ids).await })
+}
+
+/// The median of the times that a write takes, in milliseconds.
+async fn write_of_seen(store: &dyn Store, sessions: Vec<Uuid>) -> f64 {
+    let mut times = Vec::new();
+    for generation in 1..=11 {
+        let seen = |session: &Uuid| SeenGeneration { session: SessionId(*session), generation };
+        let batch: Vec<_> = sessions.iter().map(seen).collect();
+        let started = Instant::now();
+        assert_eq!(store.write_seen(&batch).await.unwrap(), []);
+        times.push(started.elapsed());
+    }
+    times.sort_unstable();
+    times[5].as_secs_f64() * 1e3
 }
 
 /// The resident memory of this process.

@@ -24,6 +24,7 @@ use crate::{
         page_token::PageTokens,
         ports::Store,
         revocation::Revocations,
+        seen::SeenGenerations,
         service::Service,
         throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
@@ -181,6 +182,7 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
     Ok(Arc::new(Service {
         store,
         revocations: Revocations::new(tokens.max_access_token_lifetime()),
+        seen: SeenGenerations::default(),
         tokens,
         hasher: Hasher::start(&config.passwords.hasher_config(config.limits.login_max_failures), env.clone())?,
         env,
@@ -294,12 +296,19 @@ impl App {
             let service = Arc::clone(&service);
             move || Arc::clone(&service).run_revocation_sync()
         });
+        let writing_seen = supervise("seen", {
+            let service = Arc::clone(&service);
+            move || Arc::clone(&service).run_writing_seen()
+        });
         let housekeeping = [
             supervise("purge", {
                 let service = Arc::clone(&service);
                 move || Arc::clone(&service).run_purge()
             }),
-            supervise("limits", move || Arc::clone(&service).run_forgetting()),
+            supervise("limits", {
+                let service = Arc::clone(&service);
+                move || Arc::clone(&service).run_forgetting()
+            }),
             supervise("metrics", move || metrics.clone().run_upkeep()),
         ];
         let stop_sending = CancellationToken::new();
@@ -316,6 +325,10 @@ impl App {
         close.cancel();
         servers.wait().await;
         revocation_sync.abort();
+        writing_seen.abort();
+        if let Err(error) = service.write_seen().await {
+            tracing::debug!(%error, "what was seen of access tokens in the last second could not be written");
+        }
         // Mails in flight had the same time as the calls. A mail that is not marked as sent by now is sent again later.
         if tokio::time::timeout(MAIL_DRAIN_TIMEOUT, sending).await.is_err() {
             tracing::warn!("stopping while a mail is being sent: it will be sent again");

@@ -105,6 +105,10 @@ fn describe() {
     describe_gauge!("postern_database_up", "Whether the database answered the last ping");
     describe_counter!("postern_sessions_opened_total", "Sessions opened by login or by a change of password");
     describe_counter!("postern_refreshes_total", "Refresh tokens presented, by outcome");
+    describe_counter!(
+        "postern_seen_generations_total",
+        "Access tokens of a new generation that came back, by what became of the note"
+    );
     describe_counter!("postern_logins_throttled_total", "Password attempts that were refused, by limit");
     describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
     describe_counter!("postern_mails_withheld_total", "Mails that were not queued, by the limit that was reached");

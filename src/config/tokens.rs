@@ -8,6 +8,9 @@ use crate::domain::{session::SessionPolicy, token::TokenConfig};
 
 use super::{error::ConfigError, value::duration};
 
+/// How long a used refresh token is answered again while its answer may have been lost, unless that is set.
+const LOST_ANSWER_WINDOW: Duration = Duration::from_hours(24);
+
 /// Claims and lifetimes of tokens and sessions.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Tokens and sessions")]
@@ -27,9 +30,13 @@ pub struct TokenSettings {
     /// Maximum age of a session, however often it is refreshed
     #[arg(long, env = "POSTERN_SESSION_MAX_LIFETIME", default_value = "90d", value_parser = duration, value_name = "DURATION")]
     pub session_max_lifetime: Duration,
-    /// How long a refresh with a used token returns the same answer again, for clients that lost it; 0s to 60s
+    /// How long a refresh with a used token returns the same answer again in any case, for calls that raced; 0s to 60s
     #[arg(long, env = "POSTERN_REFRESH_RETRY_WINDOW", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub refresh_retry_window: Duration,
+    /// How long it does so while nobody has used that answer, for clients that lost it. Without this setting, 24h; or 0s, which
+    /// means never, if POSTERN_REFRESH_RETRY_WINDOW is 0s
+    #[arg(long, env = "POSTERN_REFRESH_LOST_ANSWER_WINDOW", value_parser = duration, value_name = "DURATION")]
+    pub refresh_lost_answer_window: Option<Duration>,
     /// How many sessions an account may have at a time; the one that was not used for the longest time ends first
     #[arg(long, env = "POSTERN_MAX_SESSIONS_PER_USER", default_value_t = 100, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -59,6 +66,9 @@ impl TokenSettings {
         if self.refresh_retry_window > Duration::from_mins(1) {
             return out_of_range("POSTERN_REFRESH_RETRY_WINDOW", self.refresh_retry_window, "0s to 60s");
         }
+        if self.lost_answer_window() > 3_650 * day {
+            return out_of_range("POSTERN_REFRESH_LOST_ANSWER_WINDOW", self.lost_answer_window(), "0s to 3650d");
+        }
         for (variable, value) in [("POSTERN_ISSUER", &self.issuer), ("POSTERN_AUDIENCE", &self.audience)] {
             if value.is_empty() || value.chars().any(|c| c.is_whitespace() || c.is_control()) {
                 return Err(ConfigError::OutOfRange(variable, "empty or contain white space".to_owned()));
@@ -71,11 +81,18 @@ impl TokenSettings {
         TokenConfig { issuer: self.issuer.clone(), audience: self.audience.clone(), access_ttl: self.access_token_ttl }
     }
 
+    /// Whoever has switched the retry window off wants each refresh token to work once.
+    fn lost_answer_window(&self) -> Duration {
+        let default = if self.refresh_retry_window.is_zero() { Duration::ZERO } else { LOST_ANSWER_WINDOW };
+        self.refresh_lost_answer_window.unwrap_or(default)
+    }
+
     pub fn session_policy(&self) -> SessionPolicy {
         SessionPolicy {
             refresh_ttl: self.refresh_token_ttl,
             max_lifetime: self.session_max_lifetime,
             retry_window: self.refresh_retry_window,
+            lost_answer_window: self.lost_answer_window(),
             most_per_user: self.max_sessions_per_user,
             require_verified_email: self.require_verified_email,
         }

@@ -23,6 +23,7 @@ pub mod ports;
 pub mod refresh;
 pub mod revocation;
 pub mod role;
+pub mod seen;
 pub mod service;
 pub mod session;
 pub mod throttle;

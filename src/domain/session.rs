@@ -17,8 +17,11 @@ pub struct SessionPolicy {
     pub refresh_ttl: Duration,
     /// How long a session lives, however often it is refreshed.
     pub max_lifetime: Duration,
-    /// How long after a rotation the previous token still yields the same answer, by the database's clock.
+    /// How long after a rotation the previous token still yields the same answer, whatever was seen of it. All windows are
+    /// measured by the database's clock.
     pub retry_window: Duration,
+    /// How long it does so while no access token of that answer was seen.
+    pub lost_answer_window: Duration,
     /// Whether login requires a verified address.
     pub require_verified_email: bool,
     /// How many open sessions a user may have.

@@ -5,7 +5,13 @@
 //! be used in place of the other. Lifetimes and checks are here and nowhere else. Whether a session is still open is
 //! decided elsewhere: `revocation.rs` for access tokens, `refresh.rs` for refresh tokens.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -72,13 +78,26 @@ impl std::fmt::Debug for Tokens {
 
 /// What an access token says whose signature was verified.
 #[derive(Debug)]
-struct VerifiedToken {
-    caller: Caller,
+pub struct VerifiedToken {
+    pub caller: Caller,
+    /// `gen`: how many times the session had been rotated when the token was minted.
+    pub generation: i64,
     /// `iat`, a NumericDate.
     issue_time: i64,
     /// `exp`, a NumericDate.
     expire_time: i64,
     kid: String,
+    /// Whether it was noted that this token came back.
+    is_noted: AtomicBool,
+}
+
+impl VerifiedToken {
+    /// Notes that this token came back, unless that has been done. `note` tells whether it could.
+    pub fn note_once(&self, note: impl FnOnce() -> bool) {
+        if !self.is_noted.load(Ordering::Relaxed) && note() {
+            self.is_noted.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A minted token and when it expires; whole seconds.
@@ -139,6 +158,10 @@ struct AccessClaims {
     email: String,
     email_verified: bool,
     roles: Vec<String>,
+    /// Generation, as in the refresh token that was minted with this one. A token from before there was this claim counts
+    /// as one of a session that was never refreshed.
+    #[serde(rename = "gen", default)]
+    generation: i64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -174,8 +197,8 @@ impl Tokens {
         self.config.access_ttl + LEEWAY + CLOCK_SKEW
     }
 
-    /// Mints an access token with the user's current data.
-    pub fn mint_access(&self, user: &User, session_id: SessionId, env: &Env) -> Result<Minted, Error> {
+    /// Mints an access token with the user's current data, to go with the refresh token of `generation`.
+    pub fn mint_access(&self, user: &User, session_id: SessionId, generation: i64, env: &Env) -> Result<Minted, Error> {
         let now = env.now();
         let expire_time = whole_seconds(now + self.config.access_ttl);
         let claims = AccessClaims {
@@ -191,17 +214,18 @@ impl Tokens {
             email: user.email.as_str().to_owned(),
             email_verified: user.email_verified,
             roles: user.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+            generation,
         };
         let token = self.keyring.signing().sign(ACCESS_TYPE, &claims)?;
         Ok(Minted { token, expire_time })
     }
 
-    /// The caller of an access token, if Postern minted it and it has not expired. Costs no I/O.
+    /// What an access token says, if Postern minted it and it has not expired. Costs no I/O.
     ///
     /// The same token comes again with every call of its holder, so those that verified are remembered. What is
     /// remembered is what the token says: its expiry is compared with the clock each time, and whether it was revoked
     /// is decided elsewhere each time.
-    pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Caller, AccessTokenError> {
+    pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Arc<VerifiedToken>, AccessTokenError> {
         let digest = digest(token);
         let verified = match self.verified.get(&digest) {
             Some(verified) if self.keyring.verification(&verified.kid).is_some() => verified,
@@ -219,7 +243,7 @@ impl Tokens {
         if verified.issue_time > now.saturating_add(leeway) {
             return Err(AccessTokenError::Invalid);
         }
-        Ok(verified.caller.clone())
+        Ok(verified)
     }
 
     /// Reads an access token that Postern minted. Its times are not checked here.
@@ -241,9 +265,11 @@ impl Tokens {
         };
         Ok(VerifiedToken {
             caller,
+            generation: claims.generation,
             issue_time: claims.iat,
             expire_time: claims.exp,
             kid: header.kid.unwrap_or_default(),
+            is_noted: AtomicBool::new(false),
         })
     }
 

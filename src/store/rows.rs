@@ -1,6 +1,8 @@
 //! Rows as the database returns them, and the domain values that they become. A row that cannot be read names its
 //! column.
 
+use std::time::Duration;
+
 use sqlx::{FromRow, Row as _, postgres::PgRow, sqlite::SqliteRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -177,7 +179,8 @@ row! {
         refresh_issue_time: Stamp,
         refresh_expire_time: Stamp,
         revoke_time: Option<Stamp>,
-        within_retry_window: bool,
+        seen_generation: i64,
+        microseconds_since_rotation: i64,
     }
 }
 
@@ -197,7 +200,8 @@ impl StoredSessionRow {
             refresh_expire_time: self.refresh_expire_time.0,
             revoke_time: self.revoke_time.map(|time| time.0),
             user_disabled: user.disabled,
-            within_retry_window: self.within_retry_window,
+            seen_generation: self.seen_generation,
+            since_rotation: Duration::from_micros(self.microseconds_since_rotation.unsigned_abs()),
         };
         Ok(PresentedSession { user, state, refresh_issue_time: self.refresh_issue_time.0 })
     }

@@ -157,6 +157,7 @@ fn lifetimes_out_of_range_are_refused_by_name() {
         ("--refresh-token-ttl=4000d", "POSTERN_REFRESH_TOKEN_TTL"),
         ("--session-max-lifetime=0s", "POSTERN_SESSION_MAX_LIFETIME"),
         ("--refresh-retry-window=61s", "POSTERN_REFRESH_RETRY_WINDOW"),
+        ("--refresh-lost-answer-window=3651d", "POSTERN_REFRESH_LOST_ANSWER_WINDOW"),
         ("--issuer=", "POSTERN_ISSUER"),
         ("--issuer=http://a b", "POSTERN_ISSUER"),
         ("--audience=", "POSTERN_AUDIENCE"),

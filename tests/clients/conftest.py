@@ -12,6 +12,7 @@ import pytest
 from support import pb
 from support.admin import TRANSPORTS, any_way
 from support.engine import Postgres, Sqlite, make_template
+from support.faketime import ClockedServer, find_library
 from support.keys import published_keys
 from support.mail import Mailbox
 from support.postgres import Cluster, find_binaries
@@ -166,6 +167,23 @@ def start_server(binary, tmp_path):
         directory = tmp_path / f"server-{len(started)}"
         directory.mkdir()
         server = Server(binary, engine, directory, **settings)
+        started.append(server)
+        return server.start()
+
+    yield start
+    _close_all(started)
+
+
+@pytest.fixture
+def start_with_clock(binary, tmp_path, left_out):
+    """Starts a server with a clock of its own for one test: an offset from the right time, such as `+10d`."""
+    library = find_library() or left_out("everything with wrong clocks: install libfaketime")
+    started = []
+
+    def start(engine, clock: str, **settings) -> ClockedServer:
+        directory = tmp_path / f"clocked-{len(started)}"
+        directory.mkdir()
+        server = ClockedServer(binary, engine, directory, library, clock, **settings)
         started.append(server)
         return server.start()
 

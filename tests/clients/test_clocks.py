@@ -6,7 +6,6 @@ It tests access tokens and revocations, pauses after wrong passwords, and mail. 
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +16,7 @@ from support.admin import Somebody, any_way, session_id
 from support.client import Person
 from support.engine import EPOCH
 from support.expect import expect_unauthenticated
-from support.faketime import RIGHT, ClockedServer, find_library, wait_for_housekeeping
+from support.faketime import RIGHT, ClockedServer, wait_for_housekeeping
 from support.http import Rest
 from support.mail import CHANGE, RESET, VERIFY, Behaviour, Mail, Mailbox
 from support.outbox import settle, waiting
@@ -31,22 +30,6 @@ ON_POSTGRES = pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 # How many wrong passwords are allowed, and the longest pause after that in seconds.
 MOST, LONGEST_PAUSE = 10, 15 * 60
-
-
-@pytest.fixture
-def start_with_clock(binary, tmp_path, left_out):
-    """Starts a server with this clock for one test."""
-    library = find_library() or left_out("everything with wrong clocks: install libfaketime")
-    with ExitStack() as started:
-
-        def start(engine, clock: str, **settings) -> ClockedServer:
-            directory = tmp_path / f"clocked-{uuid.uuid4().hex}"
-            directory.mkdir()
-            server = ClockedServer(binary, engine, directory, library, clock, **settings)
-            started.callback(server.close)
-            return server.start()
-
-        yield start
 
 
 # -- access tokens -------------------------------------------------------------------------------------------------

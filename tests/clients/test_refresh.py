@@ -1,6 +1,6 @@
 """The rotation of refresh tokens: one successor per token, a window for retries, and the detection of theft.
 
-It tests what a client can observe of it. What a logout ends is in `test_journey`, forged refresh tokens are in
+It tests what a client can observe of it. A token whose answer was lost is in `test_lost_answers`. What a logout ends is in `test_journey`, forged refresh tokens are in
 `test_forgeries`.
 """
 
@@ -85,7 +85,7 @@ def test_with_a_zero_retry_window_a_second_use_is_theft(engine, start_server):
 
 
 def test_after_the_retry_window_a_second_use_is_theft(engine, start_server):
-    server = start_server(engine, refresh_retry_window="1s")
+    server = start_server(engine, refresh_retry_window="1s", refresh_lost_answer_window="0s")
     _, parent = server.client.newcomer()
     child = server.client.refresh(parent.refresh_token)
 

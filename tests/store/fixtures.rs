@@ -30,7 +30,7 @@ use crate::support::Database;
 pub const NOW: OffsetDateTime = datetime!(2030-01-02 03:04:05.678_901 UTC);
 /// The same in whole seconds, as in tokens.
 pub const ISSUED: OffsetDateTime = datetime!(2030-01-02 03:04:05 UTC);
-/// The retry window of every rotation, unless a test sets another.
+/// The retry window of every rotation, unless a test sets another. There is no window for lost answers.
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// The mail limit of an address, unless a test sets another.
 pub const LIMIT: AddressLimit = AddressLimit { burst: 10, interval: Duration::from_mins(6) };
@@ -159,6 +159,8 @@ impl Token {
             next_hash: next.hash,
             context: audit_context(),
             retry_window: WINDOW,
+            lost_answer_window: Duration::ZERO,
+            seen_generation: 0,
         }
     }
 

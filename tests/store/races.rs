@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use postern::domain::{
     account::{Email, Username},
     ports::{AccountCreation, LogoutOutcome, NewAccount, RotationOutcome, SessionOpening, Store},
+    seen::SeenGeneration,
 };
 use time::ext::NumericalDuration as _;
 
@@ -301,6 +302,25 @@ async fn on_postgres_a_refresh_waits_for_an_uncommitted_logout() {
             assert_eq!(refreshing.await.expect("the task did not panic"), RotationOutcome::Invalid);
             database.sql.execute(&format!("UPDATE sessions SET revoke_time = NULL WHERE id = {id}")).await;
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_what_was_seen_of_a_locked_session_is_left_for_later() {
+    with_database(Engine::Postgres, async |database| {
+        let store = database.store().await;
+        let user = sign_up(store.as_ref(), "ada").await;
+        let tokens = [log_in(store.as_ref(), &user).await, log_in(store.as_ref(), &user).await];
+        let seen = tokens.each_ref().map(|token| SeenGeneration { session: token.grant.session_id, generation: 1 });
+        let id = database.id(seen[0].session.0);
+        // Another replica writes the same, or the session is being ended.
+        let transaction = begin(database, format!("SELECT id FROM sessions WHERE id = {id} FOR UPDATE")).await;
+        assert_eq!(store.write_seen(&seen).await.expect("the store"), [seen[0].session]);
+        assert_eq!(database.sessions_where("seen_generation = 1").await, 1);
+        transaction.rollback().await.expect("a rollback");
+        assert_eq!(store.write_seen(&seen[..1]).await.expect("the store"), []);
+        assert_eq!(database.sessions_where("seen_generation = 1").await, 2);
     })
     .await;
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use postern::domain::{
     ids::{SessionId, UserId},
     ports::{Rotation, RotationOutcome, Store},
+    seen::SeenGeneration,
     session::RefreshHash,
 };
 use time::ext::NumericalDuration as _;
@@ -26,6 +27,11 @@ on_each_engine![
     the_retry_window_starts_at_the_last_rotation,
     a_rotation_by_a_clock_that_was_ahead_does_not_make_the_retry_window_longer,
     without_a_retry_window_the_previous_token_is_a_reuse,
+    the_previous_token_is_replayed_for_long_while_nothing_was_seen_of_its_successor,
+    after_its_successor_was_seen_the_previous_token_is_replayed_in_a_race_only,
+    what_a_replica_has_seen_and_not_written_counts_there,
+    what_was_seen_of_an_older_generation_does_not_count,
+    the_generation_that_was_seen_only_grows,
     refresh_with_a_consumed_token_ends_the_session,
     another_token_of_the_current_generation_ends_the_session,
     a_token_of_a_later_generation_carries_the_session_on_and_uses_up_the_older_ones,
@@ -176,6 +182,85 @@ async fn without_a_retry_window_the_previous_token_is_a_reuse(database: &Databas
     // A window of zero does not include the microsecond of the rotation, which on SQLite is still the current one.
     let retry = Rotation { retry_window: Duration::ZERO, ..first.rotation() };
     assert_reuse(database, store.as_ref(), &second, retry).await;
+}
+
+/// Presents a token as it is presented when both windows are open for long.
+fn patient(token: &Token) -> Rotation {
+    Rotation { lost_answer_window: Duration::from_hours(24), ..token.rotation() }
+}
+
+fn seen(token: &Token) -> SeenGeneration {
+    SeenGeneration { session: token.grant.session_id, generation: token.grant.generation }
+}
+
+async fn write_all_seen(store: &dyn Store, seen: &[SeenGeneration]) {
+    assert_eq!(store.write_seen(seen).await.expect("the store"), [], "no other step has locked a row");
+}
+
+async fn the_previous_token_is_replayed_for_long_while_nothing_was_seen_of_its_successor(database: &Database) {
+    let store = database.store().await;
+    let (first, second) = refreshed_once(store.as_ref()).await;
+    for hours in [0, 1, 22] {
+        database.age_rotation(&second, Duration::from_hours(hours)).await;
+        let before = database.session_row(&second).await;
+        let outcome = rotate(store.as_ref(), patient(&first)).await;
+        let RotationOutcome::Replayed { grant, hash, .. } = outcome else {
+            panic!("{hours} hours later: {outcome:?}");
+        };
+        assert_eq!(Token { grant, hash }, second);
+        assert_eq!(database.session_row(&second).await, before, "nothing changes");
+    }
+    database.age_rotation(&second, Duration::from_mins(61)).await;
+    assert_reuse(database, store.as_ref(), &second, patient(&first)).await;
+}
+
+async fn after_its_successor_was_seen_the_previous_token_is_replayed_in_a_race_only(database: &Database) {
+    let store = database.store().await;
+    let (first, second) = refreshed_once(store.as_ref()).await;
+    write_all_seen(store.as_ref(), &[seen(&second)]).await;
+    let outcome = rotate(store.as_ref(), patient(&first)).await;
+    assert!(matches!(outcome, RotationOutcome::Replayed { .. }), "two calls may have raced: {outcome:?}");
+    database.age_rotation(&second, 2 * WINDOW).await;
+    assert_reuse(database, store.as_ref(), &second, patient(&first)).await;
+}
+
+async fn what_a_replica_has_seen_and_not_written_counts_there(database: &Database) {
+    let store = database.store().await;
+    let (first, second) = refreshed_once(store.as_ref()).await;
+    database.age_rotation(&second, 2 * WINDOW).await;
+    let elsewhere = rotate(store.as_ref(), patient(&first)).await;
+    assert!(matches!(elsewhere, RotationOutcome::Replayed { .. }), "{elsewhere:?}");
+    let here = Rotation { seen_generation: second.grant.generation, ..patient(&first) };
+    assert_reuse(database, store.as_ref(), &second, here).await;
+}
+
+async fn what_was_seen_of_an_older_generation_does_not_count(database: &Database) {
+    let store = database.store().await;
+    let (_, second) = refreshed_once(store.as_ref()).await;
+    let third = refresh(store.as_ref(), &second).await;
+    write_all_seen(store.as_ref(), &[seen(&second)]).await;
+    database.age_rotation(&third, 2 * WINDOW).await;
+    let again = Rotation { seen_generation: second.grant.generation, ..patient(&second) };
+    let outcome = rotate(store.as_ref(), again).await;
+    assert!(matches!(outcome, RotationOutcome::Replayed { .. }), "{outcome:?}");
+}
+
+async fn the_generation_that_was_seen_only_grows(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up(store.as_ref(), "ada").await;
+    let tokens = [log_in(store.as_ref(), &user).await, log_in(store.as_ref(), &user).await];
+    let sessions = tokens.each_ref().map(|token| token.grant.session_id);
+    let unknown = SeenGeneration { session: SessionId(new_id()), generation: 9 };
+    for (batch, expected) in [([4, 2], [4, 2]), ([3, 7], [4, 7]), ([5, 7], [5, 7])] {
+        let batch = [0, 1].map(|at| SeenGeneration { session: sessions[at], generation: batch[at] });
+        write_all_seen(store.as_ref(), &[batch[0], unknown, batch[1]]).await;
+        for (token, generation) in tokens.iter().zip(expected) {
+            let id = database.id(token.grant.session_id.0);
+            let rows = database.sessions_where(&format!("id = {id} AND seen_generation = {generation}")).await;
+            assert_eq!(rows, 1, "{batch:?}");
+        }
+    }
+    write_all_seen(store.as_ref(), &[]).await;
 }
 
 async fn refresh_with_a_consumed_token_ends_the_session(database: &Database) {

@@ -12,6 +12,7 @@ use crate::{
         ids::{AuditEventId, SessionId, UserId},
         password::PasswordHash,
         role::Role,
+        seen::SeenGeneration,
         session::{RefreshGrant, RefreshHash},
         throttle::{AttemptPolicy, AttemptSubject},
     },
@@ -37,6 +38,10 @@ pub trait SessionStore {
     /// Classifies a presented refresh token and continues or ends its session. At most one caller rotates any one
     /// generation.
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError>;
+
+    /// Writes which generations were seen; a session's number only grows. Returns the sessions whose rows another step has
+    /// locked: they are still to be written. If the database crashes, the last second of this may be lost.
+    async fn write_seen(&self, seen: &[SeenGeneration]) -> Result<Vec<SessionId>, StoreError>;
 
     /// Ends a session, or all sessions of its user.
     async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError>;
@@ -127,9 +132,12 @@ pub struct Rotation {
     /// Its generation is the presented one plus one.
     pub next: RefreshGrant,
     pub next_hash: RefreshHash,
-    /// Its time decides expiry. The retry window is measured by the database's own clock where it has one.
+    /// Its time decides expiry. The windows are measured by the database's own clock where it has one.
     pub context: AuditContext,
     pub retry_window: Duration,
+    pub lost_answer_window: Duration,
+    /// The newest generation of the session that this replica has seen and not written yet; 0 if there is none.
+    pub seen_generation: i64,
 }
 
 /// The result of presenting a refresh token.
@@ -137,7 +145,7 @@ pub struct Rotation {
 pub enum RotationOutcome {
     /// The token was the current one. Now `next` is.
     Rotated(User),
-    /// The token was the previous one, within the retry window: this is the successor that it was exchanged for, to be
+    /// The token was the previous one, and may be presented again: this is the successor that it was exchanged for, to be
     /// returned again. Nothing changed.
     Replayed { user: User, grant: RefreshGrant, hash: RefreshHash },
     /// The token was consumed long ago: it was stolen, or its client lost count. The session was ended, durably.

@@ -11,6 +11,7 @@ mod mail;
 mod password_change;
 mod purge;
 mod revocations;
+mod seen;
 mod sessions;
 mod sign_up;
 
@@ -29,6 +30,7 @@ use super::{
     password::PasswordPolicy,
     ports::Store,
     revocation::Revocations,
+    seen::SeenGenerations,
     session::SessionPolicy,
     throttle::{LoginAttempts, RateLimiter},
     token::Tokens,
@@ -50,6 +52,7 @@ pub struct Service {
     /// Sign-ups of one client.
     pub(crate) sign_up_limiter: RateLimiter,
     pub(crate) revocations: Revocations,
+    pub(crate) seen: SeenGenerations,
     pub(crate) pages: PageTokens,
     /// How long audit rows are kept.
     pub(crate) audit_retention: Duration,

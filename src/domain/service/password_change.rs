@@ -99,7 +99,7 @@ impl Service {
             SessionOpening::Opened(user) | SessionOpening::OpenedTooMany(user) => {
                 self.sync_revocations().await;
                 metrics::counter!("postern_sessions_opened_total").increment(1);
-                let access = self.tokens.mint_access(&user, session_id, &self.env)?;
+                let access = self.tokens.mint_access(&user, session_id, 0, &self.env)?;
                 Ok(TokenPair { access, refresh })
             }
             // While the hashes were computed, the caller's session ended, the password was changed, or the account was

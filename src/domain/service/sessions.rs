@@ -31,7 +31,10 @@ const SURPLUS_PAUSE: Duration = Duration::from_millis(20);
 impl Service {
     /// The caller of an access token, with its current roles. Costs no I/O.
     pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenError> {
-        self.revocations.check(self.tokens.verify_access(access_token, self.env.now())?)
+        let token = self.tokens.verify_access(access_token, self.env.now())?;
+        let caller = self.revocations.check(token.caller.clone())?;
+        self.note_seen(&token);
+        Ok(caller)
     }
 
     /// `iss` of every token.
@@ -88,7 +91,7 @@ impl Service {
         match opening {
             SessionOpening::Opened(user) | SessionOpening::OpenedTooMany(user) => {
                 metrics::counter!("postern_sessions_opened_total").increment(1);
-                let access = self.tokens.mint_access(&user, session_id, &self.env)?;
+                let access = self.tokens.mint_access(&user, session_id, 0, &self.env)?;
                 Ok((TokenPair { access, refresh }, user))
             }
             // The password was changed, or the account disabled or deleted, while the hash was computed. The attempt is
@@ -178,6 +181,8 @@ impl Service {
             next_hash: RefreshHash::of(&refresh.token),
             context,
             retry_window: self.sessions.retry_window,
+            lost_answer_window: self.sessions.lost_answer_window,
+            seen_generation: self.seen.newest(presented.session_id),
         };
         let outcome = self.store.rotate_refresh(rotation).await?;
         metrics::counter!("postern_refreshes_total", "outcome" => outcome.as_str()).increment(1);
@@ -201,7 +206,8 @@ impl Service {
             }
             RotationOutcome::Invalid => return Err(Error::RefreshTokenInvalid),
         };
-        let access = self.tokens.mint_access(&user, presented.session_id, &self.env)?;
+        let generation = presented.generation.saturating_add(1);
+        let access = self.tokens.mint_access(&user, presented.session_id, generation, &self.env)?;
         Ok(TokenPair { access, refresh })
     }
 

@@ -13,12 +13,13 @@ use crate::{
     domain::{
         account::Email,
         audit::{Action, AuditContext},
-        ids::UserId,
+        ids::{SessionId, UserId},
         ports::{
             ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, REVOCATIONS_AT_ONCE,
             Reservation, Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore, SurplusSessions,
         },
         refresh::TokenState,
+        seen::SeenGeneration,
         session::RevokeReason,
         throttle::AttemptSubject,
     },
@@ -138,6 +139,16 @@ const ROTATE: &str = concat!(
     "AND s.refresh_expire_time > $8 AND u.id = s.user_id AND NOT u.disabled RETURNING ",
     user_columns!()
 );
+
+/// Writes the generations in `$1`, a JSON array of pairs. Returns the sessions whose rows are locked. The commit waits for no
+/// disk, as in [`relaxed!`].
+const WRITE_SEEN: &str = "WITH seen AS (SELECT (pair ->> 0)::uuid AS id, (pair ->> 1)::int8 AS generation \
+     FROM json_array_elements($1::json) AS pair), \
+     free AS (SELECT s.id FROM sessions s JOIN seen USING (id) WHERE s.seen_generation < seen.generation \
+     FOR NO KEY UPDATE OF s SKIP LOCKED), \
+     written AS (UPDATE sessions s SET seen_generation = seen.generation FROM free JOIN seen USING (id) WHERE s.id = free.id) \
+     SELECT array(SELECT s.id FROM sessions s JOIN seen USING (id) WHERE s.seen_generation < seen.generation \
+     AND s.id NOT IN (SELECT id FROM free)) AS locked, set_config('synchronous_commit', 'off', true)";
 
 /// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. A token older than
 /// the previous one is a reused one: `$10` is the presented generation, `$11` and `$12` the reason and the action then.
@@ -263,6 +274,14 @@ impl SessionStore for PostgresStore {
         }
     }
 
+    async fn write_seen(&self, seen: &[SeenGeneration]) -> Result<Vec<SessionId>, StoreError> {
+        let pairs: Vec<_> = seen.iter().map(|seen| (seen.session.to_string(), seen.generation)).collect();
+        let pairs = serde_json::to_string(&pairs).map_err(StoreError::broken)?;
+        let row = self.written_row(Statement::new(WRITE_SEEN).bind(pairs.as_str())).await?;
+        let locked: Vec<uuid::Uuid> = row.try_get("locked")?;
+        Ok(locked.into_iter().map(SessionId).collect())
+    }
+
     async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError> {
         if logout.everywhere {
             // One statement would not see the session of a login that it has waited for.
@@ -364,13 +383,12 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
         "SELECT ",
         user_columns!(),
         ", s.generation, s.refresh_hash, s.refresh_issue_time, s.refresh_expire_time, s.revoke_time, ",
-        "clock_timestamp() - s.last_refresh_time BETWEEN make_interval(secs => -$3) AND make_interval(secs => $3) ",
-        "AS within_retry_window ",
+        "s.seen_generation, (extract(epoch FROM clock_timestamp() - s.last_refresh_time) * 1000000)::int8 ",
+        "AS microseconds_since_rotation ",
         "FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1 AND s.user_id = $2 FOR UPDATE OF s"
     ))
     .bind(rotation.next.session_id.0)
-    .bind(rotation.next.user_id.0)
-    .bind(rotation.retry_window.as_secs_f64());
+    .bind(rotation.next.user_id.0);
     let Some(session) = tx.find::<StoredSessionRow>(presented).await? else {
         return Ok(RotationOutcome::Invalid);
     };

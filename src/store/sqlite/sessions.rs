@@ -8,13 +8,14 @@ use crate::{
     domain::{
         account::Email,
         audit::{Action, AuditContext, AuditTarget},
-        ids::UserId,
+        ids::{SessionId, UserId},
         ports::{
             ATTEMPT_LIFETIME, LoginAttempt, LoginStart, Logout, LogoutOutcome, NewSession, Queries as _,
             REVOCATIONS_AT_ONCE, Reservation, Revocation, Rotation, RotationOutcome, SessionOpening, SessionStore,
             SurplusSessions,
         },
         refresh::TokenState,
+        seen::SeenGeneration,
         throttle::{AttemptCount, AttemptSubject},
     },
     error::StoreError,
@@ -22,7 +23,7 @@ use crate::{
         rows::{LogoutTargetRow, RevocationRow, StoredSessionRow, user_columns},
         shared::{Stamp, microseconds, span},
         statement::Statement,
-        steps::{self, WriteTransaction as _},
+        steps::{self, Backend as _, WriteTransaction as _},
     },
 };
 
@@ -40,6 +41,18 @@ impl SessionStore for SqliteStore {
 
     async fn rotate_refresh(&self, rotation: Rotation) -> Result<RotationOutcome, StoreError> {
         steps::write(self, |tx| classify(tx, rotation)).await
+    }
+
+    async fn write_seen(&self, seen: &[SeenGeneration]) -> Result<Vec<SessionId>, StoreError> {
+        let pairs: Vec<_> = seen.iter().map(|seen| (seen.session.0.simple().to_string(), seen.generation)).collect();
+        let pairs = serde_json::to_string(&pairs).map_err(StoreError::broken)?;
+        let statement = Statement::new(
+            "UPDATE sessions SET seen_generation = seen.generation FROM (SELECT unhex(value ->> 0) AS id, \
+             value ->> 1 AS generation FROM json_each($1)) AS seen \
+             WHERE sessions.id = seen.id AND sessions.seen_generation < seen.generation",
+        );
+        self.execute(statement.bind(pairs.as_str())).await?;
+        Ok(Vec::new())
     }
 
     async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError> {
@@ -201,13 +214,12 @@ async fn classify(mut tx: Tx, rotation: Rotation) -> Result<RotationOutcome, Sto
         "SELECT ",
         user_columns!(),
         ", s.generation, s.refresh_hash, s.refresh_issue_time, s.refresh_expire_time, s.revoke_time, ",
-        "abs($3 - s.last_refresh_time) <= $4 AS within_retry_window ",
+        "s.seen_generation, $3 - s.last_refresh_time AS microseconds_since_rotation ",
         "FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1 AND s.user_id = $2"
     ))
     .bind(rotation.next.session_id.0)
     .bind(rotation.next.user_id.0)
     .bind(Stamp(rotation.context.now))
-    .bind(span(rotation.retry_window))
     .fetch_optional(&mut *tx.sql)
     .await?;
     let Some(session) = session else {

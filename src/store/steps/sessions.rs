@@ -14,7 +14,7 @@ use crate::{
 
 use super::transaction::{WriteTransaction, forgive_attempts};
 
-/// The answer to the previous refresh token, presented again within the retry window: the same successor.
+/// The answer to the previous refresh token, presented again: the same successor.
 pub(in crate::store) fn replayed(session: PresentedSession, rotation: &Rotation) -> RotationOutcome {
     RotationOutcome::Replayed {
         grant: RefreshGrant {
