@@ -140,15 +140,17 @@ const ROTATE: &str = concat!(
     user_columns!()
 );
 
-/// Writes the generations in `$1`, a JSON array of pairs. Returns the sessions whose rows are locked. The commit waits for no
-/// disk, as in [`relaxed!`].
-const WRITE_SEEN: &str = "WITH seen AS (SELECT (pair ->> 0)::uuid AS id, (pair ->> 1)::int8 AS generation \
+/// Writes the generations in `$1`, a JSON array of pairs. Returns the sessions whose rows are locked, or null if there are none.
+/// The rows are found by their place, since they were just looked up, and nobody can move them while they are locked. The
+/// commit waits for no disk, as in [`relaxed!`].
+const WRITE_SEEN: &str = "WITH seen AS MATERIALIZED (SELECT (pair ->> 0)::uuid AS id, (pair ->> 1)::int8 AS generation \
      FROM json_array_elements($1::json) AS pair), \
-     free AS (SELECT s.id FROM sessions s JOIN seen USING (id) WHERE s.seen_generation < seen.generation \
-     FOR NO KEY UPDATE OF s SKIP LOCKED), \
-     written AS (UPDATE sessions s SET seen_generation = seen.generation FROM free JOIN seen USING (id) WHERE s.id = free.id) \
-     SELECT array(SELECT s.id FROM sessions s JOIN seen USING (id) WHERE s.seen_generation < seen.generation \
-     AND s.id NOT IN (SELECT id FROM free)) AS locked, set_config('synchronous_commit', 'off', true)";
+     free AS (SELECT s.ctid AS place, seen.generation FROM sessions s JOIN seen USING (id) \
+     WHERE s.seen_generation < seen.generation FOR NO KEY UPDATE OF s SKIP LOCKED), \
+     written AS (UPDATE sessions s SET seen_generation = free.generation FROM free WHERE s.ctid = free.place RETURNING 1) \
+     SELECT CASE WHEN (SELECT count(*) FROM written) < (SELECT count(*) FROM seen) \
+     THEN array(SELECT s.id FROM sessions s JOIN seen USING (id) WHERE s.seen_generation < seen.generation \
+     AND s.ctid NOT IN (SELECT place FROM free)) END AS locked, set_config('synchronous_commit', 'off', true)";
 
 /// Ends session `$1` of user `$2`, with its revocation and its audit row if it has not ended before. A token older than
 /// the previous one is a reused one: `$10` is the presented generation, `$11` and `$12` the reason and the action then.
@@ -278,8 +280,8 @@ impl SessionStore for PostgresStore {
         let pairs: Vec<_> = seen.iter().map(|seen| (seen.session.to_string(), seen.generation)).collect();
         let pairs = serde_json::to_string(&pairs).map_err(StoreError::broken)?;
         let row = self.written_row(Statement::new(WRITE_SEEN).bind(pairs.as_str())).await?;
-        let locked: Vec<uuid::Uuid> = row.try_get("locked")?;
-        Ok(locked.into_iter().map(SessionId).collect())
+        let locked: Option<Vec<uuid::Uuid>> = row.try_get("locked")?;
+        Ok(locked.unwrap_or_default().into_iter().map(SessionId).collect())
     }
 
     async fn logout(&self, logout: Logout) -> Result<LogoutOutcome, StoreError> {
