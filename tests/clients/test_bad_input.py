@@ -82,7 +82,11 @@ def test_a_control_character_is_an_invalid_field(client, nothing_written):
         name, _, domain = person.email.partition("@")
         expect_invalid(lambda: client.sign_up(Person(username=f"{person.username}{character}x")), "username")
         expect_invalid(lambda: client.sign_up(Person(username=f"{person.username}{character}")), "username")
-        for email in (f"{name}{character}x@{domain}", f"{name}@a{character}b.{domain}", f"{person.email}{character}"):
+        emails = [f"{name}{character}x@{domain}", f"{name}@a{character}b.{domain}"]
+        if not character.isspace():
+            # White space at the end is dropped.
+            emails.append(f"{person.email}{character}")
+        for email in emails:
             expect_invalid(lambda email=email: client.sign_up(Person(email=email)), "email")
             expect_invalid(lambda email=email: client.login(Person(email=email)), "email")
 

@@ -1,6 +1,6 @@
 """When two emails, usernames or passwords are the same, and when they only look alike.
 
-It tests case, normalisation and look-alikes in sign-up and login. Malformed input is in `test_bad_input`.
+It tests case, white space, normalisation and look-alikes, and what an error says about an email. Malformed input is in `test_bad_input`.
 """
 
 import secrets
@@ -12,8 +12,32 @@ import pytest
 
 from support.client import Person
 from support.expect import expect_error, expect_invalid, expect_unauthenticated, judge
+from support.mail import CHANGE, RESET, VERIFY
+from support.rows import check_all
 
 TAKEN = grpc.StatusCode.ALREADY_EXISTS
+
+# What people type, and the words of the error that help them.
+WRONG_EMAILS = {
+    "ada lovelace@example.com": "space",
+    "ada.example.com": "must contain an @",
+    "ada@@example.com": "only one @",
+    "@example.com": "a name before the @",
+    "mailto:ada@example.com": "must not contain : before the @",
+    "<ada@example.com>": "must not contain < before the @",
+    "ada.@example.com": "dot",
+    "josé@example.com": "without accents",
+    "ada@": "needs a domain",
+    "ada@example": "a whole domain name",
+    "ada@example,com": "only letters, digits, hyphens and dots",
+    "ada@example.com.": "dot",
+    "ada@[127.0.0.1]": "not an IP address",
+}
+
+
+@pytest.fixture(scope="module")
+def settings(mailbox):
+    return {"mail_url": mailbox.url, "mail_limit_per_client": "0"}
 
 
 def word() -> str:
@@ -29,6 +53,38 @@ def test_an_email_in_another_case_is_the_same_account(client):
     for written in (f"{name.upper()}@EXAMPLE.COM", f"{name.capitalize()}@example.com"):
         expect_error(lambda written=written: client.sign_up(Person(email=written)), TAKEN, "EMAIL_TAKEN")
         assert client.login(replace(person, email=written))
+
+
+def test_white_space_around_an_email_is_dropped_in_every_rpc(way, mailbox):
+    """A form of the browser drops it, and so does a form of most frameworks; what is pasted often has some."""
+    email, moved = Person().email, Person().email
+    spaced = [f" {email} ", f"\t{email}\r\n", f"\u00a0{email}\u3000"]
+    person = Person(email=spaced[0])
+    assert way.sign_up(person)["email"] == email
+    tokens = way.login(person)
+    for typed in spaced:
+        assert way.login(replace(person, email=typed))
+        again = {"username": Person().username, "email": typed, "password": person.password}
+        way.refused("SignUp", "ALREADY_EXISTS", "EMAIL_TAKEN", **again)
+        way.ok("ResendVerificationEmail", email=typed)
+        mailbox.token(email, VERIFY)
+        way.ok("RequestPasswordReset", email=typed)
+        mailbox.token(email, RESET)
+    bearer = {"credential": tokens["accessToken"], "password": person.password}
+    for typed in spaced:
+        way.refused("RequestEmailChange", "INVALID_ARGUMENT", "INVALID_FIELD", {"new_email"}, **bearer, new_email=typed)
+    way.ok("RequestEmailChange", **bearer, new_email=f" {moved}\n")
+    assert way.ok("ConfirmEmailChange", token=mailbox.token(moved, CHANGE))["user"]["email"] == moved
+
+
+def test_the_error_of_an_email_names_what_was_typed_wrongly(way):
+    def check(row) -> None:
+        typed, named = row
+        fields = {"email": typed, "password": Person().password}
+        refused = way.refused("Login", "INVALID_ARGUMENT", "INVALID_FIELD", {"email"}, **fields)
+        assert named in refused.message
+
+    check_all(WRONG_EMAILS.items(), check)
 
 
 def test_a_username_in_another_case_is_the_same_username(client):

@@ -99,6 +99,16 @@ def test_the_first_admin_is_made_before_any_server_runs(operator, engine, start_
         ]  # fmt: skip
 
 
+def test_white_space_around_an_address_is_dropped_by_every_command_that_takes_one(operator):
+    person = Person()
+    assert operator.create(replace(person, email=f" {person.email}\n"))[2] == person.email
+    spaced = ("--email", f"\t{person.email} ")
+    assert operator.done("set-roles", *spaced, "--role", "writer").split("\t")[3] == "user,writer"
+    assert TOKEN.search(operator.done("reset-password-link", *spaced))
+    assert operator.done("disable", *spaced).split("\t")[4].strip() == "disabled"
+    assert person.email in operator.done("list", "--query", f" {person.email} ")
+
+
 def test_an_account_is_made_while_a_server_runs_and_its_owner_is_mailed(operator, engine, start_server, start_mailbox):
     mailbox, person = start_mailbox(), Person()
     with any_way("gRPC", start_server(engine, mail_url=mailbox.url)) as way:
