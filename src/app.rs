@@ -186,6 +186,7 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
         tokens,
         hasher: Hasher::start(&config.passwords.hasher_config(config.limits.login_max_failures), env.clone())?,
         env,
+        reserved_usernames: config.accounts.reserved_usernames.clone(),
         passwords: Arc::new(config.passwords.policy(&config.mail.service_name)),
         sessions: config.tokens.session_policy(),
         one_time: Arc::new(OneTimeTokens::new(&master)?),

@@ -1,6 +1,7 @@
 //! Configuration. Each setting is a flag and an environment variable; `--help` is the reference. There is one file for
 //! each group of settings. Secrets are read from the environment or from files, and are never printed.
 
+mod accounts;
 mod error;
 mod keys;
 mod limits;
@@ -18,6 +19,7 @@ mod variables;
 use clap::Args;
 
 pub use self::{
+    accounts::AccountSettings,
     error::ConfigError,
     keys::{MasterKeySettings, master_key_beside},
     limits::LimitSettings,
@@ -41,6 +43,8 @@ pub struct Config {
     pub master_key: MasterKeySettings,
     #[command(flatten)]
     pub tokens: TokenSettings,
+    #[command(flatten)]
+    pub accounts: AccountSettings,
     #[command(flatten)]
     pub passwords: PasswordSettings,
     #[command(flatten)]

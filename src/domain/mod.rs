@@ -21,6 +21,7 @@ pub mod page_token;
 pub mod password;
 pub mod ports;
 pub mod refresh;
+pub mod reserved;
 pub mod revocation;
 pub mod role;
 pub mod seen;

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::{
-        account::{Email, SignUp, Username},
+        account::{Email, SignUp},
         password::Password,
         service::Service,
     },
@@ -33,7 +33,7 @@ impl AuthService for AuthRpcs {
         let (deadline, client) = (deadline(&request), client(&request));
         let proto::SignUpRequest { username, email, password } = request.into_inner();
         let mut violations = Violations::default();
-        let username = violations.collect(Username::parse(&username));
+        let username = violations.collect(self.service.chosen_username("username", &username));
         let email = violations.collect(Email::parse(&email));
         let (username, email, password) =
             match (username, email, violations.collect(Password::parse("password", password))) {

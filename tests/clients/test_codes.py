@@ -11,6 +11,7 @@ from dataclasses import replace
 import grpc
 
 from support import pb
+from support.admin import command
 from support.client import Client, Person
 from support.expect import expect_error, expect_invalid, expect_unauthenticated, failure_of, judge, reason_of
 from support.wait import wait_until
@@ -44,6 +45,33 @@ def test_a_taken_username_says_so(client):
     person, _ = client.newcomer()
     again = Person(username=person.username)
     expect_error(lambda: client.sign_up(again), grpc.StatusCode.ALREADY_EXISTS, "USERNAME_TAKEN")
+
+
+def test_a_reserved_username_is_an_invalid_field_in_any_case_and_beside_other_fields(client):
+    for name in ("admin", "Administrator", "ROOT", "system", "me", "support", "postern", "no-reply"):
+        expect_invalid(lambda name=name: client.sign_up(Person(username=name)), "username")
+    expect_invalid(lambda: client.sign_up(Person(username="admin", password="password1")), "username", "password")
+    near = Person(username=f"admin.{Person().username}")
+    assert client.sign_up(near).username == near.username
+
+
+def test_the_reserved_usernames_are_a_setting(embedded, start_server, binary):
+    server = start_server(embedded, reserved_usernames=" Billing, the-team ")
+    for name in ("billing", "THE-TEAM"):
+        expect_invalid(lambda name=name: server.client.sign_up(Person(username=name)), "username")
+    assert server.client.sign_up(Person(username="admin")).username == "admin"
+    tokens = server.client.newcomer()[1]
+
+    server.restart(reserved_usernames="")
+    assert server.client.sign_up(Person(username="billing")).username == "billing"
+
+    # An account keeps its name, whatever is reserved later.
+    me = server.client.me(tokens.access_token)
+    server.restart(reserved_usernames=me.username)
+    assert server.client.me(tokens.access_token) == me
+    refused = command(binary, embedded, "user", "list", reserved_usernames="admin,no reply")
+    assert refused.returncode != 0
+    assert "no reply" in refused.stderr
 
 
 def test_the_same_sign_up_again_is_taken_and_leaves_the_first_account_alone(client):

@@ -73,14 +73,14 @@ def test_two_cases_of_a_username_are_one_name_in_a_database_with_a_turkish_local
         expect_error(lambda: client.sign_up(Person(username=second)), *taken)
 
     # In Turkish, the lower case of I is ı, and the upper case of i is İ.
-    check_all([("admin", "ADMIN"), ("ILI", "ili"), ("Izmir", "iZMIR")], check)
+    check_all([("minka", "MINKA"), ("ILI", "ili"), ("Izmir", "iZMIR")], check)
 
 
 def test_a_search_finds_every_case_in_a_database_with_a_turkish_locale(created_with, start_server):
     server = start_server(created_with(TURKISH))
     with any_way("gRPC", server) as way:
         admin = Somebody(way, server.engine, "admin")
-        way.sign_up(Person(username="ADMIN", email="info@example.com"))
+        way.sign_up(Person(username="MINKA", email="info@example.com"))
         way.sign_up(Person(username="ILI"))
         way.sign_up(Person(username="izmir"))
 
@@ -90,7 +90,7 @@ def test_a_search_finds_every_case_in_a_database_with_a_turkish_locale(created_w
             assert [user["username"] for user in users] == [username]
 
         queries = {
-            "ADMIN": ("ADM", "adm", "ADMIN", "admin", "AdMiN", "INFO@", "info@"),
+            "MINKA": ("MINK", "mink", "MINKA", "minka", "MiNkA", "INFO@", "info@"),
             "ILI": ("IL", "il", "ILI", "ili", "iLi"),
             "izmir": ("IZ", "iz", "IZMIR", "izmir"),
         }

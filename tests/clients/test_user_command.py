@@ -117,6 +117,14 @@ def test_an_account_is_made_while_a_server_runs_and_its_owner_is_mailed(operator
         assert way.ok("VerifyEmail", token=mailbox.token(person.email, VERIFY))["user"]["emailVerified"]
 
 
+def test_an_operator_may_give_an_account_a_reserved_username(operator, way):
+    person = Person(username="Admin")
+    assert operator.create(person)[1] == "Admin"
+    assert way.me(way.login(person))["username"] == "Admin"
+    fields = {"username": "admin", "email": Person().email, "password": person.password}
+    way.refused("SignUp", "INVALID_ARGUMENT", "INVALID_FIELD", {"username"}, **fields)
+
+
 def test_the_line_that_tells_of_an_account_has_no_password_and_the_database_has_its_hash(operator, engine):
     person = Person()
     named = ["--username", person.username, "--email", person.email]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     domain::{
-        account::{Email, SignUp, User},
+        account::{Email, SignUp, User, Username},
         env::Deadline,
         ids::UserId,
         mail::{MailKind, NewMail},
@@ -22,6 +22,13 @@ use super::{Service, mail::count_withheld};
 const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
 impl Service {
+    /// The username that a caller chooses. `field` names it in the error.
+    pub fn chosen_username(&self, field: &'static str, text: &str) -> Result<Username, FieldViolation> {
+        let username = Username::parse(text).map_err(|violation| violation.of(field))?;
+        self.reserved_usernames.check(field, &username)?;
+        Ok(username)
+    }
+
     /// What is wrong with the new password of a request that is refused for another field.
     pub fn check_password_cheaply(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
         self.passwords.check_cheaply(field, password)
@@ -97,7 +104,8 @@ impl Service {
         }
     }
 
-    /// Creates an account with these roles, for an operator. Its owner gets the same mail as after any sign-up.
+    /// Creates an account with these roles, for an operator, who may choose a reserved username. Its owner gets the same
+    /// mail as after any sign-up.
     pub async fn create_account(&self, request: SignUp, roles: Vec<Role>) -> Result<User, Error> {
         let deadline = Deadline(Instant::now() + COMMAND_PATIENCE);
         self.register(request, None, Some(roles), None, deadline).await
