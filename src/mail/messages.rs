@@ -1,12 +1,15 @@
 //! The content of mails: subject, text and HTML of each kind, from `templates/mail`, with their links. This file does
 //! not know how a mail is sent or how a token is made. Whether a mail is still wanted was decided before.
+//!
+//! A stranger can sign up with the address of somebody else, and chooses the username and the address to change to. A
+//! mail program makes links of such text, so nothing of it may stand in a mail as it was typed. See decision 0041.
 
 use std::{fmt, time::Duration};
 
 use askama::Template;
 use time::{OffsetDateTime, UtcOffset};
 
-use crate::domain::{mail::MailKind, one_time::Purpose, ports::ClaimedMail};
+use crate::domain::{account::Email, mail::MailKind, one_time::Purpose, ports::ClaimedMail};
 
 /// The placeholder for the token in a link.
 const PLACEHOLDER: &str = "{token}";
@@ -122,11 +125,8 @@ pub struct MailTemplates {
 /// The values for the templates.
 struct TemplateData<'a> {
     service: &'a str,
-    username: &'a str,
-    /// The address of the recipient.
-    address: &'a str,
-    /// Empty if the mail is not about a change of address.
-    new_address: &'a str,
+    /// Spelled out. Empty if the mail is not about a change of address.
+    new_address: String,
     /// Empty if the mail has no link.
     link: &'a str,
     /// How long the link lives, and until when. Empty if the mail has no link.
@@ -164,9 +164,7 @@ impl MailTemplates {
         let lifetime = kind.purpose().map(Purpose::lifetime);
         let data = TemplateData {
             service: &self.service_name,
-            username: mail.username.as_str(),
-            address: mail.recipient.as_str(),
-            new_address: mail.new_email.as_ref().map_or("", |email| email.as_str()),
+            new_address: mail.new_email.as_ref().map(spelled_out).unwrap_or_default(),
             link: link.as_deref().unwrap_or_default(),
             lifetime: lifetime.map(in_words).unwrap_or_default(),
             end: lifetime.map(|lifetime| in_utc(later(mail.create_time, lifetime))).unwrap_or_default(),
@@ -212,6 +210,12 @@ fn subject(kind: MailKind, service: &str) -> String {
     }
 }
 
+/// An address that is not a link in any mail program, also in plain text: `ada (at) example (dot) com`. Invisible
+/// characters would not do: browsers drop them from the host of a link.
+fn spelled_out(email: &Email) -> String {
+    email.as_str().replace('.', " (dot) ").replace('@', " (at) ")
+}
+
 fn later(time: OffsetDateTime, by: Duration) -> OffsetDateTime {
     time.saturating_add(time::Duration::try_from(by).unwrap_or(time::Duration::MAX))
 }
@@ -237,10 +241,7 @@ mod tests {
     use time::macros::datetime;
     use uuid::Uuid;
 
-    use crate::domain::{
-        account::{Email, Username},
-        ids::MailId,
-    };
+    use crate::domain::ids::MailId;
 
     use super::*;
 
@@ -267,7 +268,6 @@ mod tests {
             id: MailId(Uuid::from_u128(7)),
             kind,
             recipient: email("ada@example.com"),
-            username: Username::parse("ada").expect("a username"),
             new_email: Some(email("lovelace@example.org")),
             grant: None,
             attempt: 1,
@@ -299,7 +299,7 @@ mod tests {
             for line in text.lines().filter(|line| !line.contains("://")) {
                 assert!(line.chars().count() <= 90, "{kind:?}: {line}");
             }
-            assert!(!text.contains("\n\n\n") && text.ends_with("to ada@example.com"), "{text}");
+            assert!(!text.contains("\n\n\n") && text.ends_with("Sent automatically by Postern"), "{text}");
         }
     }
 
@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn a_notice_of_a_change_names_the_new_address() {
         for kind in [MailKind::EmailChangeRequested, MailKind::EmailChanged] {
-            assert!(content(kind).text.contains("\nto: lovelace@example.org\n"), "{kind:?}");
+            assert!(content(kind).text.contains("\nto: lovelace (at) example (dot) org\n"), "{kind:?}");
             let without = ClaimedMail { new_email: None, ..mail(kind) };
             let refusal = templates("Postern").render(&without, None).expect_err("no new address");
             assert!(matches!(refusal, RenderError::NoNewAddress(named) if named == kind), "{refusal}");
@@ -338,14 +338,32 @@ mod tests {
     }
 
     #[test]
+    fn no_address_in_a_mail_reads_as_a_link() {
+        for address in ["www.evil.com/login?a=b@evil.example.com", "ada+http-evil.com@x.co", "ada@www.evil.example.com"] {
+            for kind in MailKind::ALL {
+                let email = || Email::parse(address).expect(address);
+                let mail = ClaimedMail { recipient: email(), new_email: Some(email()), ..mail(kind) };
+                let content = templates("Postern").render(&mail, Some(TOKEN)).expect("content");
+                let link = content.link.unwrap_or_else(|| "no link".to_owned());
+                let html_link = link.replace('&', "&#38;");
+                for text in [content.subject, content.text.replace(&link, ""), content.html.replace(&html_link, "")] {
+                    // Style sheets of the HTML have dots between digits.
+                    let body = text.split_once("<body").map_or(text.as_str(), |(_, body)| body).replace("0.7;", "");
+                    let mut pairs = body.chars().zip(body.chars().skip(1));
+                    assert!(!body.contains('@') && !pairs.any(|(c, d)| c == '.' && d.is_alphanumeric()), "{kind:?}: {body}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn values_are_escaped_in_html() {
         let templates = templates("<script>&\"'");
         for kind in MailKind::ALL {
-            let recipient = Email::parse("a&b'c@example.com").expect("an address");
             let new_email = Email::parse("d&e'f@example.com").ok();
-            let mail = ClaimedMail { recipient, new_email, ..mail(kind) };
+            let mail = ClaimedMail { new_email, ..mail(kind) };
             let content = templates.render(&mail, Some("\"><script>")).expect("content");
-            assert!(!content.html.contains("<script") && !content.html.contains("a&b"), "{}", content.html);
+            assert!(!content.html.contains("<script"), "{}", content.html);
             assert!(
                 !content.html.contains("d&e") && content.html.contains("&#60;script&#62;&#38;&#34;&#39;"),
                 "{kind:?}"

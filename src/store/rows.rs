@@ -299,12 +299,11 @@ impl LeasedMail {
         })
     }
 
-    pub(super) fn claimed(self, user: User, grant: Option<OneTimeGrant>) -> ClaimedMail {
+    pub(super) fn claimed(self, grant: Option<OneTimeGrant>) -> ClaimedMail {
         ClaimedMail {
             id: self.mail.id,
             kind: self.mail.kind,
             recipient: self.mail.recipient,
-            username: user.username,
             new_email: self.mail.new_email,
             grant,
             attempt: self.attempt,

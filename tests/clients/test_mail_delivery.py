@@ -8,6 +8,7 @@ import base64
 import html
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qs, quote, urlsplit
@@ -16,8 +17,9 @@ import pytest
 
 from support import http2, pb
 from support.client import Client, Person, service_of
+from support.expect import expect_invalid
 from support.http import address_of, raw
-from support.mail import DELIVERY_DEADLINE, RESET, TOKEN, VERIFY, Mail, make_tls, parse
+from support.mail import CHANGE, DELIVERY_DEADLINE, RESET, TOKEN, VERIFY, Mail, make_tls, parse
 from support.outbox import waiting
 from support.wait import wait_until
 
@@ -327,6 +329,49 @@ def test_nothing_that_a_client_says_about_the_host_changes_a_link(embedded, star
     for mail in mailbox.mails():
         assert b"evil" not in mail.content
         assert "evil" not in mail.text + mail.html
+
+
+STRANGE_NAMES = ("www.evil.example.com", "evil.example.com", "http-evil.com")
+# What a mail program could make a link of: stricter than any of them.
+LINK_LIKE = re.compile(r"://|\w\.\w|\S@\S", re.ASCII)
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES)
+def test_nothing_that_a_stranger_chose_reads_as_a_link_in_any_kind_of_mail(embedded, start_server, start_mailbox, name):
+    """The stranger signs up with the address of the victim, whose provider ignores what stands after the plus."""
+    mailbox = start_mailbox()
+    server = start_server(
+        embedded, mail_url=mailbox.url, mail_limit_per_client="0", conceal_existing_accounts="true"
+    )
+    client = server.client
+    victim = f"victim+www.evil.com/a?b=c{Person().username}@example.com"
+    new = f"www.evil.com/login?{Person().username}@evil.example.com"
+    stranger = Person(username=name, email=victim)
+    expect_invalid(lambda: client.sign_up(replace(stranger, username="user@evil.com")), "username")
+    client.sign_up(stranger)
+    mails = {"verify": mailbox.take(victim, VERIFY)}
+    client.sign_up(Person(email=victim))
+    mails["account exists"] = mailbox.notice(victim)
+    client.request_password_reset(victim)
+    mails["reset"] = mailbox.take(victim, RESET)
+    tokens = client.login(stranger)
+    password = Person().password
+    tokens = client.change_password(tokens.access_token, stranger.password, password)
+    mails["password changed"] = mailbox.notice(victim)
+    client.request_email_change(tokens.access_token, new, password)
+    mails["change requested"] = mailbox.notice(victim)
+    mails["confirm change"] = mailbox.take(new, CHANGE)
+    client.confirm_email_change(mails["confirm change"].token)
+    mails["changed"] = mailbox.notice(victim)
+
+    assert len(mails) == 7, "every kind"
+    for kind, mail in mails.items():
+        link = mail.link if mail.kind else "no link"
+        assert set(hrefs(mail)) <= {link}, kind
+        shown = html.unescape(re.sub(r"<head>.*</head>|<[^>]*>", " ", mail.html, flags=re.DOTALL))
+        for part in (mail.message["Subject"], mail.text.replace(link, ""), shown.replace(link, "")):
+            assert not LINK_LIKE.search(part), (kind, part)
+            assert name not in part, (kind, part)
 
 
 def test_links_lead_to_another_front_end_where_that_is_configured(embedded, start_server, start_mailbox):

@@ -369,7 +369,7 @@ def test_a_look_alike_of_an_address_gets_no_mail_and_causes_none(server, client,
     parts += [name.replace("i", "İ"), name.replace("a", "а")]
 
     look_alikes = [f"{name}@{domain}" for domain in domains] + [f"{part}@example.com" for part in parts]
-    look_alikes += [f"{person.email},eve@example.com", f"{person.email} ", f"<{person.email}>", f"Ian <{person.email}>"]
+    look_alikes += [f"{person.email},eve@example.com", f"<{person.email}>", f"Ian <{person.email}>"]
     for address in look_alikes:
         for ask in (client.request_password_reset, client.resend_verification):
             try:
@@ -390,7 +390,9 @@ def test_an_address_that_would_write_into_a_mail_is_refused(server, client, owne
     settle(server.engine)
     bearer = owner.tokens.access_token
     addresses = [f"{name}{character}Bcc: eve@{domain}", f"{name}@{domain}{character}Bcc: eve@example.net"]
-    addresses += [f"{owner.person.email}{character}", f"{character}{owner.person.email}"]
+    if not character.isspace():
+        # White space around an address is dropped.
+        addresses += [f"{owner.person.email}{character}", f"{character}{owner.person.email}"]
     for address in addresses:
         if character == "%0d%0a" and " " not in address:
             continue  # this is a valid address

@@ -160,7 +160,7 @@ async fn a_concealed_sign_up_mails_the_owner_of_the_address_and_changes_nothing_
     assert_eq!(database.outbox().await, ["account_exists to ada@example.com"]);
     let mail = claimed(store.as_ref()).await;
     assert_eq!(Some(mail.id), account.owner_notice.map(|mail| mail.id));
-    assert_eq!(mail.username, owner.username, "the mail names the owner, not the new username");
+    assert_eq!(mail.recipient, owner.email);
     assert_eq!(mail.grant, None);
 
     database.sql.execute("DELETE FROM mail_outbox").await;

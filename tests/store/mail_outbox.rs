@@ -89,7 +89,6 @@ async fn a_claimed_mail_contains_everything_that_its_text_needs(database: &Datab
                 id: mail.id,
                 kind,
                 recipient: mail.recipient,
-                username: user.username.clone(),
                 new_email: mail.new_email,
                 grant,
                 attempt: 1,

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use crate::{
     domain::{
-        account::{Email, Username},
+        account::Email,
         audit::AuditContext,
         ids::MailId,
         mail::{MailKind, NewMail},
@@ -70,8 +70,6 @@ pub struct ClaimedMail {
     pub id: MailId,
     pub kind: MailKind,
     pub recipient: Email,
-    /// The username of the account that the mail is about.
-    pub username: Username,
     /// The address to change to, where the mail is about a change of address.
     pub new_email: Option<Email>,
     /// What the token in the mail is bound to, where the mail carries one.

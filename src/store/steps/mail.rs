@@ -64,7 +64,7 @@ pub(in crate::store) async fn prepare<T: WriteTransaction>(
             None => true,
         };
         if is_live {
-            return Ok(MailClaim::Claimed(leased.claimed(user, grant)));
+            return Ok(MailClaim::Claimed(leased.claimed(grant)));
         }
     }
     tx.delete_mail(leased.mail.id).await?;
