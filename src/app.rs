@@ -87,6 +87,7 @@ pub struct App {
     store: Arc<dyn Store>,
     service: Arc<Service>,
     outbox: Outbox,
+    http_idle_timeout: Duration,
     /// How long the service goes on answering after it has reported NOT_SERVING.
     lame_duck: Duration,
 }
@@ -159,6 +160,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
         store,
         service,
         outbox,
+        http_idle_timeout: config.listen.http_idle_timeout,
         lame_duck: config.listen.lame_duck,
     })
 }
@@ -278,15 +280,35 @@ impl App {
     /// Serves until `stop` is cancelled. Then it reports NOT_SERVING, goes on serving for the lame duck time, sends
     /// GOAWAY, lets calls finish, and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { surfaces, addresses: _, proxies, health, readiness, metrics, store, service, outbox, lame_duck } =
-            self;
+        let Self {
+            surfaces,
+            addresses: _,
+            proxies,
+            health,
+            readiness,
+            metrics,
+            store,
+            service,
+            outbox,
+            http_idle_timeout,
+            lame_duck,
+        } = self;
         let close = CancellationToken::new();
         // The health is set before the first caller can ask for it.
         let reachable = store.ping().await.is_ok();
         report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
         for Surface { listener, protocol, most_connections, router } in surfaces {
-            servers.spawn(listen::serve(listener, protocol, most_connections, proxies.clone(), router, close.clone()));
+            let (proxies, close) = (proxies.clone(), close.clone());
+            servers.spawn(listen::serve(
+                listener,
+                protocol,
+                most_connections,
+                http_idle_timeout,
+                proxies,
+                router,
+                close,
+            ));
         }
         servers.close();
         let monitor = supervise("health", {

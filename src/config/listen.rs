@@ -10,6 +10,10 @@ use super::{error::ConfigError, value::duration};
 /// The longest time that the service may go on after SIGTERM.
 const MAX_LAME_DUCK: Duration = Duration::from_mins(5);
 
+/// The least and the most time that an idle connection may live.
+const SHORTEST_IDLE: Duration = Duration::from_secs(1);
+const LONGEST_IDLE: Duration = Duration::from_hours(1);
+
 /// The addresses to listen on, and what is served there.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Listening")]
@@ -36,6 +40,11 @@ pub struct ListenSettings {
     /// How long to go on serving after SIGTERM while health is NOT_SERVING, so that load balancers stop sending calls
     #[arg(long, env = "POSTERN_LAME_DUCK", default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub lame_duck: Duration,
+    /// How long an HTTP/1.1 connection may wait for its next request; longer than the pools of the balancers in front,
+    /// which are 60 s at most by default; 1s to 1h
+    #[arg(long, env = "POSTERN_HTTP_IDLE_TIMEOUT", default_value = "75s", value_parser = duration,
+        value_name = "DURATION")]
+    pub http_idle_timeout: Duration,
     /// Serve gRPC reflection (v1 and v1alpha), so that clients such as grpcurl can read the API [default: only if the
     /// gRPC address is loopback]
     #[arg(long, env = "POSTERN_REFLECTION", action = ArgAction::Set,
@@ -49,7 +58,7 @@ impl ListenSettings {
         self.reflection.unwrap_or_else(|| self.grpc_addr.ip().is_loopback())
     }
 
-    /// Checks the lame duck time and the public URL. Refuses plaintext on an address that other machines can reach,
+    /// Checks the times and the public URL. Refuses plaintext on an address that other machines can reach,
     /// unless it is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (variable, address) in [("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr)] {
@@ -60,6 +69,10 @@ impl ListenSettings {
         if self.lame_duck > MAX_LAME_DUCK {
             let limit = format!("longer than {}", humantime::format_duration(MAX_LAME_DUCK));
             return Err(ConfigError::OutOfRange("POSTERN_LAME_DUCK", limit));
+        }
+        if !(SHORTEST_IDLE..=LONGEST_IDLE).contains(&self.http_idle_timeout) {
+            let value = humantime::format_duration(self.http_idle_timeout);
+            return Err(ConfigError::OutOfRange("POSTERN_HTTP_IDLE_TIMEOUT", format!("{value} (1s to 1h)")));
         }
         let url = self.public_url.as_deref().unwrap_or("https://");
         if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains(char::is_whitespace) {

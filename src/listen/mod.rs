@@ -2,7 +2,9 @@
 //! nothing of the calls themselves.
 
 mod connections;
+mod leftover;
 mod progress;
+mod wire;
 
 use std::{
     convert::Infallible,
@@ -26,7 +28,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use self::{connections::Connections, progress::Progress};
+use self::{connections::Connections, leftover::Leftovers, progress::Progress, wire::Wire};
 
 /// The most open streams of one connection.
 const MAX_STREAMS: u32 = 200;
@@ -40,11 +42,8 @@ const MAX_PENDING_RESETS: usize = 1_000;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long the answer to a ping may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that sends nothing for this long is closed. A working HTTP/2 client answers pings, so this closes
-/// connections that never send a request, stop in the middle of a header, or are dead.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-/// How long the headers of an HTTP/1.1 request may take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that takes nothing that is sent to it for this long is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(45);
 /// The most open connections of an address, if there are enough file descriptors.
 const MAX_CONNECTIONS: usize = 10_000;
 /// The most open connections of the operations address.
@@ -161,17 +160,19 @@ fn raise_descriptor_limit() -> usize {
 }
 
 /// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most `DRAIN`, and
-/// returns.
+/// returns. `idle_timeout` is how long an HTTP/1.1 connection may wait for its next request.
 pub async fn serve(
     listener: TcpListener,
     protocol: Protocol,
     most_connections: usize,
+    idle_timeout: Duration,
     proxies: TrustedProxies,
     router: Router,
     stop: CancellationToken,
 ) {
     let builder = Arc::new(builder(protocol));
     let running = TaskTracker::new();
+    let leftovers = Leftovers::new();
     let connections = Connections::new(most_connections);
     let refusals = metrics::counter!("postern_connections_refused_total");
     refusals.increment(0);
@@ -186,20 +187,25 @@ pub async fn serve(
             continue;
         };
         let (close, entered, progress) = (entered.close.clone(), Arc::new(entered), Progress::default());
+        let wire = Wire::new(stream, protocol, idle_timeout, entered.activity(), close.clone());
         let (router, proxies, answers) = (router.clone(), proxies.clone(), progress.clone());
+        let leftovers = leftovers.clone();
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             let caller = proxies.caller(peer, request.headers());
             request.extensions_mut().insert(ClientAddr(caller));
             let under_way = entered.call();
-            let call = router.clone().oneshot(request.map(axum::body::Body::new));
+            let version = request.version();
+            let (request, unread) = leftovers.follow(request, caller.ip());
+            let call = router.clone().oneshot(request);
             let answers = answers.clone();
             async move {
-                let response = call.await.unwrap_or_else(|never| match never {});
+                let mut response = call.await.unwrap_or_else(|never| match never {});
+                unread.announce(version, &mut response);
                 Ok::<_, Infallible>(response.map(|body| answers.follow(body, under_way)))
             }
         });
         let connection = builder
-            .serve_connection(TokioIo::new(with_idle_timeout(stream)), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(with_write_timeout(wire)), TowerToHyperService::new(service))
             .into_owned();
         running.spawn(run(connection, peer, close, progress, stop.clone()));
     }
@@ -215,7 +221,8 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
     if protocol == Protocol::Http2 {
         builder = builder.http2_only();
     }
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADERS as usize);
+    // `wire.rs` has the time-outs of HTTP/1.1.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEADERS as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -314,10 +321,9 @@ async fn accept(
     }
 }
 
-fn with_idle_timeout(stream: TcpStream) -> std::pin::Pin<Box<TimeoutStream<TcpStream>>> {
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_read_timeout(Some(IDLE_TIMEOUT));
-    stream.set_write_timeout(Some(IDLE_TIMEOUT));
+fn with_write_timeout(wire: Wire) -> std::pin::Pin<Box<TimeoutStream<Wire>>> {
+    let mut stream = TimeoutStream::new(wire);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
     Box::pin(stream)
 }
 
