@@ -15,6 +15,7 @@ use axum::{
     routing::{MethodFilter, MethodRouter, on},
 };
 use http::{HeaderMap, HeaderValue, header};
+use hyper::body::Body as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value};
 
@@ -31,6 +32,9 @@ use super::{
     refusal::ErrorResponse,
     routes::{BodyBinding, Route},
 };
+
+/// What some editors and libraries write before a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A router that serves the routes through the gRPC layers.
 pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
@@ -59,8 +63,11 @@ async fn serve(
     grpc: Router,
 ) -> Result<Response, ErrorResponse> {
     let (parts, body) = request.into_parts();
+    let query = parts.uri.query().unwrap_or_default();
+    // Before the body is asked for, which tells a client that expects 100-continue to go on.
+    check_parameters(route, query)?;
     let object = read_body(route, &parts.headers, body).await?;
-    let message = bind(route, parameters, parts.uri.query().unwrap_or_default(), object)?;
+    let message = bind(route, parameters, query, object)?;
 
     let peer = parts.extensions.get::<ClientAddr>().copied();
     let answer = call(grpc, &route.rpc_path(), &message, forwarded(&parts.headers), peer).await?;
@@ -70,6 +77,12 @@ async fn serve(
 /// Reads the body as a JSON object, or for [`BodyBinding::Field`] as the value of that field. The body of a route
 /// without one is read too: it is not ignored, because the client meant to send something (RFC 9110 §9.3.1).
 async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, ErrorResponse> {
+    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let is_json = content_type.is_some_and(is_json);
+    // An empty body needs no content type. Where the headers tell that there is a body of another one, it is not read.
+    if !is_json && !body.is_end_stream() && (content_type.is_some() || body.size_hint().lower() > 0) {
+        return Err(ErrorResponse::unsupported_media_type());
+    }
     let bytes = call::read_body(body).await.map_err(|fault| match fault {
         ReadError::TooLarge => ErrorResponse::too_large(MAX_MESSAGE),
         ReadError::Disconnected => Error::field("", "the body is incomplete").into(),
@@ -78,12 +91,12 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
     if bytes.is_empty() {
         return Ok(Map::new());
     }
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+    if !is_json {
         return Err(ErrorResponse::unsupported_media_type());
     }
-    let value = json::parse(&bytes).map_err(|error| Error::field("", format!("the body is not JSON: {error}")))?;
+    // RFC 8259 §8.1: a parser may skip a byte order mark.
+    let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
+    let value = json::parse(text).map_err(|error| Error::field("", format!("the body is not JSON: {error}")))?;
     match (&route.body, value) {
         (BodyBinding::Field(field), value) => Ok(Map::from_iter([(field.clone(), value)])),
         (BodyBinding::Whole, Value::Object(object)) => Ok(object),
@@ -92,6 +105,23 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
             Some(name) => Err(violation(name, "is not allowed: this route has no body").into()),
         },
         (BodyBinding::Whole | BodyBinding::Absent, _) => Err(Error::field("", "the body must be a JSON object").into()),
+    }
+}
+
+fn is_json(content_type: &[u8]) -> bool {
+    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+}
+
+/// Refuses a query string with anything that is not a parameter of the route.
+fn check_parameters(route: &Route, query: &str) -> Result<(), Error> {
+    let input = route.rpc.input();
+    let takes_parameters = route.body != BodyBinding::Whole;
+    let strange =
+        form_urlencoded::parse(query.as_bytes()).find(|(name, _)| !takes_parameters || field(&input, name).is_none());
+    match strange {
+        None => Ok(()),
+        Some((name, _)) => Err(violation(&name, "is not a parameter of this route")),
     }
 }
 
@@ -104,10 +134,8 @@ fn bind(
 ) -> Result<DynamicMessage, Error> {
     let input = route.rpc.input();
     for (name, text) in form_urlencoded::parse(query.as_bytes()) {
-        let field = field(&input, &name).filter(|_| route.body != BodyBinding::Whole);
-        let Some(field) = field else {
-            return Err(violation(&name, "is not a parameter of this route"));
-        };
+        // `check_parameters` has refused the others.
+        let Some(field) = field(&input, &name) else { continue };
         let value = from_text(&field, &text);
         if !field.is_list() {
             if object.insert(field.json_name().to_owned(), value).is_some() {

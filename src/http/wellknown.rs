@@ -31,14 +31,14 @@ pub fn router(service: Arc<Service>, public_url: &str) -> Router {
 }
 
 /// The discovery document (OpenID Connect Discovery 1.0 §3), with the parts that apply to Postern. Istio, Envoy and JWT
-/// libraries read the issuer and the URL of the keys from it.
+/// libraries read the issuer and the URL of the keys from it. A member that would be empty is left out (§4.2), such as
+/// `response_types_supported`: there is no authorization endpoint.
 fn discovery(service: &Service, public_url: &str) -> String {
     json!({
         "issuer": service.issuer(),
         "jwks_uri": format!("{}{JWKS_PATH}", public_url.trim_end_matches('/')),
         "id_token_signing_alg_values_supported": ["ES256"],
         "subject_types_supported": ["public"],
-        "response_types_supported": [],
         "claims_supported": [
             "iss", "aud", "sub", "client_id", "iat", "exp", "jti", "sid", "username", "email", "email_verified", "roles",
         ],

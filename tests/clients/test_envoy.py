@@ -193,7 +193,7 @@ WITH_A_BODY: dict[str, tuple[int, Callable[[dict], Call]]] = {
     "a number": (400, lambda good: Call("5")),
     "half an object": (400, lambda good: Call(text_of(good)[:-1])),
     "two documents": (400, lambda good: Call(f"{text_of(good)} {text_of(good)}")),
-    "a byte order mark": (400, lambda good: Call(b"\xef\xbb\xbf" + text_of(good).encode())),
+    "a byte order mark": (200, lambda good: Call(b"\xef\xbb\xbf" + text_of(good).encode())),
     "a comment": (400, lambda good: Call(f"{text_of(good)} // nothing")),
     "NaN": (400, lambda good: Call(text_of(good)[:-1] + ', "more": NaN}')),
     "invalid UTF-8": (400, lambda good: Call(text_of(good).encode()[:-2] + b'\xc3\x28"}')),
@@ -346,6 +346,7 @@ ROWS = [
 # The rows that Envoy answers differently, by name, with Envoy's status and the reason why the gateway differs.
 DIFFERENT: dict[str, tuple[int, str]] = {
     "an unknown field": (200, "Envoy always drops it, so a misspelt field would be lost without an error"),
+    "a byte order mark": (400, "Envoy takes it for text before the JSON; a parser may skip it (RFC 8259 §8.1)"),
     "a field given twice": (200, "Envoy takes the last one, although another proxy may have checked the first"),
     "a trailing comma": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §4)"),
     "single quotes": (200, "Envoy's parser is lenient: this is not JSON (RFC 8259 §7)"),

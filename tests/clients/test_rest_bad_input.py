@@ -34,7 +34,9 @@ NOT_JSON = {
     "NaN": b'{"email": NaN}',
     "a comment": b"{} // nothing",
     "a raw newline in a string": b'{"email": "a\n@example.com"}',
-    "a byte order mark": b"\xef\xbb\xbf{}",
+    "two byte order marks": b"\xef\xbb\xbf\xef\xbb\xbf{}",
+    "a byte order mark alone": b"\xef\xbb\xbf",
+    "a byte order mark inside": b'{"email": \xef\xbb\xbf"a@example.com"}',
     "UTF-16": "{}".encode("utf-16"),
     "invalid UTF-8": b'{"email": "\xc3\x28"}',
     "an overlong NUL": b'{"email": "\xc0\x80"}',
@@ -267,6 +269,12 @@ def test_a_body_over_64_kib_is_413_with_and_without_its_length(server, curl, siz
     expect_refusal(Curl(server, "1.1", curl).post(LOGIN, body, headers={"transfer-encoding": "chunked"}), 413)
     expect_refusal(H2c(server).post(LOGIN, body, headers={"content-length": str(size)}), 413)
     expect_refusal(H2c(server).post(LOGIN, body), 413)
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped(rest):
+    for path in POSTS:
+        plain, marked = (rest.post(path, mark + b"{}") for mark in (b"", b"\xef\xbb\xbf"))
+        assert (marked.status, marked.body) == (plain.status, plain.body), path
 
 
 def test_a_body_of_exactly_64_kib_is_read(rest):

@@ -140,6 +140,27 @@ def test_too_large_a_length_is_refused_before_the_body_is_sent(rest):
         assert statuses(reply.received)[-1:] == [413], reply.received[:200]
 
 
+@pytest.mark.parametrize(
+    ("target", "lines", "status"),
+    [
+        (LOGIN, ("content-type: text/plain", "content-length: 20"), 415),
+        (LOGIN, ("content-type: text/plain", "transfer-encoding: chunked"), 415),
+        (LOGIN, ("content-length: 20",), 415),
+        (f"{LOGIN}?verbose=true", ("content-type: application/json", "content-length: 20"), 400),
+        ("/v1/me?verbose=true", ("content-type: application/json", "content-length: 20"), 405),
+        ("/nowhere", ("content-type: application/json", "content-length: 20"), 404),
+        (LOGIN, ("content-type: application/json", "content-length: 70000"), 413),
+        ("/verify-email", ("content-type: application/json", "content-length: 20"), 415),
+        ("/verify-email", ("content-type: application/x-www-form-urlencoded", "content-length: 70000"), 413),
+    ],
+)
+def test_what_the_headers_refuse_is_refused_before_the_body_is_asked_for(rest, target, lines, status):
+    sent = request(f"POST {target}", *lines, "expect: 100-continue", close=False)
+    began = time.monotonic()
+    assert statuses(raw(rest.address, sent, deadline=20).received) == [status], "and no 100"
+    assert time.monotonic() - began < 9, "the answer does not wait for the body"
+
+
 def test_a_client_that_waits_for_100_continue_is_told_to_go_on(rest):
     lines = ("content-type: application/json", "content-length: 2", "expect: 100-continue")
     host, _, port = rest.address.rpartition(":")
