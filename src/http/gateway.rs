@@ -270,7 +270,7 @@ fn forwarded(headers: &HeaderMap) -> HeaderMap {
 /// The message of a gRPC reply as JSON.
 fn to_json(message: &[u8], output: MessageDescriptor) -> Result<Response, ErrorResponse> {
     let message = DynamicMessage::decode(output, message).map_err(Error::internal)?;
-    let json = serde_json::to_vec(&message).map_err(Error::internal)?;
+    let json = json::of_message(&message).map_err(Error::internal)?.to_string();
     let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(([content_type], json).into_response())
 }

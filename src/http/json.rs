@@ -1,8 +1,9 @@
-//! Strict JSON: the limits of serde_json (depth 128), and no member may appear twice. A proxy may check the first of
-//! two while a parser uses the last.
+//! JSON: strict where it is read, and complete where it is written. The limits are those of serde_json (depth 128), and no
+//! member may appear twice: a proxy may check the first of two while a parser uses the last.
 
 use std::fmt;
 
+use prost_reflect::{DynamicMessage, SerializeOptions};
 use serde::{
     Deserialize, Deserializer,
     de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -12,6 +13,13 @@ use serde_json::{Map, Number, Value, map::Entry};
 /// Parses a document.
 pub fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice::<Strict>(bytes).map(|strict| strict.0)
+}
+
+/// A message as proto3 JSON, with every field that is always there, also if it is false, zero or empty. A message that is
+/// not set is left out, and so is a member of a `oneof`.
+pub fn of_message(message: &DynamicMessage) -> Result<Value, serde_json::Error> {
+    let options = SerializeOptions::new().skip_default_fields(false);
+    message.serialize_with_options(serde_json::value::Serializer, &options)
 }
 
 /// How much of a name an error repeats, in characters. Escaping makes it longer.

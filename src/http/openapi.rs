@@ -2,7 +2,7 @@
 //! `/openapi.json` serves it. Its descriptions are the comments of the proto files, and its paths are the routes of the
 //! gateway.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use prost_reflect::{
     Cardinality, DescriptorPool, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
@@ -47,7 +47,10 @@ pub fn contract_document() -> Result<Value, Error> {
 
 /// The description of a set of routes.
 pub fn document(routes: &[Route]) -> Value {
-    let mut schemas = BTreeMap::new();
+    let mut schemas = Schemas::default();
+    for route in routes {
+        schemas.add_to_requests(&route.rpc.input());
+    }
     let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     let mut tags = BTreeSet::new();
     for route in routes {
@@ -56,6 +59,7 @@ pub fn document(routes: &[Route]) -> Value {
         paths.entry(route.template.as_str()).or_default().insert(method, operation);
         tags.insert(route.rpc.parent_service().name().to_owned());
     }
+    let mut schemas = schemas.by_name;
     schemas.insert("Error".to_owned(), error_schema());
     json!({
         "openapi": "3.1.0",
@@ -74,7 +78,37 @@ pub fn document(routes: &[Route]) -> Value {
     })
 }
 
-fn operation(route: &Route, schemas: &mut BTreeMap<String, Value>) -> Value {
+/// The schemas of messages.
+#[derive(Default)]
+struct Schemas {
+    by_name: BTreeMap<String, Value>,
+    /// The messages that requests contain, by their full names.
+    in_requests: HashSet<String>,
+}
+
+impl Schemas {
+    fn add_to_requests(&mut self, message: &MessageDescriptor) {
+        if self.in_requests.insert(message.full_name().to_owned()) {
+            for field in message.fields() {
+                if let Kind::Message(message) = field.kind() {
+                    self.add_to_requests(&message);
+                }
+            }
+        }
+    }
+
+    /// The fields that every message of this type has in JSON: a request may leave every field out, and an answer has all
+    /// whose absence means nothing else than their default (`json::of_message`).
+    fn required(&self, message: &MessageDescriptor) -> Vec<String> {
+        if self.in_requests.contains(message.full_name()) {
+            return Vec::new();
+        }
+        let always_there = message.fields().filter(|field| !field.supports_presence());
+        always_there.map(|field| field.json_name().to_owned()).collect()
+    }
+}
+
+fn operation(route: &Route, schemas: &mut Schemas) -> Value {
     let (input, output) = (route.rpc.input(), route.rpc.output());
     let comment = comment(&route.rpc.parent_file(), route.rpc.path());
     let summary = comment.split("\n\n").next().unwrap_or_default().replace('\n', " ");
@@ -119,7 +153,7 @@ fn needs_token(route: &Route) -> bool {
     crate::grpc::declared_access(&route.rpc) != proto::Access::Public
 }
 
-fn parameters(route: &Route, schemas: &mut BTreeMap<String, Value>) -> Vec<Value> {
+fn parameters(route: &Route, schemas: &mut Schemas) -> Vec<Value> {
     let in_path = |field: &FieldDescriptor| route.path_fields.iter().any(|name| name == field.name());
     let in_body = |field: &FieldDescriptor| match &route.body {
         BodyBinding::Absent => false,
@@ -143,14 +177,14 @@ fn parameters(route: &Route, schemas: &mut BTreeMap<String, Value>) -> Vec<Value
 }
 
 /// A `$ref` to the schema of a message. Adds the schema if it does not exist yet.
-fn reference(message: &MessageDescriptor, schemas: &mut BTreeMap<String, Value>) -> Value {
+fn reference(message: &MessageDescriptor, schemas: &mut Schemas) -> Value {
     if message.full_name() == "google.protobuf.Timestamp" {
         return json!({"type": "string", "format": "date-time"});
     }
     let name = message.name().to_owned();
-    if !schemas.contains_key(&name) {
+    if !schemas.by_name.contains_key(&name) {
         // Reserved before the fields are read, so that a recursive message does not lead to endless recursion.
-        schemas.insert(name.clone(), Value::Null);
+        schemas.by_name.insert(name.clone(), Value::Null);
         let properties: Map<String, Value> = message
             .fields()
             .map(|field| {
@@ -162,19 +196,23 @@ fn reference(message: &MessageDescriptor, schemas: &mut BTreeMap<String, Value>)
                 (field.json_name().to_owned(), schema)
             })
             .collect();
-        let schema = json!({
-            "type": "object",
-            "description": comment(&message.parent_file(), message.path()),
-            "properties": properties,
-            "additionalProperties": false,
-        });
-        schemas.insert(name.clone(), schema);
+        let mut schema = Map::from_iter([
+            ("type".to_owned(), json!("object")),
+            ("description".to_owned(), json!(comment(&message.parent_file(), message.path()))),
+            ("properties".to_owned(), Value::Object(properties)),
+            ("additionalProperties".to_owned(), json!(false)),
+        ]);
+        let required = schemas.required(message);
+        if !required.is_empty() {
+            schema.insert("required".to_owned(), json!(required));
+        }
+        schemas.by_name.insert(name.clone(), Value::Object(schema));
     }
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
 /// The schema of a field in proto3 JSON.
-fn schema(field: &FieldDescriptor, schemas: &mut BTreeMap<String, Value>) -> Value {
+fn schema(field: &FieldDescriptor, schemas: &mut Schemas) -> Value {
     let one = match field.kind() {
         Kind::Bool => json!({"type": "boolean"}),
         Kind::String if is_secret(field) => json!({"type": "string", "format": "password"}),

@@ -15,6 +15,8 @@ use tonic_types::StatusExt;
 
 use crate::{error::Error, grpc::code_name};
 
+use super::json;
+
 /// The descriptors of `google.rpc.Status` and of the types of its details.
 static STATUS_PROTO: LazyLock<Option<MessageDescriptor>> = LazyLock::new(|| {
     let pool = DescriptorPool::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).ok()?;
@@ -104,7 +106,7 @@ pub fn retry_after(status: &Status) -> Option<u64> {
 fn details(status: &Status) -> Value {
     let read = || {
         let message = DynamicMessage::decode(STATUS_PROTO.clone()?, status.details()).ok()?;
-        serde_json::to_value(message).ok()?.get("details").cloned()
+        json::of_message(&message).ok()?.get("details").cloned()
     };
     read().unwrap_or_else(|| Value::Array(Vec::new()))
 }

@@ -47,7 +47,7 @@ def test_sign_up_log_in_refresh_who_am_i_and_log_out(rest):
     person = Person()
     made = rest.sign_up(person)
     assert made["username"] == person.username
-    assert "emailVerified" not in made, "false and empty fields are left out, as in proto3 JSON"
+    assert (made["emailVerified"], made["disabled"]) == (False, False), "fields that are false are there too"
 
     login = rest.post("/v1/auth/login", {"email": person.email, "password": person.password}).ok()
     assert login["user"] == made

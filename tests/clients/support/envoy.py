@@ -107,7 +107,8 @@ def configure(upstream: str, descriptor: Path) -> dict:
         "ignore_unknown_query_parameters": False,
         # The limit of the contract. By default Envoy's limit is the buffer of the connection, which is 1 MiB.
         "max_request_body_size": 65536,
-        # No `print_options`: their defaults are canonical proto3 JSON (camelCase, empty fields left out).
+        # Canonical proto3 JSON (camelCase, the names of enum values), with the fields that are false, zero or empty.
+        "print_options": {"always_print_primitive_fields": True, "always_print_enums_as_ints": False},
     }
     manager = {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"

@@ -81,7 +81,8 @@ class ByGrpc(Transport):
         self._client = client
 
     def ok(self, rpc: str, credential: str | None = None, **fields) -> dict:
-        return json_format.MessageToDict(self._call(rpc, credential, fields))
+        answer = self._call(rpc, credential, fields)
+        return json_format.MessageToDict(answer, always_print_fields_with_no_presence=True)
 
     def refused(
         self, rpc: str, code: str, reason: str, /, naming=frozenset(), credential: str | None = None, **fields
