@@ -339,7 +339,8 @@ mod tests {
 
     #[test]
     fn no_address_in_a_mail_reads_as_a_link() {
-        for address in ["www.evil.com/login?a=b@evil.example.com", "ada+http-evil.com@x.co", "ada@www.evil.example.com"] {
+        for address in ["www.evil.com/login?a=b@evil.example.com", "ada+http-evil.com@x.co", "ada@www.evil.example.com"]
+        {
             for kind in MailKind::ALL {
                 let email = || Email::parse(address).expect(address);
                 let mail = ClaimedMail { recipient: email(), new_email: Some(email()), ..mail(kind) };
@@ -347,10 +348,13 @@ mod tests {
                 let link = content.link.unwrap_or_else(|| "no link".to_owned());
                 let html_link = link.replace('&', "&#38;");
                 for text in [content.subject, content.text.replace(&link, ""), content.html.replace(&html_link, "")] {
-                    // Style sheets of the HTML have dots between digits.
-                    let body = text.split_once("<body").map_or(text.as_str(), |(_, body)| body).replace("0.7;", "");
+                    // Styles have dots too, before digits.
+                    let body = text.split_once("<body").map_or(text.as_str(), |(_, body)| body);
                     let mut pairs = body.chars().zip(body.chars().skip(1));
-                    assert!(!body.contains('@') && !pairs.any(|(c, d)| c == '.' && d.is_alphanumeric()), "{kind:?}: {body}");
+                    assert!(
+                        !body.contains('@') && !pairs.any(|(c, d)| c == '.' && d.is_alphabetic()),
+                        "{kind:?}: {body}"
+                    );
                 }
             }
         }
