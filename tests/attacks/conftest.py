@@ -16,7 +16,12 @@ binary, embedded, start_server = _clients.binary, _clients.embedded, _clients.st
 
 
 def pytest_addoption(parser):
-    parser.addoption("--nightly", action="store_true", help="for the fixtures of tests/clients; changes nothing here")
+    parser.addoption("--nightly", action="store_true", help="run every test")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("nightly"):
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
 def pytest_configure():
