@@ -24,6 +24,15 @@ pub struct User {
     pub update_time: OffsetDateTime,
 }
 
+impl User {
+    /// Whether it gives its address up to another account that proves to own it. Somebody signed up with it, and neither a
+    /// mail nor an operator has confirmed that it is theirs. An account that an operator gave a role, or disabled, stays as
+    /// the operator left it. See decision 0040.
+    pub fn yields_address(&self) -> bool {
+        !self.email_verified && !self.disabled && self.roles == [Role::user()]
+    }
+}
+
 /// A username: 1 to 64 characters of `A-Z a-z 0-9 . _ -`; the first and the last are a letter or a digit. It is stored
 /// as it was typed. Two that differ only in case count as one: the store's unique index is on the lower case. Only
 /// ASCII is allowed, so that no character can be confused with another.

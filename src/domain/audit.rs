@@ -26,6 +26,7 @@ pub enum Action {
     PasswordChanged,
     EmailChangeRequested,
     EmailChanged,
+    UsernameChanged,
     /// One session, by its owner.
     SessionRevoked,
     /// All sessions, by an admin.
@@ -37,7 +38,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::SignUp,
         Self::Login,
         Self::LoginFailed,
@@ -51,6 +52,7 @@ impl Action {
         Self::PasswordChanged,
         Self::EmailChangeRequested,
         Self::EmailChanged,
+        Self::UsernameChanged,
         Self::SessionRevoked,
         Self::SessionsRevoked,
         Self::RolesChanged,
@@ -75,6 +77,7 @@ impl Action {
             Self::PasswordChanged => "password_changed",
             Self::EmailChangeRequested => "email_change_requested",
             Self::EmailChanged => "email_changed",
+            Self::UsernameChanged => "username_changed",
             Self::SessionRevoked => "session_revoked",
             Self::SessionsRevoked => "sessions_revoked",
             Self::RolesChanged => "roles_changed",

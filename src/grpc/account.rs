@@ -115,6 +115,22 @@ impl AccountService for AccountRpcs {
         Ok(Response::new(proto::ConfirmEmailChangeResponse { user: Some(user.into()) }))
     }
 
+    async fn change_username(
+        &self,
+        request: Request<proto::ChangeUsernameRequest>,
+    ) -> Result<Response<proto::ChangeUsernameResponse>, Status> {
+        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let proto::ChangeUsernameRequest { new_username, password } = request.into_inner();
+        let mut violations = Violations::default();
+        let new_username = violations.collect(self.service.chosen_username("new_username", &new_username));
+        let password = violations.collect(Password::parse("password", password));
+        let (Some(new_username), Some(password)) = (new_username, password) else {
+            return Err(violations.into_status());
+        };
+        let user = self.service.change_username(&caller, new_username, password, &client, deadline).await?;
+        Ok(Response::new(proto::ChangeUsernameResponse { user: Some(user.into()) }))
+    }
+
     async fn list_sessions(
         &self,
         request: Request<proto::ListSessionsRequest>,

@@ -70,6 +70,7 @@ fn every_rpc_declares_who_may_call_it_and_its_rest_route() {
         ("AccountService.ChangePassword", Access::Authenticated, "POST /v1/me/password *"),
         ("AccountService.RequestEmailChange", Access::Authenticated, "POST /v1/me/email *"),
         ("AccountService.ConfirmEmailChange", Access::Public, "POST /v1/email/change *"),
+        ("AccountService.ChangeUsername", Access::Authenticated, "POST /v1/me/username *"),
     ] {
         let found = declared.get(&format!("{PACKAGE}.{rpc}"));
         assert_eq!(found, Some(&(access, route.to_owned())), "{rpc}");
@@ -164,6 +165,7 @@ fn every_secret_field_is_declared_as_secret() {
     let expected = [
         "ChangePasswordRequest.current_password",
         "ChangePasswordRequest.new_password",
+        "ChangeUsernameRequest.password",
         "ConfirmEmailChangeRequest.token",
         "DeleteAccountRequest.password",
         "LoginRequest.password",
@@ -205,6 +207,7 @@ fn messages_print_everything_but_their_secrets() {
         format!("{:?}", proto::ResetPasswordRequest { token: secret(), new_password: secret() }),
         format!("{:?}", proto::ChangePasswordRequest { current_password: secret(), new_password: secret() }),
         format!("{:?}", proto::RequestEmailChangeRequest { new_email: shown(), password: secret() }),
+        format!("{:?}", proto::ChangeUsernameRequest { new_username: shown(), password: secret() }),
         format!("{:?}", proto::VerifyEmailRequest { token: secret() }),
         format!("{:?}", proto::ConfirmEmailChangeRequest { token: secret() }),
     ];

@@ -202,6 +202,7 @@ def well_formed(victim: Somebody) -> dict[str, dict]:
     return {
         f"{account}/ChangePassword": {"current_password": password["password"], "new_password": Person().password},
         f"{account}/RequestEmailChange": {"new_email": Person().email, **password},
+        f"{account}/ChangeUsername": {"new_username": Person().username, **password},
         f"{account}/DeleteAccount": password,
         f"{admin}/SetUserRoles": {"user_id": victim.id, "roles": ["admin"]},
         f"{admin}/DisableUser": {"user_id": victim.id, "reason": "none"},
@@ -239,7 +240,8 @@ def test_the_administration_is_for_admins_and_the_own_account_for_its_owner():
     assert {rule for rpc, rule in rules.items() if rpc.startswith("AdminService/")} == {"ACCESS_ADMIN"}
     authenticated = {rpc.rpartition("/")[2] for rpc, rule in rules.items() if rule == "ACCESS_AUTHENTICATED"}
     assert authenticated == {
-        "GetMe", "ChangePassword", "RequestEmailChange", "ListSessions", "RevokeSession", "DeleteAccount",
+        "GetMe", "ChangePassword", "RequestEmailChange", "ChangeUsername", "ListSessions", "RevokeSession",
+        "DeleteAccount",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from support import jose
+from support.admin import Somebody, everything
 from support.client import Person
 from support.expect import expect_error, expect_unauthenticated
 from support.mail import CHANGE, RESET, VERIFY
@@ -302,12 +303,13 @@ def test_a_weak_new_password_is_named_and_changes_nothing(way, someone):
     assert way.login(someone.person)
 
 
-@pytest.mark.parametrize("rpc", ["ChangePassword", "RequestEmailChange"])
+@pytest.mark.parametrize("rpc", ["ChangePassword", "RequestEmailChange", "ChangeUsername"])
 def test_calls_about_an_account_need_its_access_token(way, someone, rpc):
     password = someone.person.password
     fields = {
         "ChangePassword": {"current_password": password, "new_password": Person().password},
         "RequestEmailChange": {"new_email": Person().email, "password": password},
+        "ChangeUsername": {"new_username": Person().username, "password": password},
     }[rpc]
     way.refused(rpc, "UNAUTHENTICATED", "TOKEN_MISSING", **fields)
     way.refused(rpc, "UNAUTHENTICATED", "TOKEN_INVALID", credential=someone.tokens["refreshToken"], **fields)
@@ -352,23 +354,164 @@ def test_a_new_address_is_kept_in_its_one_form(way, mailbox, someone):
 
 
 def test_a_taken_address_is_told_at_the_request(server, mailbox, way, someone):
-    taken = server.client.newcomer()[0].email
+    owner = Someone(way, mailbox)
+    way.ok("VerifyEmail", token=owner.token(VERIFY))
+    taken = owner.email
     call = {"credential": someone.tokens["accessToken"], "password": someone.person.password}
     for spelling in (taken, taken.upper()):
         way.refused("RequestEmailChange", "ALREADY_EXISTS", "EMAIL_TAKEN", **call, new_email=spelling)
     settle(server.engine)
-    assert [mail.kind for mail in mailbox.mails(taken)] == [VERIFY], "the owner of the address gets no mail"
+    assert [mail.kind for mail in mailbox.mails(taken)] == [VERIFY], "the owner of the address gets no other mail"
 
 
-def test_an_address_that_was_taken_meanwhile_is_told_at_the_confirmation(server, way, someone):
+def test_an_address_that_was_verified_meanwhile_is_told_at_the_confirmation(server, mailbox, way, someone):
     quicker = Person()
     token = someone.ask_for_change(quicker.email)
     server.client.sign_up(quicker)
+    server.client.verify_email(mailbox.token(quicker.email, VERIFY))
 
     way.refused("ConfirmEmailChange", "ALREADY_EXISTS", "EMAIL_TAKEN", token=token)
 
     assert way.me(someone.tokens)["email"] == someone.email
     assert server.client.login(quicker)
+
+
+# -- an address that somebody else signed up with -------------------------------------------------------------------
+
+
+def test_the_owner_of_an_address_gets_it_from_an_account_that_never_verified_it(server, mailbox, way, someone):
+    squatter = Someone(way, mailbox)
+    admin = Somebody(way, server.engine, "admin")
+    reset = squatter.ask_for_reset()
+    change = squatter.ask_for_change(Person().email)
+
+    token = someone.ask_for_change(squatter.email)
+    assert way.me(squatter.tokens)["email"] == squatter.email, "nothing has changed before the confirmation"
+    user = way.ok("ConfirmEmailChange", token=token)["user"]
+
+    assert (user["id"], user["email"], user["emailVerified"]) == (someone.user["id"], squatter.email, True)
+    assert way.me(someone.tokens) == user
+    # Nothing of the squatter is left: no session, no password, no token that was mailed.
+    way.expect_dead(squatter.tokens)
+    way.expect_wrong(squatter.person)
+    way.expect_bad_token("VerifyEmail", squatter.token(VERIFY))
+    way.expect_bad_token("ResetPassword", reset, new_password=Person().password)
+    way.expect_bad_token("ConfirmEmailChange", change)
+    assert way.login(replace(someone.person, email=squatter.email))
+    gone = squatter.user["id"]
+    way.refused("GetUser", "NOT_FOUND", "NOT_FOUND", credential=admin.credential, user_id=gone)
+    [event] = [
+        event
+        for event in everything(way, "ListAuditEvents", admin.credential, "events", user_id=gone)
+        if event["action"] == "user_deleted"
+    ]
+    assert event["actorId"] == someone.user["id"]
+    assert event["detail"] == "another account has verified its address"
+    assert way.sign_up(Person(username=squatter.person.username)), "its username is free"
+
+
+def test_a_squatter_who_signs_up_after_the_request_does_not_stop_the_confirmation(way, mailbox, someone):
+    squatted = Person()
+    token = someone.ask_for_change(squatted.email)
+    way.sign_up(squatted)
+    tokens = way.login(squatted)
+    assert way.ok("ConfirmEmailChange", token=token)["user"]["email"] == squatted.email
+    way.expect_dead(tokens)
+
+
+def test_nobody_takes_an_address_from_an_unverified_account_without_its_mails(server, mailbox, way, someone):
+    """A stranger asks for the address of somebody who has just signed up. Only the mail decides."""
+    victim = Someone(way, mailbox)
+    token = someone.ask_for_change(victim.email)
+    assert len(mailbox.mails(someone.email)) >= 1
+    told = [mail.text + mail.html for mail in mailbox.mails(someone.email)]
+    assert not any(token in text for text in told), "the stranger never sees the token"
+    for guess in (token[:-1] + ("A" if token[-1] != "A" else "B"), "A" * 64, someone.token(VERIFY)):
+        way.expect_bad_token("ConfirmEmailChange", guess)
+    assert way.me(victim.tokens), "a request changes nothing"
+    [mail] = [mail for mail in mailbox.mails(victim.email) if mail.kind == CHANGE]
+    assert "would be deleted" in mail.text, "the victim is told what this link does"
+
+    # Once the victim has verified the address, the link is worth nothing.
+    verified = way.ok("VerifyEmail", victim.tokens["accessToken"], token=victim.token(VERIFY))["user"]
+    way.refused("ConfirmEmailChange", "ALREADY_EXISTS", "EMAIL_TAKEN", token=token)
+    assert way.me(victim.tokens) == verified
+    assert way.me(someone.tokens)["email"] == someone.email
+
+
+def test_what_an_operator_has_decided_about_an_account_is_not_undone_by_a_change_of_address(
+    server, way, mailbox, someone
+):
+    admin, promoted, disabled = (Someone(way, mailbox) for _ in range(3))
+    for holder, role in ((admin, "admin"), (promoted, "writer")):
+        token = someone.ask_for_change(holder.email)
+        given = "INSERT INTO user_roles (user_id, role) SELECT id, ? FROM users WHERE email = ?"
+        server.engine.execute(given, role, holder.email)
+        way.refused("ConfirmEmailChange", "ALREADY_EXISTS", "EMAIL_TAKEN", token=token)
+        asked = {"new_email": holder.email, "password": someone.person.password}
+        bearer = someone.tokens["accessToken"]
+        way.refused("RequestEmailChange", "ALREADY_EXISTS", "EMAIL_TAKEN", credential=bearer, **asked)
+        assert way.me(holder.tokens)
+    token = someone.ask_for_change(disabled.email)
+    server.engine.execute("UPDATE users SET disabled = true WHERE email = ?", disabled.email)
+    way.refused("ConfirmEmailChange", "ALREADY_EXISTS", "EMAIL_TAKEN", token=token)
+    assert server.engine.query("SELECT count(*) FROM users WHERE email = ?", disabled.email) == [(1,)]
+
+
+def test_a_squatter_still_holds_an_address_against_sign_ups(way, someone):
+    fields = {"username": Person().username, "email": someone.email, "password": Person().password}
+    way.refused("SignUp", "ALREADY_EXISTS", "EMAIL_TAKEN", **fields)
+
+
+# -- change of username ---------------------------------------------------------------------------------------------
+
+
+def rename(way, someone, new: str) -> dict:
+    fields = {"new_username": new, "password": someone.person.password}
+    return way.ok("ChangeUsername", credential=someone.tokens["accessToken"], **fields)["user"]
+
+
+def test_a_changed_username_is_in_the_account_at_once_and_in_access_tokens_from_the_next_on(way, someone):
+    new = Person().username
+    user = rename(way, someone, new)
+    assert {**user, "updateTime": ""} == {**someone.user, "username": new, "updateTime": ""}
+    assert user["updateTime"] > someone.user["updateTime"]
+    assert way.me(someone.tokens) == user, "the session goes on"
+    assert jose.claims_of(someone.tokens["accessToken"])["username"] == someone.person.username
+    assert jose.claims_of(way.refresh(someone.tokens)["accessToken"])["username"] == new
+    assert jose.claims_of(way.login(someone.person)["accessToken"])["username"] == new
+    assert way.sign_up(Person(username=someone.person.username)), "the old one is free"
+    fields = {"username": new.upper(), "email": Person().email, "password": Person().password}
+    way.refused("SignUp", "ALREADY_EXISTS", "USERNAME_TAKEN", **fields)
+
+
+def test_a_username_can_change_its_case_and_not_become_that_of_another_account(server, way, someone):
+    other = server.client.newcomer()[0].username
+    call = {"credential": someone.tokens["accessToken"], "password": someone.person.password}
+    for taken in (other, other.upper()):
+        way.refused("ChangeUsername", "ALREADY_EXISTS", "USERNAME_TAKEN", **call, new_username=taken)
+    upper = someone.person.username.upper()
+    assert rename(way, someone, upper)["username"] == upper
+    invalid = ("INVALID_ARGUMENT", "INVALID_FIELD", {"new_username"})
+    for wrong in (upper, "Admin", "a b", ".a", "x" * 65):
+        way.refused("ChangeUsername", *invalid, **call, new_username=wrong)
+    way.refused("ChangeUsername", "INVALID_ARGUMENT", "INVALID_FIELD", {"new_username", "password"},
+                credential=call["credential"], new_username="root", password="")  # fmt: skip
+    assert way.me(someone.tokens)["username"] == upper
+
+
+def test_a_change_of_username_wants_the_password(way, someone):
+    fields = {"credential": someone.tokens["accessToken"], "new_username": Person().username}
+    way.refused("ChangeUsername", "UNAUTHENTICATED", "INVALID_CREDENTIALS", **fields, password=Person().password)
+    assert way.me(someone.tokens) == someone.user
+
+
+def test_the_owner_who_took_a_squatted_account_over_by_a_reset_gets_rid_of_its_username(way, someone):
+    owner = replace(someone.person, password=Person().password)
+    way.ok("ResetPassword", token=someone.ask_for_reset(), new_password=owner.password)
+    someone.person, someone.tokens = owner, way.login(owner)
+    new = Person().username
+    assert rename(way, someone, new)["username"] == new
 
 
 def test_the_current_address_is_refused_as_the_new_one(way, someone):
@@ -411,6 +554,7 @@ def test_missing_fields_are_all_named_at_once(way, someone):
     for rpc, names in {
         "ChangePassword": {"current_password", "new_password"},
         "RequestEmailChange": {"new_email", "password"},
+        "ChangeUsername": {"new_username", "password"},
     }.items():
         way.refused(rpc, "INVALID_ARGUMENT", "INVALID_FIELD", names, credential=bearer)
 

@@ -136,6 +136,9 @@ class Day:
         way.ok("ConfirmEmailChange", token=self.token(CHANGE, new.email))
         self.person = replace(self.person, email=new.email)
         self.by_owner("email_changed")
+        named = {"new_username": Person().username, "password": new.password}
+        way.ok("ChangeUsername", credential=tokens["accessToken"], **named)
+        self.by_owner("username_changed")
 
         way.ok("RequestPasswordReset", email=self.person.email)
         reset = Person().password

@@ -20,7 +20,7 @@ from support.rows import check_all
 # Decoding and routing do not use the database, so one engine is enough for them.
 one_engine = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 
-AUTHENTICATED = ("GetMe", "ChangePassword", "RequestEmailChange")
+AUTHENTICATED = ("GetMe", "ChangePassword", "RequestEmailChange", "ChangeUsername")
 METHODS = (
     "SignUp", "Login", "Refresh", "Logout", "VerifyEmail", "ResendVerificationEmail", "RequestPasswordReset",
     "ResetPassword", "ConfirmEmailChange", *AUTHENTICATED,

@@ -111,7 +111,7 @@ SIGN_UP, LOGIN, REFRESH, LOGOUT, ME = (
     f"AuthService.{name}" for name in ("SignUp", "Login", "Refresh", "Logout", "GetMe")
 )
 
-VERIFY_EMAIL, RESEND, FORGOT, RESET_PASSWORD, CHANGE_PASSWORD, NEW_EMAIL, CONFIRM = (
+VERIFY_EMAIL, RESEND, FORGOT, RESET_PASSWORD, CHANGE_PASSWORD, NEW_EMAIL, CONFIRM, NEW_NAME = (
     f"AccountService.{name}"
     for name in (
         "VerifyEmail",
@@ -121,6 +121,7 @@ VERIFY_EMAIL, RESEND, FORGOT, RESET_PASSWORD, CHANGE_PASSWORD, NEW_EMAIL, CONFIR
         "ChangePassword",
         "RequestEmailChange",
         "ConfirmEmailChange",
+        "ChangeUsername",
     )
 )
 LIST_SESSIONS, REVOKE_SESSION, DELETE_ACCOUNT = (
@@ -140,7 +141,7 @@ LIST_USERS, GET_USER, SET_ROLES, DISABLE, ENABLE, REVOKE_SESSIONS, DELETE_USER, 
     )
 )
 # These RPCs need an access token.
-AUTHENTICATED = (CHANGE_PASSWORD, NEW_EMAIL, DELETE_ACCOUNT)
+AUTHENTICATED = (CHANGE_PASSWORD, NEW_EMAIL, NEW_NAME, DELETE_ACCOUNT)
 
 # A valid body for each RPC that has one. The malformed rows below are made from it.
 GOOD: dict[str, Callable[[Somebody], dict]] = {
@@ -155,12 +156,24 @@ GOOD: dict[str, Callable[[Somebody], dict]] = {
     CHANGE_PASSWORD: lambda s: {"currentPassword": s.person.password, "newPassword": s.stranger.password},
     NEW_EMAIL: lambda s: {"newEmail": s.stranger.email, "password": s.person.password},
     CONFIRM: lambda s: {"token": s.mailed(CHANGE)},
+    NEW_NAME: lambda s: {"newUsername": s.stranger.username, "password": s.person.password},
     DELETE_ACCOUNT: lambda s: {"password": s.person.password},
 }
 
 
 def authorized(value: str) -> dict:
     return {"authorization": value}
+
+
+def newcomer(somebody: Somebody) -> Person:
+    return somebody.server.client.newcomer()[0]
+
+
+def verified_email(somebody: Somebody) -> str:
+    """The address of another account, which has verified it."""
+    email = newcomer(somebody).email
+    somebody.server.engine.execute("UPDATE users SET email_verified = true WHERE email = ?", email)
+    return email
 
 
 def ended(somebody: Somebody) -> str:
@@ -294,7 +307,10 @@ ROWS = [
     Row(CHANGE_PASSWORD, "a weak password", 400, good(CHANGE_PASSWORD, newPassword="password1")),
     Row(NEW_EMAIL, "a wrong password", 401, good(NEW_EMAIL, password="Quiet-918273645-otter")),
     Row(NEW_EMAIL, "no email", 400, good(NEW_EMAIL, newEmail="nobody")),
-    Row(NEW_EMAIL, "a taken email", 409, lambda s: good(NEW_EMAIL, newEmail=s.server.client.newcomer()[0].email)(s)),
+    Row(NEW_EMAIL, "a taken email", 409, lambda s: good(NEW_EMAIL, newEmail=verified_email(s))(s)),
+    Row(NEW_NAME, "a wrong password", 401, good(NEW_NAME, password="Quiet-918273645-otter")),
+    Row(NEW_NAME, "a reserved username", 400, good(NEW_NAME, newUsername="Admin")),
+    Row(NEW_NAME, "a taken username", 409, lambda s: good(NEW_NAME, newUsername=newcomer(s).username)(s)),
     Row(NEW_EMAIL, "one's own email", 400, lambda s: good(NEW_EMAIL, newEmail=s.person.email)(s)),
     Row(DELETE_ACCOUNT, "a wrong password", 401, good(DELETE_ACCOUNT, password="Quiet-918273645-otter")),
     Row(LIST_SESSIONS, "a good call", 200, lambda s: Call(token=s.tokens.access_token)),

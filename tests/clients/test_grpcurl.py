@@ -28,6 +28,7 @@ RPCS = {
         "ChangePassword",
         "RequestEmailChange",
         "ConfirmEmailChange",
+        "ChangeUsername",
         "ListSessions",
         "RevokeSession",
         "DeleteAccount",

@@ -1,6 +1,7 @@
 """When two emails, usernames or passwords are the same, and when they only look alike.
 
-It tests case, white space, normalisation and look-alikes, and what an error says about an email. Malformed input is in `test_bad_input`.
+It tests case, white space, normalisation and look-alikes, and what an error says about an email. Malformed input is in
+`test_bad_input`.
 """
 
 import secrets

@@ -303,6 +303,7 @@ def test_every_rpc_declares_who_may_call_it():
         "ResetPassword": public,
         "ChangePassword": authenticated,
         "RequestEmailChange": authenticated,
+        "ChangeUsername": authenticated,
         "ConfirmEmailChange": public,
         "ListSessions": authenticated,
         "RevokeSession": authenticated,

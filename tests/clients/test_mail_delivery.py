@@ -340,9 +340,7 @@ LINK_LIKE = re.compile(r"://|\w\.\w|\S@\S", re.ASCII)
 def test_nothing_that_a_stranger_chose_reads_as_a_link_in_any_kind_of_mail(embedded, start_server, start_mailbox, name):
     """The stranger signs up with the address of the victim, whose provider ignores what stands after the plus."""
     mailbox = start_mailbox()
-    server = start_server(
-        embedded, mail_url=mailbox.url, mail_limit_per_client="0", conceal_existing_accounts="true"
-    )
+    server = start_server(embedded, mail_url=mailbox.url, mail_limit_per_client="0", conceal_existing_accounts="true")
     client = server.client
     victim = f"victim+www.evil.com/a?b=c{Person().username}@example.com"
     new = f"www.evil.com/login?{Person().username}@evil.example.com"

@@ -233,6 +233,7 @@ def test_a_change_to_a_taken_address_is_answered_like_one_to_a_free_one_where_th
     mailbox = start_mailbox()
     server = start_server(engine, mail_url=mailbox.url, conceal_existing_accounts="true")
     way, (owner, _), (thief, tokens) = by(server), server.client.newcomer(), server.client.newcomer()
+    server.client.verify_email(mailbox.token(owner.email, VERIFY))
     settle(engine)
     before = len(mailbox.mails(owner.email)), len(mailbox.mails(thief.email))
     free = Person().email

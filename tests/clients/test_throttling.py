@@ -244,7 +244,7 @@ def test_a_pause_ends_no_session_and_hinders_nothing_that_takes_no_password(serv
     client.logout(fresh.refresh_token)
 
 
-@pytest.mark.parametrize("rpc", ["ChangePassword", "RequestEmailChange", "DeleteAccount"])
+@pytest.mark.parametrize("rpc", ["ChangePassword", "RequestEmailChange", "ChangeUsername", "DeleteAccount"])
 def test_a_stolen_access_token_gives_no_more_guesses_than_a_login(server, rpc):
     with any_way("gRPC", server) as way:
         somebody = Somebody(way)
@@ -252,6 +252,7 @@ def test_a_stolen_access_token_gives_no_more_guesses_than_a_login(server, rpc):
         new = {
             "ChangePassword": {"new_password": Person().password},
             "RequestEmailChange": {"new_email": "a@example.com"},
+            "ChangeUsername": {"new_username": Person().username},
         }
         call = {"credential": somebody.credential, **new.get(rpc, {})}
         for _ in range(FEW):

@@ -8,7 +8,7 @@ use postern::{
         one_time::Purpose,
         ports::{
             EmailChange, EmailConfirmation, Logout, NewAccount, NewSession, PasswordChange, PasswordReset, Rehash,
-            Rotation, Store, UserDeletion,
+            Rotation, Store, UserDeletion, UsernameChange,
         },
     },
     error::StoreError,
@@ -18,7 +18,8 @@ use crate::{
     attempts::attempt,
     fixtures::{
         NEW_HASH, OLD_HASH, audit_context, confirmation_by, deletion, email_change, log_in, new_account, new_session,
-        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token, verification,
+        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token, username_change,
+        verification,
     },
     support::{Database, on_each_engine},
 };
@@ -82,8 +83,14 @@ async fn an_account_step_without_its_audit_row_changes_nothing(database: &Databa
     let request = EmailChange { context, ..email_change(&user, "new@example.com") };
     assert_fails_unchanged(database, "a request for a change of the address", store.request_email_change(request))
         .await;
-    let confirmation = EmailConfirmation { context, ..confirmation_by(change) };
+    let named = UsernameChange { context, ..username_change(&user, "lovelace") };
+    assert_fails_unchanged(database, "a change of the username", store.change_username(named)).await;
+    let confirmation = EmailConfirmation { context, ..confirmation_by(change.clone()) };
     assert_fails_unchanged(database, "a change of the address", store.confirm_email_change(confirmation)).await;
+    let holder = sign_up_without_mail(database, store, "new-ada").await;
+    assert_eq!(holder.email, change.email);
+    let confirmation = EmailConfirmation { eviction: context, ..confirmation_by(change) };
+    assert_fails_unchanged(database, "a deletion of the holder", store.confirm_email_change(confirmation)).await;
 }
 
 async fn a_session_step_without_its_audit_row_changes_nothing(database: &Database) {

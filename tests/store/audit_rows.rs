@@ -7,7 +7,7 @@ use postern::domain::{
     one_time::Purpose,
     ports::{
         EmailChange, EmailConfirmation, Logout, NewAccount, NewSession, PasswordChange, PasswordReset, Rotation, Store,
-        UserDeletion,
+        UserDeletion, UsernameChange,
     },
     throttle::AddressLimit,
 };
@@ -17,7 +17,8 @@ use crate::{
     fixtures::{
         LIMIT, Token, audit, audit_context, audit_context_by, confirmation_by, deletion, email_change, log_in, log_out,
         mail, new_account, new_id, new_session, password_change, queue_mail, refresh, reset_by, roles, sign_up_admin,
-        sign_up_without_mail, subject, token, verification,
+        sign_up_without_mail, subject, token, username_change,
+        verification,
     },
     support::{Database, on_each_engine},
 };
@@ -81,6 +82,10 @@ async fn each_account_step_writes_one_audit_row(database: &Database) {
         audit_event_of(store, store.verify_email(verification(verify, context))).await,
         own(&context, Action::EmailVerified)
     );
+
+    let context = audit_context_by(Some(id));
+    let named = UsernameChange { context, ..username_change(&user, "lovelace") };
+    assert_eq!(audit_event_of(store, store.change_username(named)).await, own(&context, Action::UsernameChanged));
 
     let context = audit_context_by(Some(id));
     let request = EmailChange { context, ..email_change(&user, "new@example.com") };
@@ -285,8 +290,11 @@ async fn account_steps_that_change_nothing_write_no_audit_row(database: &Databas
     assert_not_recorded(database, "a change of the password", store.change_password(wrong)).await;
     let wrong = EmailChange { password_version: 7, ..email_change(&user, "new@example.com") };
     assert_not_recorded(database, "a change of the address", store.request_email_change(wrong)).await;
+    database.set_user(other.id, "email_verified = true").await;
     let taken = email_change(&user, other.email.as_str());
     assert_not_recorded(database, "a change to a taken address", store.request_email_change(taken)).await;
+    let taken = username_change(&user, other.username.as_str());
+    assert_not_recorded(database, "a change to a taken username", store.change_username(taken)).await;
     queue_mail(store.as_ref(), &mail(postern::domain::mail::MailKind::ResetPassword, "new@example.com", None)).await;
     let limit = AddressLimit { burst: 1, ..LIMIT };
     let too_many = EmailChange { limit, ..email_change(&user, "new@example.com") };

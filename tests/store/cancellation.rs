@@ -20,7 +20,7 @@ use crate::{
     fixtures::{
         ISSUED, LEASE, NO_LIMIT, NOW, Token, audit_context, claimed, confirmation_by, email_change, log_in, mail,
         mail_with_token, new_account, new_session, password_change, queue_mail, reset_by, roles, sign_up,
-        sign_up_without_mail, subject, token, verification,
+        sign_up_without_mail, subject, token, username_change, verification,
     },
     support::{Database, on_each_engine, wait_until},
 };
@@ -144,7 +144,7 @@ impl Account {
 }
 
 /// How many writes of mails and tokens there are.
-const MAIL_WRITES: usize = 10;
+const MAIL_WRITES: usize = 11;
 
 async fn cancel_a_mail_write(store: &dyn Store, account: &Account, write: usize, waits: usize) -> bool {
     let Account { user, tokens, mail: claimed } = account;
@@ -165,6 +165,10 @@ async fn cancel_a_mail_write(store: &dyn Store, account: &Account, write: usize,
         7 => cancel_after(waits, store.mail_sent(claimed.id, claimed.attempt)).await,
         8 => cancel_after(waits, store.mail_failed(claimed.id, claimed.attempt, MailRetry::Never, NOW)).await,
         9 => cancel_after(waits, store.purge_mail(NOW + 1.hours(), NOW, 1_000)).await,
+        10 => {
+            let new = format!("newer-{}", user.username.as_str());
+            cancel_after(waits, store.change_username(username_change(user, &new))).await
+        }
         _ => panic!("there is no write with this number"),
     }
 }

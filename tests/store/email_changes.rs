@@ -1,5 +1,7 @@
 //! Changing the address of an account: the request, and the confirmation by the token in the mail to the new address.
 
+use std::sync::Arc;
+
 use postern::domain::{
     account::User,
     ids::UserId,
@@ -14,9 +16,10 @@ use time::ext::NumericalDuration as _;
 
 use crate::{
     fixtures::{
-        LIMIT, NOW, address, audit_context_at, confirmation_by, deliver, email_change, log_in, mail, mail_with_token,
-        new_id, queue_mail, sign_up_without_mail, token,
+        LIMIT, NOW, address, audit, audit_context, audit_context_at, confirmation_by, deliver, email_change, is_alive,
+        log_in, mail, mail_with_token, new_id, queue_mail, sign_up_admin, sign_up_without_mail, token, verification,
     },
+    parallel::{all_at_once, replicas, stagger},
     support::{Database, on_each_engine},
 };
 
@@ -33,6 +36,11 @@ on_each_engine![
     a_confirmation_voids_all_tokens_of_its_user_and_the_mails_that_carry_tokens,
     a_confirmation_of_a_meanwhile_taken_address_keeps_the_token_and_changes_nothing,
     a_disabled_account_cannot_confirm_a_new_address,
+    a_request_for_an_address_that_nobody_has_verified_is_as_for_a_free_one,
+    a_confirmation_deletes_the_account_that_never_verified_the_address,
+    an_account_that_an_operator_has_touched_keeps_its_address,
+    of_two_accounts_that_confirm_the_address_of_each_other_one_is_left,
+    of_a_verification_and_a_confirmation_of_one_address_one_succeeds,
 ];
 
 async fn request(store: &dyn Store, change: EmailChange) -> EmailChangeRequest {
@@ -87,7 +95,8 @@ async fn assert_unchanged(database: &Database, store: &dyn Store, change: EmailC
 async fn a_request_for_a_taken_address_is_refused(database: &Database) {
     let store = database.store().await;
     let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
-    sign_up_without_mail(database, store.as_ref(), "grace").await;
+    let owner = sign_up_without_mail(database, store.as_ref(), "grace").await;
+    database.set_user(owner.id, "email_verified = true").await;
     let change = email_change(&user, "grace@example.com");
     assert_unchanged(database, store.as_ref(), change, EmailChangeRequest::EmailTaken).await;
 }
@@ -100,6 +109,7 @@ async fn a_concealed_request_mails_the_owner_of_the_address_instead(database: &D
     let store = database.store().await;
     let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
     let owner = sign_up_without_mail(database, store.as_ref(), "grace").await;
+    database.set_user(owner.id, "email_verified = true").await;
     let change = concealed_change(&user, "grace@example.com");
     assert_eq!(request(store.as_ref(), change.clone()).await, EmailChangeRequest::Requested);
 
@@ -141,7 +151,8 @@ async fn a_request_counts_only_against_the_limit_of_the_new_address(database: &D
 async fn a_concealed_request_over_the_limit_queues_no_mail(database: &Database) {
     let store = database.store().await;
     let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
-    sign_up_without_mail(database, store.as_ref(), "grace").await;
+    let owner = sign_up_without_mail(database, store.as_ref(), "grace").await;
+    database.set_user(owner.id, "email_verified = true").await;
     let limit = AddressLimit { burst: 1, ..LIMIT };
     let change = EmailChange { limit, ..concealed_change(&user, "grace@example.com") };
     assert_unchanged(database, store.as_ref(), change, EmailChangeRequest::OverLimit).await;
@@ -249,6 +260,7 @@ async fn a_confirmation_of_a_meanwhile_taken_address_keeps_the_token_and_changes
     let token = token(store.as_ref(), &user, Purpose::ChangeEmail).await;
     queue_mail(store.as_ref(), &mail_with_token(&user, Purpose::ResetPassword)).await;
     let other = sign_up_without_mail(database, store.as_ref(), "new-ada").await;
+    database.set_user(other.id, "email_verified = true").await;
     assert_eq!(other.email, token.email);
 
     let before = database.everything().await;
@@ -274,4 +286,128 @@ async fn a_disabled_account_cannot_confirm_a_new_address(database: &Database) {
     database.set_user(user.id, "disabled = false").await;
     let outcome = confirm(store.as_ref(), confirmation_by(token)).await;
     assert!(matches!(outcome, EmailConfirmationOutcome::Changed(_)), "{outcome:?}");
+}
+
+async fn a_request_for_an_address_that_nobody_has_verified_is_as_for_a_free_one(database: &Database) {
+    let store = database.store().await;
+    let user = sign_up_without_mail(database, store.as_ref(), "ada").await;
+    sign_up_without_mail(database, store.as_ref(), "grace").await;
+    for change in [email_change(&user, "grace@example.com"), concealed_change(&user, "grace@example.com")] {
+        assert_eq!(request(store.as_ref(), change).await, EmailChangeRequest::Requested);
+        let [confirmation, _] = deliver_both(store.as_ref()).await;
+        let expected = (MailKind::ConfirmEmailChange, address("grace@example.com"));
+        assert_eq!((confirmation.kind, confirmation.recipient), expected);
+        assert_eq!(confirmation.grant.map(|grant| grant.user_id), Some(user.id));
+    }
+}
+
+/// A live token for a change to the address of another account.
+async fn token_for(database: &Database, store: &dyn Store, user: &User, holder: &User) -> OneTimeGrant {
+    let mail = mail(MailKind::ConfirmEmailChange, holder.email.as_str(), Some(user.id));
+    database.sql.execute("DELETE FROM mail_outbox").await;
+    queue_mail(store, &mail).await;
+    let [sent] = deliver(store).await.try_into().expect("one mail");
+    sent.grant.expect("a token")
+}
+
+async fn a_confirmation_deletes_the_account_that_never_verified_the_address(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_without_mail(database, store, "ada").await;
+    let squatter = sign_up_without_mail(database, store, "grace").await;
+    let [own, session] = [log_in(store, &user).await, log_in(store, &squatter).await];
+    for purpose in Purpose::ALL {
+        token(store, &squatter, purpose).await;
+    }
+    let change = token_for(database, store, &user, &squatter).await;
+    queue_mail(store, &mail_with_token(&squatter, Purpose::VerifyEmail)).await;
+    let reset = mail(MailKind::ResetPassword, squatter.email.as_str(), None);
+    queue_mail(store, &reset).await;
+
+    let confirmation = confirmation_by(change);
+    let contexts = [confirmation.context, confirmation.eviction];
+    let outcome = confirm(store, confirmation).await;
+
+    let EmailConfirmationOutcome::Changed(changed) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((changed.id, &changed.email, changed.email_verified), (user.id, &squatter.email, true));
+    assert_eq!(store.user(squatter.id).await.expect("the store"), None);
+    assert_eq!(database.tokens().await, Vec::<String>::new());
+    assert_eq!(database.outbox().await, ["email_changed to ada@example.com"]);
+    assert!(!is_alive(store, &session).await && is_alive(store, &own).await);
+    // Access tokens of the deleted account are refused, by its session and by its id.
+    let id = database.id(squatter.id.0);
+    let logged = format!("SELECT count(*) FROM revocations WHERE user_id = {id} AND roles = ''");
+    assert_eq!((database.revocations().await, database.sql.number(&logged).await), (1, 1));
+    let events: Vec<_> = audit(store).await.into_iter().filter(|row| contexts.iter().any(|c| c.event == row.id)).collect();
+    for event in &events {
+        assert_eq!(event.actor, Some(user.id));
+    }
+    let mut events: Vec<_> = events.into_iter().map(|event| (event.action, event.user)).collect();
+    events.sort();
+    assert_eq!(events, [("email_changed".to_owned(), Some(user.id)), ("user_deleted".to_owned(), Some(squatter.id))]);
+}
+
+async fn an_account_that_an_operator_has_touched_keeps_its_address(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_without_mail(database, store, "ada").await;
+    let admin = sign_up_admin(database, store, "grace").await;
+    let disabled = sign_up_without_mail(database, store, "joan").await;
+    database.set_user(disabled.id, "disabled = true").await;
+    for holder in [&admin, &disabled] {
+        let token = token_for(database, store, &user, holder).await;
+        let before = database.everything().await;
+        assert_eq!(confirm(store, confirmation_by(token)).await, EmailConfirmationOutcome::EmailTaken);
+        assert_eq!(database.everything().await, before);
+        let change = email_change(&user, holder.email.as_str());
+        assert_unchanged(database, store, change, EmailChangeRequest::EmailTaken).await;
+    }
+}
+
+async fn of_two_accounts_that_confirm_the_address_of_each_other_one_is_left(database: &Database) {
+    let stores = replicas(database).await;
+    for round in 0..10 {
+        let mut users = Vec::new();
+        for name in ["ada", "grace"] {
+            users.push(sign_up_without_mail(database, stores[0].as_ref(), &format!("{name}-{round}")).await);
+        }
+        let mut tokens = Vec::new();
+        for (user, holder) in [(0, 1), (1, 0)] {
+            tokens.push(token_for(database, stores[0].as_ref(), &users[user], &users[holder]).await);
+        }
+        let steps = tokens.into_iter().zip(&stores).map(|(token, store)| {
+            let store = Arc::clone(store);
+            // A deadlock would be an error of the store.
+            async move { store.confirm_email_change(confirmation_by(token)).await.expect("the store") }
+        });
+        let outcomes = all_at_once(steps).await;
+        let changed = outcomes.iter().filter(|outcome| matches!(outcome, EmailConfirmationOutcome::Changed(_))).count();
+        let dead = outcomes.iter().filter(|outcome| **outcome == EmailConfirmationOutcome::TokenDead).count();
+        assert_eq!((changed, dead), (1, 1), "round {round}: {outcomes:?}");
+        let left = format!("SELECT count(*) FROM users WHERE username LIKE '%-{round}'");
+        assert_eq!(database.sql.number(&left).await, 1);
+    }
+}
+
+async fn of_a_verification_and_a_confirmation_of_one_address_one_succeeds(database: &Database) {
+    let stores = replicas(database).await;
+    for round in 0..10 {
+        let user = sign_up_without_mail(database, stores[0].as_ref(), &format!("ada-{round}")).await;
+        let holder = sign_up_without_mail(database, stores[0].as_ref(), &format!("grace-{round}")).await;
+        let verify = token(stores[0].as_ref(), &holder, Purpose::VerifyEmail).await;
+        let change = token_for(database, stores[0].as_ref(), &user, &holder).await;
+        let verifying = tokio::spawn({
+            let store = Arc::clone(&stores[0]);
+            async move { store.verify_email(verification(verify, audit_context())).await.expect("the store") }
+        });
+        stagger(round % 5).await;
+        let outcome = confirm(stores[1].as_ref(), confirmation_by(change)).await;
+        let verified = verifying.await.expect("the task did not panic").is_some();
+        let left = stores[0].user(holder.id).await.expect("the store");
+        match outcome {
+            EmailConfirmationOutcome::Changed(_) => assert!(!verified && left.is_none(), "round {round}"),
+            EmailConfirmationOutcome::EmailTaken => assert!(verified && left.is_some(), "round {round}"),
+            EmailConfirmationOutcome::TokenDead => panic!("round {round}: the token was live"),
+        }
+    }
 }

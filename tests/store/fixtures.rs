@@ -15,7 +15,7 @@ use postern::domain::{
         AccountCreation, AuditPage, ClaimedMail, EmailChange, EmailConfirmation, EmailConfirmationOutcome,
         EmailVerification, Enqueued, Logout, LogoutOutcome, MailClaim, NewAccount, NewSession, PasswordChange,
         PasswordReset, PasswordResetOutcome, Rotation, RotationOutcome, SessionOpening, SessionPage, Store,
-        UserDeletion,
+        UserDeletion, UsernameChange,
     },
     role::Role,
     session::{RefreshGrant, RefreshHash},
@@ -301,7 +301,7 @@ pub fn reset_by(token: OneTimeGrant) -> PasswordReset {
 }
 
 pub fn confirmation_by(token: OneTimeGrant) -> EmailConfirmation {
-    EmailConfirmation { token, notice: MailId(new_id()), context: audit_context() }
+    EmailConfirmation { token, notice: MailId(new_id()), context: audit_context(), eviction: audit_context() }
 }
 
 /// A change of the password of version 0.
@@ -327,6 +327,17 @@ pub fn email_change(user: &User, new: &str) -> EmailChange {
         owner_notice: None,
         context: audit_context(),
         limit: LIMIT,
+    }
+}
+
+/// A change of the username, by a user whose password has version 0.
+pub fn username_change(user: &User, new: &str) -> UsernameChange {
+    UsernameChange {
+        user_id: user.id,
+        caller: SessionId(new_id()),
+        password_version: 0,
+        username: Username::parse(new).expect("a username"),
+        context: audit_context(),
     }
 }
 

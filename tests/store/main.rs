@@ -38,3 +38,4 @@ mod rotation;
 mod schema;
 mod sessions;
 mod user_lists;
+mod usernames;

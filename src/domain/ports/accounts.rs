@@ -41,11 +41,15 @@ pub trait AccountStore {
     async fn request_email_change(&self, change: EmailChange) -> Result<EmailChangeRequest, StoreError>;
 
     /// Consumes a change token: its address becomes the account's and is verified. All other one-time tokens end, since
-    /// they were mailed to the old address.
+    /// they were mailed to the old address. An account that holds the address and yields it
+    /// ([`User::yields_address`]) is deleted.
     async fn confirm_email_change(
         &self,
         confirmation: EmailConfirmation,
     ) -> Result<EmailConfirmationOutcome, StoreError>;
+
+    /// Changes the username of an account whose password was verified.
+    async fn change_username(&self, change: UsernameChange) -> Result<UsernameChangeOutcome, StoreError>;
 }
 
 /// An account to create.
@@ -145,7 +149,7 @@ pub struct EmailChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EmailChangeRequest {
     Requested,
-    /// Another account has that address, and the caller may know it.
+    /// Another account has that address and does not yield it, and the caller may know it.
     EmailTaken,
     /// That address was sent too many mails.
     OverLimit,
@@ -160,14 +164,38 @@ pub struct EmailConfirmation {
     /// The id of the mail that tells the old address about the change.
     pub notice: MailId,
     pub context: AuditContext,
+    /// The context of the audit row about an account that is deleted because it yields the address.
+    pub eviction: AuditContext,
 }
 
 /// The result of confirming a change of address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmailConfirmationOutcome {
     Changed(User),
-    /// Another account has taken that address meanwhile. Nothing changed; the token is still live.
+    /// Another account has that address and does not yield it. Nothing changed; the token is still live.
     EmailTaken,
     /// The token was used, superseded or has expired, or the account is disabled. Nothing changed.
     TokenDead,
+}
+
+/// A username to change to.
+#[derive(Debug, Clone)]
+pub struct UsernameChange {
+    pub user_id: UserId,
+    /// The session of the caller, which must not have ended meanwhile.
+    pub caller: SessionId,
+    /// The version of the password that was verified.
+    pub password_version: i64,
+    pub username: Username,
+    pub context: AuditContext,
+}
+
+/// The result of changing a username.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UsernameChangeOutcome {
+    Changed(User),
+    /// Another account has that username, in upper or lower case.
+    UsernameTaken,
+    /// The account is deleted or disabled, its password has changed since, or the caller's session has ended.
+    Refused,
 }

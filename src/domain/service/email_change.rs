@@ -83,16 +83,22 @@ impl Service {
         }
     }
 
-    /// Changes the address of an account to the one that the token was mailed to.
+    /// Changes the address of an account to the one that the token was mailed to. Whoever presents the token has read a mail
+    /// to that address, so an account that only signed up with it is deleted.
     pub async fn confirm_email_change(&self, token: &str, client: &Client) -> Result<User, Error> {
         let token = self.live_token(token, Purpose::ChangeEmail).await?;
+        let context = self.audit_context(None, client.ip)?;
         let confirmation = EmailConfirmation {
             token: token.grant,
             notice: MailId(self.env.uuid()?),
-            context: self.audit_context(None, client.ip)?,
+            context,
+            eviction: self.audit_context_after(&context)?,
         };
         match self.store.confirm_email_change(confirmation).await? {
-            EmailConfirmationOutcome::Changed(user) => Ok(user),
+            EmailConfirmationOutcome::Changed(user) => {
+                self.sync_revocations().await;
+                Ok(user)
+            }
             EmailConfirmationOutcome::EmailTaken => Err(Error::EmailTaken),
             EmailConfirmationOutcome::TokenDead => Err(Error::OneTimeTokenInvalid),
         }

@@ -14,6 +14,7 @@ mod revocations;
 mod seen;
 mod sessions;
 mod sign_up;
+mod username_change;
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 

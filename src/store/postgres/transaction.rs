@@ -24,7 +24,7 @@ use crate::{
     store::{
         rows::{StoredRow, USER_BY_EMAIL, USER_BY_ID, UserRow},
         statement::Statement,
-        steps::{ANOTHER_ADMIN_ENABLED, Budget, SET_EMAIL, WriteTransaction, bind_mail, bind_session},
+        steps::{ANOTHER_ADMIN_ENABLED, Budget, WriteTransaction, bind_mail, bind_session},
     },
 };
 
@@ -218,8 +218,7 @@ impl WriteTransaction for Tx {
         self.finds(query).await
     }
 
-    async fn set_email(&mut self, id: UserId, email: &Email, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let statement = Statement::new(SET_EMAIL).bind(id.0).bind(email.as_str()).bind(now);
+    async fn changes_unless_taken(&mut self, statement: Statement) -> Result<bool, StoreError> {
         let changed = statement.into_query().execute(self.connection()?).await;
         match changed {
             Ok(_) => Ok(true),

@@ -21,7 +21,7 @@ use crate::{
     store::{
         rows::{USER_BY_EMAIL, USER_BY_ID, UserRow},
         statement::Statement,
-        steps::{ANOTHER_ADMIN_ENABLED, Budget, SET_EMAIL, WriteTransaction, bind_mail, bind_session},
+        steps::{ANOTHER_ADMIN_ENABLED, Budget, WriteTransaction, bind_mail, bind_session},
     },
 };
 
@@ -152,9 +152,9 @@ impl WriteTransaction for Tx {
         self.finds(query).await
     }
 
-    async fn set_email(&mut self, id: UserId, email: &Email, now: OffsetDateTime) -> Result<bool, StoreError> {
-        // No other step has run since `is_email_taken`, so the address is free.
-        self.changes_one(Statement::new(SET_EMAIL).bind(id.0).bind(email.as_str()).bind(now)).await
+    async fn changes_unless_taken(&mut self, statement: Statement) -> Result<bool, StoreError> {
+        // The caller has looked before, and no other step has run since.
+        self.changes_one(statement).await
     }
 
     async fn is_another_admin_enabled(&mut self, id: UserId) -> Result<bool, StoreError> {

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 
 use crate::{
     domain::{
-        account::User,
+        account::{Email, User},
         audit::{Action, AuditTarget},
         ids::{SessionId, UserId},
         mail::{MailKind, NewMail},
@@ -13,7 +13,7 @@ use crate::{
         ports::{
             AccountCreation, AccountStore, EmailChange, EmailChangeRequest, EmailConfirmation,
             EmailConfirmationOutcome, EmailVerification, Enqueued, NewAccount, PasswordChange, PasswordReset,
-            PasswordResetOutcome, SessionOpening,
+            PasswordResetOutcome, SessionOpening, UsernameChange, UsernameChangeOutcome,
         },
         role::Role,
         session::RevokeReason,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 use super::{
-    admin::replace_roles,
+    admin::{erase_user, replace_roles},
     transaction::{Backend, Budget, WriteTransaction, consume_token, queue_within, void_tokens, write},
 };
 
@@ -55,6 +55,10 @@ impl<B: Backend> AccountStore for B {
         confirmation: EmailConfirmation,
     ) -> Result<EmailConfirmationOutcome, StoreError> {
         write(self, |tx| confirm_email_change(tx, confirmation)).await
+    }
+
+    async fn change_username(&self, change: UsernameChange) -> Result<UsernameChangeOutcome, StoreError> {
+        write(self, |tx| change_username(tx, change)).await
     }
 }
 
@@ -207,7 +211,9 @@ async fn request_email_change(
     {
         return Ok(EmailChangeRequest::Refused);
     }
-    let taken = tx.is_email_taken(&change.confirmation.recipient).await?;
+    // Whoever can confirm the change has read a mail to the address. Only an account whose owner has too keeps it.
+    let holder = tx.holder_of(&change.confirmation.recipient).await?;
+    let taken = holder.is_some_and(|holder| !holder.yields_address());
     let mail = match (taken, &change.owner_notice) {
         (false, _) => &change.confirmation,
         (true, Some(owner_notice)) => owner_notice,
@@ -227,16 +233,25 @@ async fn confirm_email_change(
     mut tx: impl WriteTransaction,
     confirmation: EmailConfirmation,
 ) -> Result<EmailConfirmationOutcome, StoreError> {
-    let EmailConfirmation { token, notice, context } = confirmation;
+    let EmailConfirmation { token, notice, context, eviction } = confirmation;
     let (id, now, context) = (token.user_id, context.now, context.by(token.user_id));
-    let Some(before) = tx.lock_user(id).await?.filter(|user| !user.disabled) else {
+    let (before, holder) = lock_with_holder(&mut tx, id, &token.email).await?;
+    let Some(before) = before.filter(|user| !user.disabled) else {
         return Ok(EmailConfirmationOutcome::TokenDead);
     };
     if !consume_token(&mut tx, Purpose::ChangeEmail, &token, now).await? {
         return Ok(EmailConfirmationOutcome::TokenDead);
     }
-    // Another account can take the address between the two; without a commit the token stays live.
-    if tx.is_email_taken(&token.email).await? || !tx.set_email(id, &token.email, now).await? {
+    // Without a commit the token stays live.
+    if let Some(holder) = holder {
+        if !holder.yields_address() {
+            return Ok(EmailConfirmationOutcome::EmailTaken);
+        }
+        let target = AuditTarget::user(holder.id).detail("another account has verified its address".to_owned());
+        erase_user(&mut tx, &holder, &eviction.by(id), target).await?;
+    }
+    // A sign-up can take the address after `lock_with_holder` has looked.
+    if !tx.set_email(id, &token.email, now).await? {
         return Ok(EmailConfirmationOutcome::EmailTaken);
     }
     void_tokens(&mut tx, id, &before.email, &Purpose::ALL).await?;
@@ -253,4 +268,40 @@ async fn confirm_email_change(
     let user = tx.user(id).await?;
     tx.commit().await?;
     Ok(EmailConfirmationOutcome::Changed(user))
+}
+
+/// Locks an account and another one that has this address, in the order of their ids: of two accounts that each confirm
+/// the address of the other, none waits for a lock that the other holds.
+async fn lock_with_holder<T: WriteTransaction>(
+    tx: &mut T,
+    id: UserId,
+    email: &Email,
+) -> Result<(Option<User>, Option<User>), StoreError> {
+    let Some(holder) = tx.holder_of(email).await?.map(|user| user.id).filter(|holder| *holder != id) else {
+        return Ok((tx.lock_user(id).await?, None));
+    };
+    let first = tx.lock_user(id.min(holder)).await?;
+    let second = tx.lock_user(id.max(holder)).await?;
+    let (user, holder) = if id < holder { (first, second) } else { (second, first) };
+    // It may have changed its address before it was locked.
+    Ok((user, holder.filter(|holder| holder.email == *email)))
+}
+
+async fn change_username(
+    mut tx: impl WriteTransaction,
+    change: UsernameChange,
+) -> Result<UsernameChangeOutcome, StoreError> {
+    let UsernameChange { user_id: id, caller, password_version, username, context } = change;
+    if !tx.lock_enabled_user(id, password_version).await? || has_ended(&mut tx, caller).await? {
+        return Ok(UsernameChangeOutcome::Refused);
+    }
+    // Its own name in another case is free for it. Another account can take the name between the two.
+    let own = tx.user(id).await?.username.as_str().eq_ignore_ascii_case(username.as_str());
+    if (!own && tx.is_username_taken(&username).await?) || !tx.set_username(id, &username, context.now).await? {
+        return Ok(UsernameChangeOutcome::UsernameTaken);
+    }
+    tx.record(Action::UsernameChanged, &context, AuditTarget::user(id)).await?;
+    let user = tx.user(id).await?;
+    tx.commit().await?;
+    Ok(UsernameChangeOutcome::Changed(user))
 }

@@ -168,14 +168,24 @@ async fn delete_user(mut tx: impl WriteTransaction, deletion: UserDeletion) -> R
     if is_last_admin(&mut tx, &before).await? {
         return Ok(UserDeletionOutcome::LastAdmin);
     }
-    // The log of revocations outlives the rows that it is about.
-    tx.revoke_all(id, RevokeReason::UserDeleted, &context).await?;
-    tx.log_roles(id, &[], &context).await?;
-    void_tokens(&mut tx, id, &before.email, &Purpose::ALL).await?;
-    tx.record(Action::UserDeleted, &context, AuditTarget::user(id)).await?;
-    tx.delete_user(id).await?;
+    erase_user(&mut tx, &before, &context, AuditTarget::user(id)).await?;
     tx.commit().await?;
     Ok(UserDeletionOutcome::Deleted)
+}
+
+/// Deletes an account, which the caller has locked, and ends its sessions and tokens.
+pub(super) async fn erase_user<T: WriteTransaction>(
+    tx: &mut T,
+    user: &User,
+    context: &AuditContext,
+    target: AuditTarget,
+) -> Result<(), StoreError> {
+    // The log of revocations outlives the rows that it is about.
+    tx.revoke_all(user.id, RevokeReason::UserDeleted, context).await?;
+    tx.log_roles(user.id, &[], context).await?;
+    void_tokens(tx, user.id, &user.email, &Purpose::ALL).await?;
+    tx.record(Action::UserDeleted, context, target).await?;
+    tx.delete_user(user.id).await
 }
 
 async fn revoke_session(

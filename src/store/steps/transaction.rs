@@ -25,7 +25,7 @@ use crate::{
 
 use crate::store::{
     purges::Purges,
-    rows::{StoredRow, USER_BY_ID, roles_text},
+    rows::{StoredRow, USER_BY_EMAIL, USER_BY_ID, roles_text},
     shared::run_to_completion,
     statement::Statement,
 };
@@ -109,8 +109,9 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     async fn lock_user_by_email(&mut self, email: &Email) -> Result<Option<User>, StoreError>;
     /// Locks the account, if it is enabled and its password has this version.
     async fn lock_enabled_user(&mut self, id: UserId, password_version: i64) -> Result<bool, StoreError>;
-    /// Sets the address and marks it as verified. `false` if another account has it; the transaction cannot go on then.
-    async fn set_email(&mut self, id: UserId, email: &Email, now: OffsetDateTime) -> Result<bool, StoreError>;
+    /// Runs a statement that changes one row. `false` if a unique index refuses the change; the transaction cannot go on
+    /// then.
+    async fn changes_unless_taken(&mut self, statement: Statement) -> Result<bool, StoreError>;
     /// Whether an enabled admin other than this account exists. No other step can change the answer before this one
     /// ends.
     async fn is_another_admin_enabled(&mut self, id: UserId) -> Result<bool, StoreError>;
@@ -181,6 +182,31 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
 
     async fn is_username_taken(&mut self, username: &Username) -> Result<bool, StoreError> {
         self.is_true(Statement::new(Self::USERNAME_TAKEN).bind(username.as_str().to_ascii_lowercase().as_str())).await
+    }
+
+    /// Sets the address and marks it as verified. `false` if another account has it; the transaction cannot go on then.
+    async fn set_email(&mut self, id: UserId, email: &Email, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let statement = Statement::new(
+            "UPDATE users SET email = $2, email_verified = true, update_time = $3 WHERE id = $1",
+        )
+        .bind(id.0)
+        .bind(email.as_str())
+        .bind(now);
+        self.changes_unless_taken(statement).await
+    }
+
+    /// Sets the username. `false` if another account has it; the transaction cannot go on then.
+    async fn set_username(&mut self, id: UserId, username: &Username, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let statement = Statement::new("UPDATE users SET username = $2, update_time = $3 WHERE id = $1")
+            .bind(id.0)
+            .bind(username.as_str())
+            .bind(now);
+        self.changes_unless_taken(statement).await
+    }
+
+    /// The account that has this address now. It is not locked.
+    async fn holder_of(&mut self, email: &Email) -> Result<Option<User>, StoreError> {
+        self.find_user(Statement::new(USER_BY_EMAIL).bind(email.as_str())).await
     }
 
     /// Marks the address of a token as verified, if it is still the account's.
@@ -420,10 +446,6 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.announce_revocations().await
     }
 }
-
-/// Sets the address `$2` of account `$1` and marks it as verified.
-pub(in crate::store) const SET_EMAIL: &str =
-    "UPDATE users SET email = $2, email_verified = true, update_time = $3 WHERE id = $1";
 
 /// Whether an enabled admin other than account `$1` exists.
 pub(in crate::store) const ANOTHER_ADMIN_ENABLED: &str = "SELECT EXISTS (SELECT 1 FROM user_roles r JOIN users u ON u.id = r.user_id \
