@@ -75,6 +75,10 @@ pub enum Error {
     /// A token from a mail is wrong, used, superseded or expired.
     #[error("the link is invalid: it was used, replaced by a newer one, or has expired")]
     OneTimeTokenInvalid,
+    /// The token of a verification link whose address is verified already. To callers it is the same as an invalid one; the
+    /// page that the link opens says that nothing is left to do.
+    #[error("the link is invalid: it was used, replaced by a newer one, or has expired")]
+    OneTimeTokenSpent,
     /// The caller is authenticated but lacks the role that the RPC requires.
     #[error("the caller lacks the role that this call needs")]
     RoleRequired,

@@ -34,7 +34,7 @@ use crate::{
 pub use access::{AccessRules, contract_rules, declared_access};
 pub use context::{REQUEST_ID, assign_request_id};
 pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIVED_AT_ONCE};
-pub use status::{ERROR_DOMAIN, code_name, reason_name};
+pub use status::{ERROR_DOMAIN, code_name, is_spent_link, reason_name};
 
 /// The services whose health is reported. `""` is the server as a whole (grpc.health.v1).
 const HEALTH_OF: [&str; 4] =

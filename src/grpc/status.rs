@@ -24,12 +24,21 @@ const LONGEST_MESSAGE: usize = 1_000;
 /// The mark of a status that Postern made. It is the status's source, which is never sent.
 #[derive(Debug, thiserror::Error)]
 #[error("Postern made this status")]
-struct OwnStatus;
+struct OwnStatus {
+    /// It is about a link that has done its work.
+    is_spent: bool,
+}
 
 /// Marks a status as ours, so that [`is_own`] can tell it from a status that tonic made.
 pub fn mark_own(mut status: Status) -> Status {
-    status.set_source(Arc::new(OwnStatus));
+    status.set_source(Arc::new(OwnStatus { is_spent: false }));
     status
+}
+
+/// Whether a status is about a verification link that has done its work. Only code in this process can tell: the status is
+/// sent like that of any other invalid link.
+pub fn is_spent_link(status: &Status) -> bool {
+    status.source().and_then(|own| own.downcast_ref::<OwnStatus>()).is_some_and(|own| own.is_spent)
 }
 
 /// Whether a status was made here, and not by tonic.
@@ -50,7 +59,9 @@ impl From<Error> for Status {
             Error::TokenExpired => (Code::Unauthenticated, ErrorReason::TokenExpired, None),
             Error::SessionRevoked => (Code::Unauthenticated, ErrorReason::SessionRevoked, None),
             Error::RefreshTokenInvalid => (Code::Unauthenticated, ErrorReason::RefreshTokenInvalid, None),
-            Error::OneTimeTokenInvalid => (Code::InvalidArgument, ErrorReason::OneTimeTokenInvalid, None),
+            Error::OneTimeTokenInvalid | Error::OneTimeTokenSpent => {
+                (Code::InvalidArgument, ErrorReason::OneTimeTokenInvalid, None)
+            }
             Error::RoleRequired => (Code::PermissionDenied, ErrorReason::RoleRequired, None),
             Error::Throttled { retry_after } => (Code::ResourceExhausted, ErrorReason::Throttled, Some(*retry_after)),
             Error::Overloaded { retry_after } => (Code::ResourceExhausted, ErrorReason::Overloaded, Some(*retry_after)),
@@ -97,7 +108,9 @@ impl From<Error> for Status {
         if let Some(delay) = retry_after {
             details.set_retry_info(Some(delay));
         }
-        mark_own(Self::with_error_details(code, message, details))
+        let mut status = Self::with_error_details(code, message, details);
+        status.set_source(Arc::new(OwnStatus { is_spent: matches!(error, Error::OneTimeTokenSpent) }));
+        status
     }
 }
 

@@ -66,7 +66,9 @@ pub async fn call(
 
     // A call that fails before its first message has its status in the headers, otherwise in the trailers.
     if let Some(status) = Status::from_header_map(answer.headers()) {
-        return Err(status);
+        // The one that was written into the headers is here too, and knows what is not sent.
+        let written = answer.extensions().get::<Status>().filter(|written| written.code() == status.code());
+        return Err(written.cloned().unwrap_or(status));
     }
     let collected = answer.into_body().collect().await.map_err(Error::internal)?;
     let status = collected.trailers().and_then(Status::from_header_map);

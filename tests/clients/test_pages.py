@@ -18,6 +18,7 @@ from support.engine import Sqlite
 from support.expect import expect_unauthenticated
 from support.http import Rest, address_of
 from support.mail import CHANGE, RESET, VERIFY
+from support.refusal import expect_refusal
 from support.server import Server
 
 PATHS = tuple(f"/{kind}" for kind in (VERIFY, RESET, CHANGE))
@@ -281,12 +282,97 @@ def test_a_dead_link_says_so(site, mailbox, page, keep, kind):
     keep(page, "dead")
 
 
-def test_a_link_that_was_used_is_dead_when_it_is_pressed_again(site, mailbox, desktop):
+def test_a_verification_link_that_is_pressed_twice_says_that_it_has_worked(site, mailbox, desktop):
     someone = someone_with(site, mailbox, VERIFY)
+    token = someone.link.partition("token=")[2]
+    headings = []
+    for _ in range(3):
+        desktop.open(someone.link)
+        desktop.click(BUTTON)
+        expect_sound(desktop, site, 200)
+        headings.append(desktop.evaluate("document.querySelector('h1').innerText"))
+    assert headings[1] == headings[2] != headings[0]
+    assert "already confirmed" in headings[1]
+    assert someone.person.email not in desktop.html(), "it says nothing of whose link it is"
+
+    # Whoever changes one character of it, and whoever calls the RPC, learns nothing.
+    changed = token[:-1] + ("A" if token[-1] != "A" else "B")
+    answers = {}
+    for name, tried in (("spent", token), ("changed", changed)):
+        refused = Rest(site).post("/v1/email/verify", {"token": tried})
+        answers[name] = expect_refusal(refused, 400, "ONE_TIME_TOKEN_INVALID")
+    assert answers["spent"] == answers["changed"]
+    desktop.open(someone.link.replace(token, changed))
+    desktop.click(BUTTON)
+    expect_sound(desktop, site, 400)
+
+    # The account has another address: the link is about nothing any more.
+    tokens = site.client.login(someone.person)
+    new_email = Person().email
+    site.client.request_email_change(tokens.access_token, new_email, someone.person.password)
+    Rest(site).post("/v1/email/change", {"token": mailbox.token(new_email, CHANGE)}).ok()
+    desktop.open(someone.link)
+    desktop.click(BUTTON)
+    expect_sound(desktop, site, 400)
+
+
+def test_a_second_press_of_a_verification_link_ends_no_session(site, mailbox, desktop):
+    someone = someone_with(site, mailbox, VERIFY)
+    desktop.open(someone.link)
+    desktop.click(BUTTON)
+    tokens = site.client.login(someone.person)
+    desktop.open(someone.link)
+    desktop.click(BUTTON)
+    assert site.client.me(tokens.access_token).email_verified
+
+
+def test_a_link_to_change_the_address_is_dead_when_it_is_pressed_again(site, mailbox, desktop):
+    someone = someone_with(site, mailbox, CHANGE)
     for status in (200, 400):
         desktop.open(someone.link)
         desktop.click(BUTTON)
         expect_sound(desktop, site, status)
+
+
+def test_a_password_manager_leads_to_a_page_that_mails_a_link_for_a_new_password(site, mailbox, desktop, keep):
+    someone = someone_with(site, mailbox, VERIFY)
+    own = f"http://{address_of(site, 'http_addr')}"
+    answers = []
+    for email in (someone.person.email, Person().email):
+        desktop.open(f"{own}/.well-known/change-password")
+        assert desktop.url == f"{own}/{RESET}"
+        expect_sound(desktop, site, 200)
+        desktop.fill("input[name=email]", email)
+        desktop.press("Enter", leads_on=True)
+        expect_sound(desktop, site, 200)
+        answers.append(desktop.text)
+    assert answers[0] == answers[1], "it does not say whether there is such an account"
+    keep(desktop, "asked")
+
+    desktop.open(mailbox.take(someone.person.email, RESET).link)
+    again = replace(someone.person, password=Person().password)
+    for selector in (NEW, REPEAT):
+        desktop.fill(selector, again.password)
+    desktop.click(BUTTON)
+    expect_sound(desktop, site, 200)
+    assert site.client.login(again)
+
+    desktop.open(f"{own}/{RESET}")
+    desktop.fill("input[name=email]", "nobody")
+    desktop.click(BUTTON)
+    expect_sound(desktop, site, 400)
+    assert "not an email address" in desktop.text
+
+
+def test_a_page_of_somebody_else_cannot_ask_for_mails(site, mailbox):
+    person = someone_with(site, mailbox, VERIFY).person
+    for sender, status in (("cross-site", 400), ("same-site", 400), ("same-origin", 200), ("none", 200)):
+        headers = {**FORM, "sec-fetch-site": sender}
+        answer = Rest(site).call("POST", f"/{RESET}", urlencode({"email": person.email}), headers=headers)
+        assert answer.status == status, sender
+    # No other page takes an address.
+    for kind in (VERIFY, CHANGE):
+        assert Rest(site).call("POST", f"/{kind}", urlencode({"email": person.email}), headers=FORM).status == 400
 
 
 # -- keyboard and assistive technology ----------------------------------------------------------------------------
@@ -423,7 +509,8 @@ def test_a_form_that_no_page_of_ours_sends_is_refused(site, path):
         "bytes": (rest.call("POST", path, bytes(range(256)), headers=FORM).status, 400),
         "another method": (rest.call("PUT", path, body, headers=FORM).status, 405),
         "a slash behind": (rest.get(f"{path}/?token={NONSENSE}").status, 404),
-        "no token in the link": (rest.get(path).status, 400),
+        "no token in the link": (rest.get(path).status, 200 if path == f"/{RESET}" else 400),
+        "an empty token in the link": (rest.get(f"{path}?token=").status, 400),
     }
     assert {name: status for name, (status, _) in statuses.items()} == {
         name: wanted for name, (_, wanted) in statuses.items()

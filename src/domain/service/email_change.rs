@@ -28,16 +28,28 @@ impl Service {
     /// This proves who owns the address, and not who chose the password. A `caller` with an open session of the account
     /// proves that both are the same person. Without one, all sessions and a pending change of address end.
     pub async fn verify_email(&self, token: &str, caller: Option<&Caller>, client: &Client) -> Result<User, Error> {
-        let token = self.live_token(token, Purpose::VerifyEmail).await?;
+        let grant = self.verification_token(token).await?.grant;
         let verification = EmailVerification {
-            token: token.grant,
+            token: grant,
             session: caller.map(|caller| caller.session_id),
             no_password: self.hasher.no_password(),
             context: self.audit_context(None, client.ip)?,
         };
-        let user = self.store.verify_email(verification).await?.ok_or(Error::OneTimeTokenInvalid)?;
+        let Some(user) = self.store.verify_email(verification).await? else {
+            // Another call may have used it in the meantime.
+            self.verification_token(token).await?;
+            return Err(Error::OneTimeTokenInvalid);
+        };
         self.sync_revocations().await;
         Ok(user)
+    }
+
+    /// A live token that can verify its address. It stays in the database until it expires, and can do nothing more once its
+    /// address is verified.
+    async fn verification_token(&self, text: &str) -> Result<OneTimeToken, Error> {
+        let token = self.live_token(text, Purpose::VerifyEmail).await?;
+        let is_spent = token.user.email_verified && token.user.email == token.grant.email;
+        if is_spent { Err(Error::OneTimeTokenSpent) } else { Ok(token) }
     }
 
     /// Mails a new verification token, if an account has the address and has not verified it.

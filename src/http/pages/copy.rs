@@ -49,6 +49,24 @@ impl FormWords {
     }
 }
 
+impl FormWords {
+    /// The texts of the page that asks for a link for a new password.
+    pub fn of_request(service: &str) -> Self {
+        Self {
+            heading: "Reset your password",
+            lead: format!(
+                "Type the email address of your {service} account. A link is mailed to it, which lets you choose a new \
+                password."
+            ),
+            button: "Mail me a link",
+            remark: "Your password stays as it is until you choose a new one.",
+        }
+    }
+}
+
+/// Shown if the address could not be one.
+pub const NO_ADDRESS: &str = "This is not an email address.";
+
 /// The texts of a page without a form.
 pub struct NoticeWords {
     pub heading: &'static str,
@@ -78,6 +96,16 @@ impl NoticeWords {
                     None => format!("Your {service} account has a confirmed address now."),
                 },
                 "You can close this page and log in.",
+            ),
+            Notice::EmailVerifiedBefore => say(
+                "Your email address is already confirmed",
+                format!("This link has done its work: your {service} account has a confirmed address."),
+                "You can close this page and log in.",
+            ),
+            Notice::ResetRequested => say(
+                "Look into your mail",
+                format!("If a {service} account has this address, a link for a new password is on its way to it."),
+                "It may take a few minutes. Look for it among the unwanted mails too.",
             ),
             Notice::PasswordReset => say(
                 "Your password is changed",

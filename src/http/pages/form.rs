@@ -7,8 +7,9 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::{body::ReadError, http::call};
 
-/// The names of the fields. The first two are those of the contract.
+/// The names of the fields. All but the last are those of the contract.
 pub const TOKEN: &str = "token";
+pub const EMAIL: &str = "email";
 pub const NEW_PASSWORD: &str = "new_password";
 pub const REPEAT_PASSWORD: &str = "repeat_password";
 
@@ -59,10 +60,16 @@ impl Token {
     }
 }
 
+/// Whether the query of a link has no token at all, so it is not one of a mail.
+pub fn has_no_token(query: &str) -> bool {
+    form_urlencoded::parse(query.as_bytes()).all(|(name, _)| name != TOKEN)
+}
+
 /// The fields of a form. A field that was not sent is empty.
 #[derive(Default)]
 pub struct Form {
     token: String,
+    email: String,
     new_password: Zeroizing<String>,
     repeat_password: Zeroizing<String>,
 }
@@ -84,6 +91,7 @@ impl Form {
         for (name, value) in form_urlencoded::parse(body) {
             let field = match name.as_ref() {
                 TOKEN => &mut form.token,
+                EMAIL => &mut form.email,
                 NEW_PASSWORD => &mut *form.new_password,
                 REPEAT_PASSWORD => &mut *form.repeat_password,
                 // Browser extensions add fields of their own.
@@ -102,6 +110,11 @@ impl Form {
 
     pub fn token(&self) -> Option<Token> {
         Token::parse(&self.token)
+    }
+
+    /// The address of a form that has no token: it asks for a mail.
+    pub fn email(&self) -> Option<&str> {
+        (self.token.is_empty() && !self.email.is_empty()).then_some(self.email.as_str())
     }
 
     /// The new password, if both fields are the same.

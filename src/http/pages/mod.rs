@@ -27,8 +27,9 @@ use crate::{
     grpc,
     listen::ClientAddr,
     proto::{
-        ConfirmEmailChangeRequest, ConfirmEmailChangeResponse, ErrorReason, ResetPasswordRequest,
-        ResetPasswordResponse, User, VerifyEmailRequest, VerifyEmailResponse,
+        ConfirmEmailChangeRequest, ConfirmEmailChangeResponse, ErrorReason, RequestPasswordResetRequest,
+        RequestPasswordResetResponse, ResetPasswordRequest, ResetPasswordResponse, User, VerifyEmailRequest,
+        VerifyEmailResponse,
     },
 };
 
@@ -38,12 +39,16 @@ pub use self::view::PageOptions;
 use self::{
     form::{Form, FormError, NEW_PASSWORD, PasswordError, Token},
     link::Link,
-    outcome::{FormState, Notice},
+    outcome::{FormState, Notice, RequestState},
     view::PageRenderer,
 };
 
 /// The header of a W3C trace context, which connects the call of a page to the trace of a proxy.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Whether a page of the same origin made the request (W3C Fetch Metadata). Older browsers do not say.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// The RPC that mails a link for a new password.
+const REQUEST_RESET: &str = "/postern.auth.v1.AccountService/RequestPasswordReset";
 /// The retry delay if the status has none, in seconds.
 const RETRY: u64 = 5;
 
@@ -72,6 +77,10 @@ impl Pages {
     fn show(&self, link: Link, uri: &Uri) -> Response {
         match Token::of_query(uri.query().unwrap_or_default()) {
             Some(token) => self.site.form(link, &token, &FormState::Fresh),
+            // Password managers lead here (`docs.rs`), and so may an application.
+            None if link == Link::ResetPassword && form::has_no_token(uri.query().unwrap_or_default()) => {
+                self.site.request(&RequestState::Fresh)
+            }
             None => self.site.notice(Notice::InvalidLink(link)),
         }
     }
@@ -86,13 +95,16 @@ impl Pages {
             Ok(form) => form,
             Err(fault) => return self.site.notice(Notice::Unreadable(fault)),
         };
+        if let Some(email) = form.email().filter(|_| link == Link::ResetPassword) {
+            return self.request_reset(&parts, email).await;
+        }
         let Some(token) = form.token() else {
             return self.site.notice(Notice::InvalidLink(link));
         };
         let outcome = match link {
             Link::VerifyEmail => {
                 let message = VerifyEmailRequest { token: token.as_str().to_owned() };
-                let answer = self.call::<VerifyEmailResponse>(link, &parts, &message).await;
+                let answer = self.call::<VerifyEmailResponse>(link.rpc_path(), &parts, &message).await;
                 answer.map(|answer| Notice::EmailVerified { email: email_of(answer.user) })
             }
             Link::ResetPassword => match form.into_new_password() {
@@ -101,13 +113,34 @@ impl Pages {
             },
             Link::ConfirmEmailChange => {
                 let message = ConfirmEmailChangeRequest { token: token.as_str().to_owned() };
-                let answer = self.call::<ConfirmEmailChangeResponse>(link, &parts, &message).await;
+                let answer = self.call::<ConfirmEmailChangeResponse>(link.rpc_path(), &parts, &message).await;
                 answer.map(|answer| Notice::EmailChanged { email: email_of(answer.user) })
             }
         };
         match outcome {
             Ok(done) => self.site.notice(done),
             Err(status) => self.failed(link, &token, &status, &parts.headers),
+        }
+    }
+
+    /// Asks for a mail with a link for a new password. The answer is the same for every address.
+    ///
+    /// A page of somebody else must not make its visitors' browsers ask for mails.
+    async fn request_reset(&self, parts: &Parts, email: &str) -> Response {
+        if parts.headers.get(FETCH_SITE).is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none")) {
+            return self.site.notice(Notice::Unreadable(FormError::Malformed));
+        }
+        let message = RequestPasswordResetRequest { email: email.to_owned() };
+        match self.call::<RequestPasswordResetResponse>(REQUEST_RESET, parts, &message).await {
+            Ok(RequestPasswordResetResponse {}) => self.site.notice(Notice::ResetRequested),
+            Err(status) => match status.code() {
+                Code::InvalidArgument => self.site.request(&RequestState::NoAddress),
+                code @ (Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => {
+                    let seconds = refusal::retry_after(&status).unwrap_or(RETRY);
+                    self.site.request(&RequestState::TryAgain { status: refusal::http_status(code), seconds })
+                }
+                code => self.unexpected(REQUEST_RESET, code, &parts.headers),
+            },
         }
     }
 
@@ -119,13 +152,18 @@ impl Pages {
     ) -> Result<Notice<'static>, Status> {
         let mut message =
             ResetPasswordRequest { token: token.as_str().to_owned(), new_password: std::mem::take(&mut *password) };
-        let answer = self.call::<ResetPasswordResponse>(Link::ResetPassword, parts, &message).await;
+        let answer = self.call::<ResetPasswordResponse>(Link::ResetPassword.rpc_path(), parts, &message).await;
         message.new_password.zeroize();
         answer.map(|ResetPasswordResponse {}| Notice::PasswordReset)
     }
 
     /// Passes on the id, the trace and the client address of the request. The RPC does not use the other headers.
-    async fn call<A: Message + Default>(&self, link: Link, parts: &Parts, message: &impl Message) -> Result<A, Status> {
+    async fn call<A: Message + Default>(
+        &self,
+        rpc_path: &str,
+        parts: &Parts,
+        message: &impl Message,
+    ) -> Result<A, Status> {
         let mut metadata = HeaderMap::new();
         for name in [grpc::REQUEST_ID, TRACEPARENT] {
             if let Some(value) = parts.headers.get(&name) {
@@ -133,12 +171,15 @@ impl Pages {
             }
         }
         let peer = parts.extensions.get::<ClientAddr>().copied();
-        let answer = call(self.grpc.clone(), link.rpc_path(), message, metadata, peer).await?;
+        let answer = call(self.grpc.clone(), rpc_path, message, metadata, peer).await?;
         Ok(A::decode(answer).map_err(Error::internal)?)
     }
 
     /// The page for a failed call.
     fn failed(&self, link: Link, token: &Token, status: &Status, request: &HeaderMap) -> Response {
+        if grpc::is_spent_link(status) {
+            return self.site.notice(Notice::EmailVerifiedBefore);
+        }
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         if reason == grpc::reason_name(ErrorReason::OneTimeTokenInvalid) {
             return self.site.notice(Notice::InvalidLink(link));
@@ -155,16 +196,19 @@ impl Pages {
                 let seconds = refusal::retry_after(status).unwrap_or(RETRY);
                 self.site.form(link, token, &FormState::TryAgain { status: refusal::http_status(code), seconds })
             }
-            code => {
-                let request_id = request.get(grpc::REQUEST_ID).and_then(|id| id.to_str().ok());
-                // An internal error was logged where it happened. Any other status is unexpected.
-                if code != Code::Internal {
-                    let code = grpc::code_name(code);
-                    tracing::error!(rpc = link.rpc_path(), code, request_id, "a page has no text for this status");
-                }
-                self.site.notice(Notice::Failed { request_id })
-            }
+            code => self.unexpected(link.rpc_path(), code, request),
         }
+    }
+
+    /// The page for a status that no other page is for.
+    fn unexpected(&self, rpc: &str, code: Code, request: &HeaderMap) -> Response {
+        let request_id = request.get(grpc::REQUEST_ID).and_then(|id| id.to_str().ok());
+        // An internal error was logged where it happened. Any other status is unexpected.
+        if code != Code::Internal {
+            let code = grpc::code_name(code);
+            tracing::error!(rpc, code, request_id, "a page has no text for this status");
+        }
+        self.site.notice(Notice::Failed { request_id })
     }
 }
 
@@ -378,8 +422,9 @@ mod tests {
     #[tokio::test]
     async fn each_outcome_has_its_page() {
         type Case = (fn() -> Error, u16, &'static str, &'static str, bool);
-        let cases: [Case; 9] = [
+        let cases: [Case; 10] = [
             (|| Error::OneTimeTokenInvalid, 400, "Error: This link no longer works", "", false),
+            (|| Error::OneTimeTokenSpent, 200, "Your email address is already confirmed", "", false),
             (|| Error::EmailTaken, 409, "Error: This address is already in use", "", false),
             (unavailable, 503, "Error: Choose a new password", "1", true),
             (throttled, 429, "Error: Choose a new password", "300", true),
@@ -449,7 +494,7 @@ mod tests {
             let query = form_urlencoded::Serializer::new(String::new()).append_pair(TOKEN, token).finish();
             let opened = pages.open(Link::VerifyEmail, &query).await;
             let sent = pages.send(Link::ConfirmEmailChange, &[(TOKEN, token)]).await;
-            let without = pages.open(Link::ResetPassword, "").await;
+            let without = pages.open(Link::ConfirmEmailChange, "").await;
             for page in [opened, sent, without] {
                 assert_eq!(page.status, StatusCode::BAD_REQUEST);
                 assert!(page.title().starts_with("Error: This link no longer works"));

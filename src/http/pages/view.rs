@@ -15,7 +15,7 @@ use super::{
     copy::{self, FormWords, NoticeWords},
     form::{FormError, NEW_PASSWORD, PasswordError, REPEAT_PASSWORD, Token},
     link::Link,
-    outcome::{FormState, Notice},
+    outcome::{FormState, Notice, RequestState},
 };
 
 /// The style of all pages. It is inline, so a page needs no second request.
@@ -82,10 +82,35 @@ impl PageRenderer {
         response
     }
 
+    /// Renders the form that asks for a link for a new password.
+    pub fn request(&self, state: &RequestState) -> Response {
+        let (status, seconds) = match state {
+            RequestState::Fresh => (StatusCode::OK, None),
+            RequestState::NoAddress => (StatusCode::BAD_REQUEST, None),
+            RequestState::TryAgain { status, seconds } => (*status, Some(*seconds)),
+        };
+        let page = RequestPage {
+            site: self,
+            words: FormWords::of_request(&self.service_name),
+            action: Link::ResetPassword.path().trim_start_matches('/'),
+            retry_message: seconds.map(|seconds| copy::retry_message(Link::VerifyEmail, seconds)),
+            problem: matches!(state, RequestState::NoAddress).then_some(copy::NO_ADDRESS),
+        };
+        let mut response = self.respond(status, page.render());
+        if let Some(seconds) = seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+
     /// Renders a page without a form.
     pub fn notice(&self, notice: Notice) -> Response {
         let status = match notice {
-            Notice::EmailVerified { .. } | Notice::PasswordReset | Notice::EmailChanged { .. } => StatusCode::OK,
+            Notice::EmailVerified { .. }
+            | Notice::EmailVerifiedBefore
+            | Notice::ResetRequested
+            | Notice::PasswordReset
+            | Notice::EmailChanged { .. } => StatusCode::OK,
             Notice::InvalidLink(_) => StatusCode::BAD_REQUEST,
             Notice::EmailTaken => StatusCode::CONFLICT,
             Notice::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
@@ -180,6 +205,23 @@ impl FormPage<'_> {
 
     fn has_failed(&self) -> bool {
         self.retry_message.is_some() || self.is_refused()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "pages/request.html")]
+struct RequestPage<'a> {
+    site: &'a PageRenderer,
+    words: FormWords,
+    action: &'static str,
+    /// Why the button has to be pressed again.
+    retry_message: Option<String>,
+    problem: Option<&'static str>,
+}
+
+impl RequestPage<'_> {
+    fn has_failed(&self) -> bool {
+        self.retry_message.is_some() || self.problem.is_some()
     }
 }
 

@@ -25,7 +25,9 @@ use crate::{
 
 use super::{
     admin::{erase_user, replace_roles},
-    transaction::{Backend, Budget, WriteTransaction, consume_token, queue_within, void_tokens, write},
+    transaction::{
+        Backend, Budget, WriteTransaction, consume_token, queue_within, void_mails, void_tokens, write,
+    },
 };
 
 #[async_trait]
@@ -106,13 +108,13 @@ async fn verify_email(
     verification: EmailVerification,
 ) -> Result<Option<User>, StoreError> {
     let EmailVerification { token, session, no_password, context } = verification;
-    if !tx.mark_email_verified(&token, context.now).await?
-        || !consume_token(&mut tx, Purpose::VerifyEmail, &token, context.now).await?
-    {
+    // Of two callers at the same time, one marks it. The token stays: it tells whoever opens the link again that it has
+    // worked, and no other can be made for an address that is verified.
+    if !tx.mark_email_verified(&token, context.now).await? || !tx.has_token(&token, context.now).await? {
         return Ok(None);
     }
     let (id, context) = (token.user_id, context.by(token.user_id));
-    void_tokens(&mut tx, id, &token.email, &[Purpose::VerifyEmail]).await?;
+    void_mails(&mut tx, id, &token.email, Purpose::VerifyEmail).await?;
     let mut target = AuditTarget::user(id);
     if !is_open(&mut tx, session, id, context.now).await? {
         // Whoever reads the mail may not be who signed up. See decision 0033.

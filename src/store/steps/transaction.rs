@@ -209,13 +209,15 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.find_user(Statement::new(USER_BY_EMAIL).bind(email.as_str())).await
     }
 
-    /// Marks the address of a token as verified, if it is still the account's.
+    /// Marks the address of a token as verified, if it is still the account's and was not verified before.
     async fn mark_email_verified(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let statement =
-            Statement::new("UPDATE users SET email_verified = true, update_time = $3 WHERE id = $1 AND email = $2")
-                .bind(token.user_id.0)
-                .bind(token.email.as_str())
-                .bind(now);
+        let statement = Statement::new(
+            "UPDATE users SET email_verified = true, update_time = $3 \
+             WHERE id = $1 AND email = $2 AND NOT email_verified",
+        )
+        .bind(token.user_id.0)
+        .bind(token.email.as_str())
+        .bind(now);
         self.changes_one(statement).await
     }
 
@@ -396,6 +398,20 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.changes_one(statement).await
     }
 
+    /// Whether there is a live token with exactly this grant.
+    async fn has_token(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let query = Statement::new(
+            "SELECT 1 FROM one_time_tokens \
+             WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
+        )
+        .bind(token.id.0)
+        .bind(token.user_id.0)
+        .bind(token.purpose.as_str())
+        .bind(token.email.as_str())
+        .bind(now);
+        self.finds(query).await
+    }
+
     /// Deletes a live token with exactly this grant. Of two callers at the same time, one finds it.
     async fn delete_token(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
         let statement = Statement::new(
@@ -544,10 +560,20 @@ pub(super) async fn void_tokens<T: WriteTransaction>(
     purposes: &[Purpose],
 ) -> Result<(), StoreError> {
     for purpose in purposes {
-        let kind = MailKind::carrying(*purpose);
         tx.delete_tokens(user, *purpose).await?;
-        tx.delete_mails_of(user, kind).await?;
-        tx.delete_mails_to(email, kind).await?;
+        void_mails(tx, user, email, *purpose).await?;
     }
     Ok(())
+}
+
+/// Deletes the mails that would bring an account a new token for this purpose.
+pub(super) async fn void_mails<T: WriteTransaction>(
+    tx: &mut T,
+    user: UserId,
+    email: &Email,
+    purpose: Purpose,
+) -> Result<(), StoreError> {
+    let kind = MailKind::carrying(purpose);
+    tx.delete_mails_of(user, kind).await?;
+    tx.delete_mails_to(email, kind).await
 }
