@@ -98,7 +98,9 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
 /// Answers 415 to a request that is not gRPC, as the gRPC protocol requires ("Requests", on Content-Type).
 pub async fn require_grpc_content_type(request: Request, next: Next) -> Response {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if content_type.starts_with(b"application/grpc") {
+    // `application/grpc-web` is another protocol, which the HTTP address serves.
+    let rest = content_type.strip_prefix(b"application/grpc");
+    if rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' '))) {
         next.run(request).await
     } else {
         StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response()

@@ -1,9 +1,10 @@
-//! The HTTP address: REST through the gRPC layers, the pages that mails link to, the public keys and the OpenAPI
-//! description. `ops.rs` is the operations address, which has its own listener.
+//! The HTTP address: REST and gRPC-Web through the gRPC layers, the pages that mails link to, the public keys, and the
+//! OpenAPI description with a page that shows it. `ops.rs` is the operations address, which has its own listener.
 
 mod call;
 mod gateway;
 mod json;
+mod grpc_web;
 pub mod openapi;
 pub mod ops;
 pub mod pages;
@@ -54,6 +55,7 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     };
     let mut surface = gateway::router(routes, grpc_router)?
         .merge(wellknown::router(service, &options.public_url))
+        .merge(grpc_web::router(&contract, grpc_router))
         .route("/openapi.json", get(description))
         .fallback(|| async { ErrorResponse::not_found() })
         .method_not_allowed_fallback(|| async { ErrorResponse::method_not_allowed() });
@@ -70,10 +72,12 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
 /// allowed.
 fn cors(origins: &[HeaderValue]) -> CorsLayer {
     CorsLayer::new()
+    let rest_headers = [header::AUTHORIZATION, header::CONTENT_TYPE, grpc::REQUEST_ID];
+    let rest_answers = [header::RETRY_AFTER, header::WWW_AUTHENTICATE, grpc::REQUEST_ID];
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, grpc::REQUEST_ID])
-        .expose_headers([header::RETRY_AFTER, header::WWW_AUTHENTICATE, grpc::REQUEST_ID])
+        .allow_headers(rest_headers.into_iter().chain(grpc_web::REQUEST_HEADERS).collect::<Vec<_>>())
+        .expose_headers(rest_answers.into_iter().chain(grpc_web::RESPONSE_HEADERS).collect::<Vec<_>>())
         .max_age(std::time::Duration::from_mins(10))
 }
 
