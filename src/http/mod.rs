@@ -2,9 +2,10 @@
 //! OpenAPI description with a page that shows it. `ops.rs` is the operations address, which has its own listener.
 
 mod call;
+mod docs;
 mod gateway;
-mod json;
 mod grpc_web;
+mod json;
 pub mod openapi;
 pub mod ops;
 pub mod pages;
@@ -54,16 +55,16 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
         async move { response }
     };
     let mut surface = gateway::router(routes, grpc_router)?
-        .merge(wellknown::router(service, &options.public_url))
         .merge(grpc_web::router(&contract, grpc_router))
+        .merge(wellknown::router(service, &options.public_url))
         .route("/openapi.json", get(description))
         .fallback(|| async { ErrorResponse::not_found() })
         .method_not_allowed_fallback(|| async { ErrorResponse::method_not_allowed() });
     if !options.cors_origins.is_empty() {
         surface = surface.layer(cors(&options.cors_origins));
     }
-    // Added after CORS, because no script needs the pages.
-    let surface = surface.merge(pages::router(grpc_router, &options.pages)?);
+    // Added after CORS, because no script of another origin needs the pages.
+    let surface = surface.merge(pages::router(grpc_router, &options.pages)?).merge(docs::router());
     let surface = surface.layer(from_fn_with_state(Shares::new(grpc::RECEIVED_AT_ONCE), call::bound_receiving));
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
@@ -71,9 +72,9 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
 /// Lets pages of these origins call the API and read its answers. Scripts send bearer tokens, so cookies are not
 /// allowed.
 fn cors(origins: &[HeaderValue]) -> CorsLayer {
-    CorsLayer::new()
     let rest_headers = [header::AUTHORIZATION, header::CONTENT_TYPE, grpc::REQUEST_ID];
     let rest_answers = [header::RETRY_AFTER, header::WWW_AUTHENTICATE, grpc::REQUEST_ID];
+    CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH])
         .allow_headers(rest_headers.into_iter().chain(grpc_web::REQUEST_HEADERS).collect::<Vec<_>>())
