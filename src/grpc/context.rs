@@ -14,13 +14,17 @@ use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
-use crate::{domain::env::Env, error::Error};
+use crate::{
+    domain::env::Env,
+    error::Error,
+    listen::{MAX_HEAD, OversizedHead},
+};
 
 use super::{
     access::AccessRules,
     limits::MAX_MESSAGE,
     response::respond,
-    status::{code_name, is_own},
+    status::{code_name, is_own, mark_own},
 };
 
 /// The header that carries the id of a request, in requests and responses.
@@ -95,6 +99,19 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
     (id.len() == 32 && is_hexadecimal).then_some(id)
 }
 
+/// Refuses a call whose headers were larger than they may be.
+pub async fn refuse_oversized_head(request: Request, next: Next) -> Response {
+    if request.extensions().get::<OversizedHead>().is_none() {
+        return next.run(request).await;
+    }
+    respond(oversized_head())
+}
+
+/// The status of a call whose headers were too large.
+pub fn oversized_head() -> Status {
+    mark_own(Status::resource_exhausted(format!("the headers of the request are larger than {MAX_HEAD} bytes")))
+}
+
 /// Answers 415 to a request that is not gRPC, as the gRPC protocol requires ("Requests", on Content-Type).
 pub async fn require_grpc_content_type(request: Request, next: Next) -> Response {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
@@ -131,7 +148,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::grpc::status::{INTERNAL_MESSAGE, mark_own};
+    use crate::grpc::status::INTERNAL_MESSAGE;
 
     async fn normalized(status: Status) -> Status {
         let handler = || async { respond(status) };

@@ -32,7 +32,7 @@ use crate::{
 };
 
 pub use access::{AccessRules, contract_rules, declared_access};
-pub use context::{REQUEST_ID, assign_request_id};
+pub use context::{REQUEST_ID, assign_request_id, oversized_head};
 pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIVED_AT_ONCE};
 pub use status::{ERROR_DOMAIN, code_name, reason_name};
 
@@ -91,6 +91,8 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
         // Outermost, so that every log line of the call contains the request id.
         .layer(from_fn_with_state(env, context::assign_request_id))
         .layer(from_fn_with_state(context::MeasuredRpcs::new(&rules), context::request_context))
+        // Before anything reads the headers, which have been dropped.
+        .layer(from_fn(context::refuse_oversized_head))
         // Before anything reads the request as gRPC.
         .layer(from_fn(context::require_grpc_content_type))
         // Around all our code that could panic.

@@ -33,8 +33,10 @@ struct Open {
 
 /// What a connection does. Calls change it without a lock.
 #[derive(Debug)]
-struct Activity {
+pub(super) struct Activity {
     calls: AtomicUsize,
+    /// How many calls have begun.
+    begun: AtomicUsize,
     /// When it was entered or its last call ended, in milliseconds since `started`.
     idle_since: AtomicU64,
     started: Instant,
@@ -95,7 +97,7 @@ fn longest_idle(open: &HashMap<u64, Open>, client: IpAddr) -> Option<u64> {
 
 impl Activity {
     fn new(started: Instant) -> Self {
-        let activity = Self { calls: AtomicUsize::new(0), idle_since: AtomicU64::new(0), started };
+        let activity = Self { calls: AtomicUsize::new(0), begun: AtomicUsize::new(0), idle_since: AtomicU64::new(0), started };
         activity.rest();
         activity
     }
@@ -105,15 +107,25 @@ impl Activity {
         self.idle_since.store(now, Ordering::Relaxed);
     }
 
-    fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.calls.load(Ordering::Relaxed) == 0
+    }
+
+    pub(super) fn begun(&self) -> usize {
+        self.begun.load(Ordering::Relaxed)
     }
 }
 
 impl Connection {
+    /// What the connection does.
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
+    }
+
     /// Counts a call until the returned value is dropped.
     pub(super) fn call(&self) -> Call {
         self.activity.calls.fetch_add(1, Ordering::Relaxed);
+        self.activity.begun.fetch_add(1, Ordering::Relaxed);
         Call(Arc::clone(&self.activity))
     }
 }

@@ -2,6 +2,7 @@
 //! nothing of the calls themselves.
 
 mod connections;
+mod heads;
 mod progress;
 
 use std::{
@@ -26,12 +27,13 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use self::{connections::Connections, progress::Progress};
+use crate::shares::Shares;
+
+pub use self::heads::{MAX_HEAD, OversizedHead};
+use self::{connections::Connections, heads::Heads, progress::Progress};
 
 /// The most open streams of one connection.
 const MAX_STREAMS: u32 = 200;
-/// The largest size of the headers of one request, in bytes.
-const MAX_HEADERS: u32 = 16 * 1024;
 /// How many streams a client may reset before they are handled. One more closes its connection. The library's default
 /// of 20 is reached by a proxy when many of its clients hang up at once, and all other clients of the proxy would lose
 /// their calls. Each such stream costs one entry in a queue.
@@ -173,6 +175,7 @@ pub async fn serve(
     let builder = Arc::new(builder(protocol));
     let running = TaskTracker::new();
     let connections = Connections::new(most_connections);
+    let long_heads = Shares::new(heads::LONG_HEADS_AT_ONCE);
     let refusals = metrics::counter!("postern_connections_refused_total");
     refusals.increment(0);
     let mut complaints = Complaints::default();
@@ -185,11 +188,13 @@ pub async fn serve(
             complaints.make(|refused| tracing::warn!(refused, most_connections, "connections were refused"));
             continue;
         };
+        let stream = Heads::new(with_idle_timeout(stream), entered.activity(), long_heads.clone(), peer.ip());
         let (close, entered, progress) = (entered.close.clone(), Arc::new(entered), Progress::default());
         let (router, proxies, answers) = (router.clone(), proxies.clone(), progress.clone());
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             let caller = proxies.caller(peer, request.headers());
             request.extensions_mut().insert(ClientAddr(caller));
+            heads::drop_oversized(&mut request);
             let under_way = entered.call();
             let call = router.clone().oneshot(request.map(axum::body::Body::new));
             let answers = answers.clone();
@@ -199,7 +204,7 @@ pub async fn serve(
             }
         });
         let connection = builder
-            .serve_connection(TokioIo::new(with_idle_timeout(stream)), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
             .into_owned();
         running.spawn(run(connection, peer, close, progress, stop.clone()));
     }
@@ -215,12 +220,12 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
     if protocol == Protocol::Http2 {
         builder = builder.http2_only();
     }
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADERS as usize);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(heads::LONGEST_HEAD as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS)
+        .max_header_list_size(heads::LONGEST_HEAD)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
