@@ -128,7 +128,8 @@ pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send>) -> Response> {
 }
 
 /// Turns the decoding errors of tonic into INVALID_ARGUMENT. tonic answers INTERNAL if it cannot decode a message, and
-/// OUT_OF_RANGE if a message is too large, but both are bad input. Our own statuses are marked, and pass unchanged.
+/// OUT_OF_RANGE if a message is too large, but both are bad input. One that is too large only after decompression keeps
+/// its RESOURCE_EXHAUSTED, with a message of ours. Our own statuses are marked, and pass unchanged.
 pub async fn normalize_errors(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     // tonic keeps the status that it wrote into the headers here too, with its source.
@@ -137,6 +138,9 @@ pub async fn normalize_errors(request: Request, next: Next) -> Response {
     };
     match status.code() {
         Code::Internal => respond(Error::field("", "the request is not a valid message of this RPC").into()),
+        Code::ResourceExhausted => respond(mark_own(Status::resource_exhausted(format!(
+            "the request is larger than {MAX_MESSAGE} bytes when it is decompressed"
+        )))),
         Code::OutOfRange => respond(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")).into()),
         _ => response,
     }

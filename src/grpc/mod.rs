@@ -18,7 +18,7 @@ use axum::{
     Router,
     middleware::{from_fn, from_fn_with_state},
 };
-use tonic::service::Routes;
+use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceBuilder;
 
@@ -54,18 +54,27 @@ impl Health {
     }
 }
 
+/// A service that takes messages of a bounded size, plain or compressed with gzip. The bound holds after decompression
+/// too. The generated servers have these methods, but no trait for them.
+macro_rules! bounded {
+    ($server:expr) => {
+        bounded!($server, MAX_MESSAGE)
+    };
+    ($server:expr, $most:expr) => {
+        $server.max_decoding_message_size($most).accept_compressed(CompressionEncoding::Gzip)
+    };
+}
+
 /// The gRPC API as one router, and the handle to its health, which starts as NOT_SERVING.
 pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result<(Router, Health), Error> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
     health.set(false).await;
 
-    let health_service = health_service.max_decoding_message_size(MAX_MESSAGE);
-    let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))).max_decoding_message_size(MAX_MESSAGE);
-    let account = AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service)))
-        .max_decoding_message_size(MAX_MESSAGE);
-    let admin =
-        AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))).max_decoding_message_size(MAX_MESSAGE);
+    let health_service = bounded!(health_service);
+    let auth = bounded!(AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))));
+    let account = bounded!(AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service))));
+    let admin = bounded!(AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))));
     let mut routes =
         Routes::default().add_service(health_service).add_service(auth).add_service(account).add_service(admin);
     if reflection {
@@ -78,12 +87,8 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes
-            .add_service(
-                configure().build_v1().map_err(Error::internal)?.max_decoding_message_size(limits::MAX_REFLECTION),
-            )
-            .add_service(
-                configure().build_v1alpha().map_err(Error::internal)?.max_decoding_message_size(limits::MAX_REFLECTION),
-            );
+            .add_service(bounded!(configure().build_v1().map_err(Error::internal)?, limits::MAX_REFLECTION))
+            .add_service(bounded!(configure().build_v1alpha().map_err(Error::internal)?, limits::MAX_REFLECTION));
     }
 
     let rules = contract_rules()?;
