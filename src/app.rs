@@ -31,7 +31,7 @@ use crate::{
     error::{Error, StoreError},
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
-    listen::{self, ConnectionLimits, Protocol, TrustedProxies},
+    listen::{self, Bounds, ConnectionLimits, Protocol, TrustedProxies},
     mail::{self, Mailer, outbox::Outbox},
     store::{self, Migrate, OpenError},
     telemetry::Metrics,
@@ -88,6 +88,7 @@ pub struct App {
     outbox: Outbox,
     /// How long the service goes on answering after it has reported NOT_SERVING.
     lame_duck: Duration,
+    max_connection_age: Option<Duration>,
 }
 
 /// The addresses that the service listens on.
@@ -159,6 +160,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
         service,
         outbox,
         lame_duck: config.listen.lame_duck,
+        max_connection_age: config.listen.connection_age(),
     })
 }
 
@@ -275,15 +277,16 @@ impl App {
     /// Serves until `stop` is cancelled. Then it reports NOT_SERVING, goes on serving for the lame duck time, sends
     /// GOAWAY, lets calls finish, and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { surfaces, addresses: _, proxies, health, readiness, metrics, store, service, outbox, lame_duck } =
-            self;
+        let Self { surfaces, proxies, health, readiness, metrics, store, service, outbox, lame_duck, .. } = self;
+        let age = self.max_connection_age;
         let close = CancellationToken::new();
         // The health is set before the first caller can ask for it.
         let reachable = store.ping().await.is_ok();
         report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
         for Surface { listener, protocol, most_connections, router } in surfaces {
-            servers.spawn(listen::serve(listener, protocol, most_connections, proxies.clone(), router, close.clone()));
+            let bounds = Bounds { connections: most_connections, age };
+            servers.spawn(listen::serve(listener, protocol, bounds, proxies.clone(), router, close.clone()));
         }
         servers.close();
         let monitor = supervise("health", {

@@ -9,6 +9,8 @@ use super::{error::ConfigError, value::duration};
 
 /// The longest time that the service may go on after SIGTERM.
 const MAX_LAME_DUCK: Duration = Duration::from_mins(5);
+/// The greatest age that may be set for a connection.
+const MAX_CONNECTION_AGE: Duration = Duration::from_hours(24);
 
 /// The addresses to listen on, and what is served there.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +38,11 @@ pub struct ListenSettings {
     /// How long to go on serving after SIGTERM while health is NOT_SERVING, so that load balancers stop sending calls
     #[arg(long, env = "POSTERN_LAME_DUCK", default_value = "1s", value_parser = duration, value_name = "DURATION")]
     pub lame_duck: Duration,
+    /// How old a connection may get, so that clients find new replicas: up to a tenth less or more, then it takes no
+    /// more calls, and those under way have 30s to finish. 0s is no limit
+    #[arg(long, env = "POSTERN_MAX_CONNECTION_AGE", default_value = "5m", value_parser = duration,
+        value_name = "DURATION")]
+    pub max_connection_age: Duration,
     /// Serve gRPC reflection (v1 and v1alpha), so that clients such as grpcurl can read the API [default: only if the
     /// gRPC address is loopback]
     #[arg(long, env = "POSTERN_REFLECTION", action = ArgAction::Set,
@@ -49,8 +56,13 @@ impl ListenSettings {
         self.reflection.unwrap_or_else(|| self.grpc_addr.ip().is_loopback())
     }
 
-    /// Checks the lame duck time and the public URL. Refuses plaintext on an address that other machines can reach,
-    /// unless it is allowed.
+    /// How old a connection may get, if there is a limit.
+    pub fn connection_age(&self) -> Option<Duration> {
+        (!self.max_connection_age.is_zero()).then_some(self.max_connection_age)
+    }
+
+    /// Checks the lame duck time, the age of connections and the public URL. Refuses plaintext on an address that other
+    /// machines can reach, unless it is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         for (variable, address) in [("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr)] {
             if !address.ip().is_loopback() && !self.allow_plaintext {
@@ -60,6 +72,10 @@ impl ListenSettings {
         if self.lame_duck > MAX_LAME_DUCK {
             let limit = format!("longer than {}", humantime::format_duration(MAX_LAME_DUCK));
             return Err(ConfigError::OutOfRange("POSTERN_LAME_DUCK", limit));
+        }
+        if self.max_connection_age > MAX_CONNECTION_AGE {
+            let limit = format!("longer than {}; 0s is no limit", humantime::format_duration(MAX_CONNECTION_AGE));
+            return Err(ConfigError::OutOfRange("POSTERN_MAX_CONNECTION_AGE", limit));
         }
         let url = self.public_url.as_deref().unwrap_or("https://");
         if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains(char::is_whitespace) {

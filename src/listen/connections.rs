@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -35,8 +35,10 @@ struct Open {
 #[derive(Debug)]
 pub(super) struct Activity {
     calls: AtomicUsize,
-    /// How many calls have begun.
-    begun: AtomicUsize,
+    /// How many calls have begun so far.
+    begun: AtomicU64,
+    /// It began like HTTP/1.1.
+    is_http1: AtomicBool,
     /// When it was entered or its last call ended, in milliseconds since `started`.
     idle_since: AtomicU64,
     started: Instant,
@@ -97,7 +99,13 @@ fn longest_idle(open: &HashMap<u64, Open>, client: IpAddr) -> Option<u64> {
 
 impl Activity {
     fn new(started: Instant) -> Self {
-        let activity = Self { calls: AtomicUsize::new(0), begun: AtomicUsize::new(0), idle_since: AtomicU64::new(0), started };
+        let activity = Self {
+            calls: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            is_http1: AtomicBool::new(false),
+            idle_since: AtomicU64::new(0),
+            started,
+        };
         activity.rest();
         activity
     }
@@ -111,13 +119,20 @@ impl Activity {
         self.calls.load(Ordering::Relaxed) == 0
     }
 
-    pub(super) fn begun(&self) -> usize {
+    pub(super) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_http1(&self) -> bool {
+        self.is_http1.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_http1(&self) {
+        self.is_http1.store(true, Ordering::Relaxed);
     }
 }
 
 impl Connection {
-    /// What the connection does.
     pub(super) fn activity(&self) -> Arc<Activity> {
         Arc::clone(&self.activity)
     }

@@ -1,7 +1,7 @@
 //! The heads of requests. A head beyond [`MAX_HEAD`] is refused, but only its own request: it is read to its end, up to
 //! [`LONGEST_HEAD`], because HTTP/2 would otherwise lose the whole connection with the calls of everybody else on it.
-//! What heads take in memory stays bounded: so many long ones may be unfinished at the same time, and a long one is dropped
-//! as soon as it is complete.
+//! What heads take in memory stays bounded: so many long ones may be unfinished at the same time, and a long one is
+//! dropped as soon as it is complete.
 
 use std::{
     io,
@@ -20,9 +20,9 @@ use super::connections::Activity;
 /// The largest head of a request that is served, in bytes as HTTP/2 counts them (RFC 9113 §6.5.2): the names and the
 /// values, and 32 for each header.
 pub const MAX_HEAD: usize = 16 * 1024;
-/// The largest head that is read, in the same bytes. A longer one costs its stream on HTTP/2, and four times as much (or
-/// 12 frames of 16 KiB) its connection: the library allows so many frames only where the limit of the list is twice what
-/// may come with impunity.
+/// The largest head that is read, in the same bytes. A longer one costs its stream on HTTP/2. Four times as much, or more
+/// than 12 frames, costs its connection: the library takes CONTINUATION frames of 16 KiB for 1.25 times this limit, and at
+/// least five.
 pub(super) const LONGEST_HEAD: u32 = 128 * 1024;
 /// How many heads beyond [`MAX_HEAD`] may be unfinished at the same time, at each address. One takes up to 0.5 MiB.
 pub(super) const LONG_HEADS_AT_ONCE: usize = 128;
@@ -103,7 +103,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Heads<S> {
         let new = into.filled().get(before..).unwrap_or_default();
         self.read_since_pause += new.len();
         let calls = Calls { begun: self.activity.begun(), is_idle: self.activity.is_idle() };
-        if !self.reader.read(new, calls) {
+        let is_unfinished = self.reader.read(new, calls);
+        if matches!(self.reader, Reader::Http1 { .. }) {
+            self.activity.set_http1();
+        }
+        if !is_unfinished {
             self.place = None;
         } else if self.place.is_none() {
             let place = self.places.take(Some(self.client));
@@ -142,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heads<S> {
 /// The calls of a connection at the moment of a read.
 #[derive(Debug, Clone, Copy)]
 struct Calls {
-    begun: usize,
+    begun: u64,
     is_idle: bool,
 }
 
@@ -152,7 +156,10 @@ enum Reader {
     /// In the preface of HTTP/2, if they go on like it: how many have come.
     Start(usize),
     /// HTTP/1.1: how many have come while no call was under way, since so many calls had begun.
-    Http1 { unfinished: usize, begun: usize },
+    Http1 {
+        unfinished: usize,
+        begun: u64,
+    },
     Http2(Frames),
 }
 
@@ -291,7 +298,8 @@ mod tests {
             frame(CONTINUATION, END_HEADERS, 40),
             frame(HEADERS, END_HEADERS, 10),
         ];
-        let starts: Vec<_> = parts.iter().scan(0, |sum, part| Some(std::mem::replace(sum, *sum + part.len()))).collect();
+        let starts: Vec<_> =
+            parts.iter().scan(0, |sum, part| Some(std::mem::replace(sum, *sum + part.len()))).collect();
         let bytes = parts.concat();
         assert_eq!(unfinished(&bytes, 1), Some((starts[4] + FRAME_HEAD, starts[7] - 1)));
         for piece in [2, 7, 9, 100] {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use axum::Router;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, Version, header::CONNECTION};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulConnection},
@@ -30,7 +30,11 @@ use tower::ServiceExt;
 use crate::shares::Shares;
 
 pub use self::heads::{MAX_HEAD, OversizedHead};
-use self::{connections::Connections, heads::Heads, progress::Progress};
+use self::{
+    connections::{Activity, Connections},
+    heads::Heads,
+    progress::Progress,
+};
 
 /// The most open streams of one connection.
 const MAX_STREAMS: u32 = 200;
@@ -61,14 +65,22 @@ const STANDSTILL_INTERVAL: Duration = Duration::from_secs(10);
 const GIVING_WAY: Duration = Duration::from_secs(1);
 /// How often the log says that connections are refused.
 const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
+/// How long calls may take to finish after their connection has reached its age.
+const AGE_GRACE: Duration = Duration::from_secs(30);
 /// How long calls may take to finish after the server has stopped accepting.
 const DRAIN: Duration = Duration::from_secs(30);
+/// The age of connections that may get as old as they like.
+const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 /// How long to wait before accepting again when the machine has no file descriptors left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The address of the client of a call: the peer of its connection, or the client that a trusted proxy names.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientAddr(pub SocketAddr);
+
+/// Cancelled when the connection of a call is to end, and streams that would go on for ever should.
+#[derive(Debug, Clone)]
+pub struct ConnectionEnds(pub CancellationToken);
 
 /// CIDR ranges of proxies whose `X-Forwarded-For` is trusted.
 #[derive(Debug, Clone, Default)]
@@ -162,19 +174,28 @@ fn raise_descriptor_limit() -> usize {
     allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(usize::MAX)
 }
 
+/// The bounds of the connections of an address.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// How many there may be.
+    pub connections: usize,
+    /// How old one may get.
+    pub age: Option<Duration>,
+}
+
 /// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most `DRAIN`, and
-/// returns.
+/// returns. A connection that reaches its age ends in the same way.
 pub async fn serve(
     listener: TcpListener,
     protocol: Protocol,
-    most_connections: usize,
+    bounds: Bounds,
     proxies: TrustedProxies,
     router: Router,
     stop: CancellationToken,
 ) {
     let builder = Arc::new(builder(protocol));
     let running = TaskTracker::new();
-    let connections = Connections::new(most_connections);
+    let connections = Connections::new(bounds.connections);
     let long_heads = Shares::new(heads::LONG_HEADS_AT_ONCE);
     let refusals = metrics::counter!("postern_connections_refused_total");
     refusals.increment(0);
@@ -185,28 +206,42 @@ pub async fn serve(
         number += 1;
         let Some(entered) = connections.enter(number, peer.ip()) else {
             refusals.increment(1);
-            complaints.make(|refused| tracing::warn!(refused, most_connections, "connections were refused"));
+            complaints.make(|refused| {
+                tracing::warn!(refused, most_connections = bounds.connections, "connections were refused");
+            });
             continue;
         };
+        let life = Life {
+            peer,
+            activity: entered.activity(),
+            max_age: bounds.age.map(|age| jittered(age, number)),
+            give_way: entered.close.clone(),
+            progress: Progress::default(),
+            stop: stop.clone(),
+            ends: stop.child_token(),
+        };
         let stream = Heads::new(with_idle_timeout(stream), entered.activity(), long_heads.clone(), peer.ip());
-        let (close, entered, progress) = (entered.close.clone(), Arc::new(entered), Progress::default());
-        let (router, proxies, answers) = (router.clone(), proxies.clone(), progress.clone());
+        let (router, proxies, entered) = (router.clone(), proxies.clone(), Arc::new(entered));
+        let (answers, ends) = (life.progress.clone(), life.ends.clone());
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             let caller = proxies.caller(peer, request.headers());
             request.extensions_mut().insert(ClientAddr(caller));
+            request.extensions_mut().insert(ConnectionEnds(ends.clone()));
             heads::drop_oversized(&mut request);
             let under_way = entered.call();
+            let is_http1 = request.version() < Version::HTTP_2;
             let call = router.clone().oneshot(request.map(axum::body::Body::new));
-            let answers = answers.clone();
+            let (answers, ends) = (answers.clone(), ends.clone());
             async move {
-                let response = call.await.unwrap_or_else(|never| match never {});
+                let mut response = call.await.unwrap_or_else(|never| match never {});
+                if is_http1 && ends.is_cancelled() {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(response.map(|body| answers.follow(body, under_way)))
             }
         });
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-            .into_owned();
-        running.spawn(run(connection, peer, close, progress, stop.clone()));
+        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        running.spawn(life.run(connection));
     }
     drop(listener);
     running.close();
@@ -220,7 +255,11 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
     if protocol == Protocol::Http2 {
         builder = builder.http2_only();
     }
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(heads::LONGEST_HEAD as usize);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(heads::LONGEST_HEAD as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -232,41 +271,75 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Runs a connection to its end: until its client ends it, until it has to give way, or until its client takes no more of
-/// an answer.
-async fn run<C: GracefulConnection<Error: std::fmt::Display>>(
-    connection: C,
+/// The maximum age of a connection: up to a tenth less or more, so that connections that began together do not end
+/// together. The steps of the golden ratio spread numbers that follow each other evenly.
+fn jittered(age: Duration, number: u64) -> Duration {
+    let step = u32::try_from(number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32).unwrap_or_default();
+    age.mul_f64(0.9 + 0.2 * f64::from(step) / f64::from(u32::MAX))
+}
+
+/// What decides when a connection ends.
+struct Life {
     peer: SocketAddr,
-    close: CancellationToken,
+    activity: Arc<Activity>,
+    max_age: Option<Duration>,
+    /// Cancelled when it has to give way to another connection.
+    give_way: CancellationToken,
     progress: Progress,
+    /// Cancelled when the server stops.
     stop: CancellationToken,
-) {
-    let mut connection = pin!(connection);
-    let mut is_stopping = false;
-    let mut look = tokio::time::interval_at((Instant::now() + STANDSTILL_INTERVAL).into(), STANDSTILL_INTERVAL);
-    loop {
-        tokio::select! {
-            ended = &mut connection => {
-                if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "a connection ended with an error");
-                }
-                return;
-            }
-            () = stop.cancelled(), if !is_stopping => {
-                is_stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = close.cancelled() => {
-                // It was idle. A call that has begun in this moment may still end.
-                connection.as_mut().graceful_shutdown();
-                let _ = tokio::time::timeout(GIVING_WAY, &mut connection).await;
-                tracing::debug!(%peer, "an idle connection gave way to another one");
-                return;
-            }
-            _ = look.tick() => {
-                if progress.is_stuck(LONGEST_STANDSTILL) {
-                    tracing::debug!(%peer, "a connection was closed because its client did not take an answer");
+    /// Cancelled when it is too old, and when the server stops.
+    ends: CancellationToken,
+}
+
+impl Life {
+    /// Runs a connection to its end: until its client ends it, until it is too old, until it has to give way, or until
+    /// its client takes no more of an answer.
+    async fn run<C: GracefulConnection<Error: std::fmt::Display>>(self, connection: C) {
+        let peer = self.peer;
+        let mut connection = pin!(connection);
+        let (mut is_stopping, mut is_old) = (false, false);
+        let mut age = pin!(tokio::time::sleep(self.max_age.unwrap_or(FOR_EVER)));
+        let mut look = tokio::time::interval_at((Instant::now() + STANDSTILL_INTERVAL).into(), STANDSTILL_INTERVAL);
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "a connection ended with an error");
+                    }
                     return;
+                }
+                () = self.stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut age => {
+                    if is_old {
+                        tracing::debug!(%peer, "a connection was closed at its age, with calls that did not finish");
+                        return;
+                    }
+                    is_old = true;
+                    self.ends.cancel();
+                    if self.activity.is_http1() {
+                        // A request may be on its way: the answer to the next one says that it was the last.
+                        age.as_mut().reset((Instant::now() + FOR_EVER).into());
+                    } else {
+                        connection.as_mut().graceful_shutdown();
+                        age.as_mut().reset((Instant::now() + AGE_GRACE).into());
+                    }
+                }
+                () = self.give_way.cancelled() => {
+                    // It was idle. A call that has begun in this moment may still end.
+                    connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(GIVING_WAY, &mut connection).await;
+                    tracing::debug!(%peer, "an idle connection gave way to another one");
+                    return;
+                }
+                _ = look.tick() => {
+                    if self.progress.is_stuck(LONGEST_STANDSTILL) {
+                        tracing::debug!(%peer, "a connection was closed because its client did not take an answer");
+                        return;
+                    }
                 }
             }
         }
@@ -336,6 +409,16 @@ mod tests {
             let limits = ConnectionLimits::within(descriptors, 16);
             assert_eq!(limits, ConnectionLimits { calls, ops }, "{descriptors} descriptors");
         }
+    }
+
+    #[test]
+    fn connections_that_began_together_do_not_end_together() {
+        let age = Duration::from_secs(100);
+        let mut ages: Vec<_> = (0..100).map(|number| jittered(age, number)).collect();
+        ages.sort();
+        assert!(ages[0] >= Duration::from_secs(90) && ages[99] <= Duration::from_secs(110));
+        let widest = ages.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max();
+        assert!(widest < Some(Duration::from_secs(1)), "{widest:?}");
     }
 
     fn caller(trusted: &[&str], peer: &str, lines: &[&str]) -> String {
