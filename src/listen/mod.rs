@@ -97,15 +97,16 @@ impl TrustedProxies {
 
     /// The client of a request. Every proxy appends the address of its own client to X-Forwarded-For, so the entries
     /// are read from the end, as long as the proxy that wrote one is trusted. Earlier entries may be forged, and need not
-    /// be text.
+    /// be text. Several lines are one list, and empty elements of a list count for nothing (RFC 9110 §5.3, §5.6.1.2).
     fn caller(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
         if !self.trusts(peer.ip()) {
             return peer;
         }
         let mut caller = peer.ip();
         let lines = headers.get_all("x-forwarded-for").iter().rev();
-        for entry in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
-            let Some(address) = str::from_utf8(entry).ok().and_then(|entry| forwarded_address(entry.trim())) else {
+        let entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        for entry in entries.filter(|entry| !entry.is_empty()) {
+            let Some(address) = str::from_utf8(entry).ok().and_then(forwarded_address) else {
                 break;
             };
             caller = address;
@@ -117,12 +118,12 @@ impl TrustedProxies {
     }
 }
 
-/// Parses an address of X-Forwarded-For. Some proxies add the port, and put an IPv6 address in brackets then.
+/// Parses an address of X-Forwarded-For. Some proxies add the port, put an IPv6 address in brackets, or quote it as in
+/// `Forwarded` (RFC 7239 §6).
 fn forwarded_address(text: &str) -> Option<IpAddr> {
-    let address: IpAddr = match text.parse() {
-        Ok(address) => address,
-        Err(_) => text.parse::<SocketAddr>().ok()?.ip(),
-    };
+    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().or_else(|_| text.parse().map(|address: SocketAddr| address.ip())).ok()?;
     Some(address.to_canonical())
 }
 
@@ -462,5 +463,32 @@ mod tests {
             "10.0.0.1",
             "the last one that can be read"
         );
+    }
+
+    #[test]
+    fn every_way_in_which_proxies_write_the_header_is_read() {
+        let trusted = ["10.0.0.0/8", "127.0.0.1/32"];
+        for (lines, expected) in [
+            (&["[2001:db8::3]"][..], "2001:db8::3"),
+            (&["[2001:db8::3]:443"], "2001:db8::3"),
+            (&["\"[2001:db8::3]:443\""], "2001:db8::3"),
+            (&["::ffff:192.0.2.7"], "192.0.2.7"),
+            (&["192.0.2.4,"], "192.0.2.4"),
+            (&[", 192.0.2.4 ,\t,"], "192.0.2.4"),
+            (&["192.0.2.5, , 127.0.0.1"], "192.0.2.5"),
+            (&["192.0.2.5", ""], "192.0.2.5"),
+            (&["192.0.2.5", " , "], "192.0.2.5"),
+            (&["1.1.1.1", "192.0.2.6"], "192.0.2.6"),
+            (&["\u{e9}\u{ff}", "192.0.2.6, 10.1.1.1"], "192.0.2.6"),
+            (&[""], "10.0.0.1"),
+            (&[","], "10.0.0.1"),
+            (&["[192.0.2.5"], "10.0.0.1"),
+            (&["192.0.2.5, unknown"], "10.0.0.1"),
+            (&["192.0.2.5, _hidden, 10.1.1.1"], "10.1.1.1"),
+            (&["192.0.2.5:80:80"], "10.0.0.1"),
+            (&["[]"], "10.0.0.1"),
+        ] {
+            assert_eq!(caller(&trusted, "10.0.0.1", lines), expected, "{lines:?}");
+        }
     }
 }
