@@ -7,7 +7,9 @@ mod admin;
 mod auth;
 mod authenticate;
 mod context;
+mod health;
 mod limits;
+mod reflection;
 mod request;
 mod response;
 mod status;
@@ -20,13 +22,13 @@ use axum::{
 };
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, ServiceExt as _};
 
 use crate::{
     domain::{env::Env, service::Service},
     error::Error,
     proto::{
-        self, account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
+        account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
         auth_service_server::AuthServiceServer,
     },
 };
@@ -67,29 +69,24 @@ macro_rules! bounded {
 
 /// The gRPC API as one router, and the handle to its health, which starts as NOT_SERVING.
 pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result<(Router, Health), Error> {
-    let (reporter, health_service) = tonic_health::server::health_reporter();
-    let health = Health(reporter);
+    let reporter = HealthReporter::new();
+    let health = Health(reporter.clone());
     health.set(false).await;
 
-    let health_service = bounded!(health_service);
+    let health_service = bounded!(health::server(reporter));
     let auth = bounded!(AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))));
     let account = bounded!(AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service))));
     let admin = bounded!(AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))));
-    let mut routes =
+    let services =
         Routes::default().add_service(health_service).add_service(auth).add_service(account).add_service(admin);
-    if reflection {
+    let router = if reflection {
         // Some clients use v1 and some v1alpha; grpcurl tries v1 first.
-        let configure = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::CONTRACT)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // The types of error details, so that generic clients can print them.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
-        routes = routes
-            .add_service(bounded!(configure().build_v1().map_err(Error::internal)?, limits::MAX_REFLECTION))
-            .add_service(bounded!(configure().build_v1alpha().map_err(Error::internal)?, limits::MAX_REFLECTION));
-    }
+        let server = bounded!(reflection::server()?, limits::MAX_REFLECTION);
+        let v1alpha = server.clone().map_request(reflection::to_v1);
+        services.add_service(server).into_axum_router().route_service(reflection::V1ALPHA, v1alpha)
+    } else {
+        services.into_axum_router()
+    };
 
     let rules = contract_rules()?;
     let layers = ServiceBuilder::new()
@@ -112,5 +109,5 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
         .layer(from_fn_with_state(service, authenticate::authenticate))
         // Authorizes the call. Innermost, so that no service can be reached without it.
         .layer(from_fn_with_state(Arc::new(rules), access::authorize));
-    Ok((routes.into_axum_router().layer(layers), health))
+    Ok((router.layer(layers), health))
 }
