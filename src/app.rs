@@ -24,7 +24,7 @@ use crate::{
         page_token::PageTokens,
         ports::Store,
         revocation::Revocations,
-        service::Service,
+        service::{Service, count_from_zero},
         throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
     },
@@ -125,6 +125,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     let env = service.env.clone();
     service.load_revocations().await?;
     let metrics = Metrics::of_process();
+    count_from_zero();
     let readiness = Arc::new(Readiness::default());
     let (grpc_router, health) =
         grpc::router(Arc::clone(&service), env.clone(), config.listen.serves_reflection()).await?;

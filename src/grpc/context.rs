@@ -72,19 +72,28 @@ pub async fn request_context(State(measured): State<MeasuredRpcs>, request: Requ
     .await
 }
 
+/// The name of every path that is no RPC of the contract.
+const OTHER: SharedString = SharedString::const_str("other");
+
 /// The RPCs that are measured by name: those of the contract. Every other path is measured as `other`, so that clients
 /// cannot create any number of labels.
 #[derive(Debug, Clone)]
 pub struct MeasuredRpcs(Arc<HashMap<String, SharedString>>);
 
 impl MeasuredRpcs {
+    /// Counts the errors of each from 0, so that the first one is a rise.
     pub fn new(rules: &AccessRules) -> Self {
         let name = |path: &str| SharedString::from(path.trim_start_matches('/').to_owned());
-        Self(Arc::new(rules.iter().map(|(path, _)| (path.to_owned(), name(path))).collect()))
+        let measured = Self(Arc::new(rules.iter().map(|(path, _)| (path.to_owned(), name(path))).collect()));
+        for method in measured.0.values().cloned().chain([OTHER]) {
+            let labels = [Label::new("method", method), Label::from_static_parts("code", code_name(Code::Internal))];
+            metrics::counter!("postern_rpcs_total", labels.iter()).increment(0);
+        }
+        measured
     }
 
     fn of(&self, path: &str) -> SharedString {
-        self.0.get(path).cloned().unwrap_or(SharedString::const_str("other"))
+        self.0.get(path).cloned().unwrap_or(OTHER)
     }
 }
 
