@@ -25,14 +25,14 @@ use crate::{
         ports::Store,
         revocation::Revocations,
         seen::SeenGenerations,
-        service::Service,
+        service::{Service, count_from_zero},
         throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
     },
     error::{Error, StoreError},
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
-    listen::{self, ConnectionLimits, Protocol, TrustedProxies},
+    listen::{self, Bounds, ConnectionLimits, Protocol, TrustedProxies},
     mail::{self, Mailer, outbox::Outbox},
     store::{self, Migrate, OpenError},
     telemetry::Metrics,
@@ -90,6 +90,7 @@ pub struct App {
     http_idle_timeout: Duration,
     /// How long the service goes on answering after it has reported NOT_SERVING.
     lame_duck: Duration,
+    max_connection_age: Option<Duration>,
 }
 
 /// The addresses that the service listens on.
@@ -126,6 +127,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     let env = service.env.clone();
     service.load_revocations().await?;
     let metrics = Metrics::of_process();
+    count_from_zero();
     let readiness = Arc::new(Readiness::default());
     let (grpc_router, health) =
         grpc::router(Arc::clone(&service), env.clone(), config.listen.serves_reflection()).await?;
@@ -162,6 +164,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
         outbox,
         http_idle_timeout: config.listen.http_idle_timeout,
         lame_duck: config.listen.lame_duck,
+        max_connection_age: config.listen.connection_age(),
     })
 }
 
@@ -280,35 +283,16 @@ impl App {
     /// Serves until `stop` is cancelled. Then it reports NOT_SERVING, goes on serving for the lame duck time, sends
     /// GOAWAY, lets calls finish, and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self {
-            surfaces,
-            addresses: _,
-            proxies,
-            health,
-            readiness,
-            metrics,
-            store,
-            service,
-            outbox,
-            http_idle_timeout,
-            lame_duck,
-        } = self;
+        let Self { surfaces, proxies, health, readiness, metrics, store, service, outbox, lame_duck, .. } = self;
+        let (age, idle) = (self.max_connection_age, self.http_idle_timeout);
         let close = CancellationToken::new();
         // The health is set before the first caller can ask for it.
         let reachable = store.ping().await.is_ok();
         report(reachable, &health, &readiness).await;
         let servers = TaskTracker::new();
         for Surface { listener, protocol, most_connections, router } in surfaces {
-            let (proxies, close) = (proxies.clone(), close.clone());
-            servers.spawn(listen::serve(
-                listener,
-                protocol,
-                most_connections,
-                http_idle_timeout,
-                proxies,
-                router,
-                close,
-            ));
+            let bounds = Bounds { connections: most_connections, age, idle };
+            servers.spawn(listen::serve(listener, protocol, bounds, proxies.clone(), router, close.clone()));
         }
         servers.close();
         let monitor = supervise("health", {

@@ -2,6 +2,7 @@
 
 mod error;
 mod secrets;
+mod signals;
 mod user;
 
 use std::{
@@ -37,7 +38,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGINT or SIGTERM
+    /// Serve until SIGINT, SIGTERM or SIGQUIT
     Serve(Box<Config>),
     /// Apply the missing database migrations; with SQLite, `serve` does this itself
     Migrate(StoreSettings),
@@ -125,9 +126,10 @@ async fn execute(cli: Cli) -> Result<ExitCode, CliError> {
 }
 
 async fn serve(config: &Config) -> Result<ExitCode, CliError> {
+    signals::ignore_others()?;
     let app = app::build(config, Env::system()).await?;
     let stop = CancellationToken::new();
-    tokio::spawn(stop_on_signal(stop.clone())?);
+    tokio::spawn(signals::stop_on_signal(stop.clone())?);
     let addresses = app.addresses();
     tracing::info!(
         grpc_addr = %addresses.grpc,
@@ -140,26 +142,6 @@ async fn serve(config: &Config) -> Result<ExitCode, CliError> {
     }
     app.run(stop).await;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Stops on SIGINT or SIGTERM. A second signal exits at once, without waiting for calls to finish.
-fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
-        for first in [true, false] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if first {
-                stop.cancel();
-            } else {
-                tracing::warn!("second signal: stopping without waiting for calls");
-                std::process::exit(1);
-            }
-        }
-    })
 }
 
 async fn backup(store: &StoreSettings, to: &Path) -> Result<ExitCode, CliError> {

@@ -9,6 +9,8 @@ use super::{error::ConfigError, value::duration};
 
 /// The longest time that the service may go on after SIGTERM.
 const MAX_LAME_DUCK: Duration = Duration::from_mins(5);
+/// The greatest age that may be set for a connection.
+const MAX_CONNECTION_AGE: Duration = Duration::from_hours(24);
 
 /// The least and the most time that an idle connection may live.
 const SHORTEST_IDLE: Duration = Duration::from_secs(1);
@@ -45,6 +47,11 @@ pub struct ListenSettings {
     #[arg(long, env = "POSTERN_HTTP_IDLE_TIMEOUT", default_value = "75s", value_parser = duration,
         value_name = "DURATION")]
     pub http_idle_timeout: Duration,
+    /// How old a connection may get, so that clients find new replicas: up to a tenth less or more, then it takes no
+    /// more calls, and those under way have 30s to finish. 0s is no limit
+    #[arg(long, env = "POSTERN_MAX_CONNECTION_AGE", default_value = "5m", value_parser = duration,
+        value_name = "DURATION")]
+    pub max_connection_age: Duration,
     /// Serve gRPC reflection (v1 and v1alpha), so that clients such as grpcurl can read the API [default: only if the
     /// gRPC address is loopback]
     #[arg(long, env = "POSTERN_REFLECTION", action = ArgAction::Set,
@@ -56,6 +63,11 @@ impl ListenSettings {
     /// Whether to serve gRPC reflection. Other machines have no need to read the whole API.
     pub fn serves_reflection(&self) -> bool {
         self.reflection.unwrap_or_else(|| self.grpc_addr.ip().is_loopback())
+    }
+
+    /// How old a connection may get, if there is a limit.
+    pub fn connection_age(&self) -> Option<Duration> {
+        (!self.max_connection_age.is_zero()).then_some(self.max_connection_age)
     }
 
     /// Checks the times and the public URL. Refuses plaintext on an address that other machines can reach,
@@ -73,6 +85,10 @@ impl ListenSettings {
         if !(SHORTEST_IDLE..=LONGEST_IDLE).contains(&self.http_idle_timeout) {
             let value = humantime::format_duration(self.http_idle_timeout);
             return Err(ConfigError::OutOfRange("POSTERN_HTTP_IDLE_TIMEOUT", format!("{value} (1s to 1h)")));
+        }
+        if self.max_connection_age > MAX_CONNECTION_AGE {
+            let limit = format!("longer than {}; 0s is no limit", humantime::format_duration(MAX_CONNECTION_AGE));
+            return Err(ConfigError::OutOfRange("POSTERN_MAX_CONNECTION_AGE", limit));
         }
         let url = self.public_url.as_deref().unwrap_or("https://");
         if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains(char::is_whitespace) {

@@ -14,13 +14,17 @@ use tonic::{Code, Status};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
-use crate::{domain::env::Env, error::Error};
+use crate::{
+    domain::env::Env,
+    error::Error,
+    listen::{MAX_HEAD, OversizedHead},
+};
 
 use super::{
     access::AccessRules,
     limits::MAX_MESSAGE,
     response::respond,
-    status::{code_name, is_own},
+    status::{code_name, is_own, mark_own},
 };
 
 /// The header that carries the id of a request, in requests and responses.
@@ -68,19 +72,28 @@ pub async fn request_context(State(measured): State<MeasuredRpcs>, request: Requ
     .await
 }
 
+/// The name of every path that is no RPC of the contract.
+const OTHER: SharedString = SharedString::const_str("other");
+
 /// The RPCs that are measured by name: those of the contract. Every other path is measured as `other`, so that clients
 /// cannot create any number of labels.
 #[derive(Debug, Clone)]
 pub struct MeasuredRpcs(Arc<HashMap<String, SharedString>>);
 
 impl MeasuredRpcs {
+    /// Counts the errors of each from 0, so that the first one is a rise.
     pub fn new(rules: &AccessRules) -> Self {
         let name = |path: &str| SharedString::from(path.trim_start_matches('/').to_owned());
-        Self(Arc::new(rules.iter().map(|(path, _)| (path.to_owned(), name(path))).collect()))
+        let measured = Self(Arc::new(rules.iter().map(|(path, _)| (path.to_owned(), name(path))).collect()));
+        for method in measured.0.values().cloned().chain([OTHER]) {
+            let labels = [Label::new("method", method), Label::from_static_parts("code", code_name(Code::Internal))];
+            metrics::counter!("postern_rpcs_total", labels.iter()).increment(0);
+        }
+        measured
     }
 
     fn of(&self, path: &str) -> SharedString {
-        self.0.get(path).cloned().unwrap_or(SharedString::const_str("other"))
+        self.0.get(path).cloned().unwrap_or(OTHER)
     }
 }
 
@@ -93,6 +106,19 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get("traceparent")?.to_str().ok()?.split('-').nth(1)?;
     let is_hexadecimal = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     (id.len() == 32 && is_hexadecimal).then_some(id)
+}
+
+/// Refuses a call whose headers were larger than they may be.
+pub async fn refuse_oversized_head(request: Request, next: Next) -> Response {
+    if request.extensions().get::<OversizedHead>().is_none() {
+        return next.run(request).await;
+    }
+    respond(oversized_head())
+}
+
+/// The status of a call whose headers were too large.
+pub fn oversized_head() -> Status {
+    mark_own(Status::resource_exhausted(format!("the headers of the request are larger than {MAX_HEAD} bytes")))
 }
 
 /// Answers 415 to a request that is not gRPC, as the gRPC protocol requires ("Requests", on Content-Type).
@@ -113,7 +139,8 @@ pub fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send>) -> Response> {
 }
 
 /// Turns the decoding errors of tonic into INVALID_ARGUMENT. tonic answers INTERNAL if it cannot decode a message, and
-/// OUT_OF_RANGE if a message is too large, but both are bad input. Our own statuses are marked, and pass unchanged.
+/// OUT_OF_RANGE if a message is too large, but both are bad input. One that is too large only after decompression keeps
+/// its RESOURCE_EXHAUSTED, with a message of ours. Our own statuses are marked, and pass unchanged.
 pub async fn normalize_errors(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     // tonic keeps the status that it wrote into the headers here too, with its source.
@@ -122,6 +149,9 @@ pub async fn normalize_errors(request: Request, next: Next) -> Response {
     };
     match status.code() {
         Code::Internal => respond(Error::field("", "the request is not a valid message of this RPC").into()),
+        Code::ResourceExhausted => respond(mark_own(Status::resource_exhausted(format!(
+            "the request is larger than {MAX_MESSAGE} bytes when it is decompressed"
+        )))),
         Code::OutOfRange => respond(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")).into()),
         _ => response,
     }
@@ -133,7 +163,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::grpc::status::{INTERNAL_MESSAGE, mark_own};
+    use crate::grpc::status::INTERNAL_MESSAGE;
 
     async fn normalized(status: Status) -> Status {
         let handler = || async { respond(status) };

@@ -24,7 +24,7 @@ use crate::{
     body::{self, Guard, ReadError, guarded},
     domain::env::Deadline,
     error::Error,
-    listen::ClientAddr,
+    listen::{ClientAddr, ConnectionEnds},
     shares::{Share, Shares},
 };
 
@@ -91,10 +91,11 @@ pub async fn bound_calls(State(places): State<Places>, request: Request, next: N
 
 async fn admit(places: &Places, client: Option<IpAddr>, request: Request, next: Next) -> Result<Response, Error> {
     let path = request.uri().path();
+    let ends = request.extensions().get::<ConnectionEnds>().cloned();
     if path.starts_with(REFLECTION) {
         let share = take(&places.reflecting, client)?;
         let request = request.map(|body| Body::new(Limited::new(body, MAX_REFLECTION)));
-        return Ok(next.run(request).await.map(|body| guarded(body, Lifetime::new(LONGEST_REFLECTION, share))));
+        return Ok(next.run(request).await.map(|body| guarded(body, Lifetime::new(LONGEST_REFLECTION, ends, share))));
     }
     let (runs, watches) = (path.starts_with(OWN_SERVICES), path == WATCH);
     let receiving = take(&places.receiving, client)?;
@@ -102,7 +103,7 @@ async fn admit(places: &Places, client: Option<IpAddr>, request: Request, next: 
     drop(receiving);
     if watches {
         let share = take(&places.watching, client)?;
-        return Ok(next.run(request).await.map(|body| guarded(body, Lifetime::new(LONGEST_WATCH, share))));
+        return Ok(next.run(request).await.map(|body| guarded(body, Lifetime::new(LONGEST_WATCH, ends, share))));
     }
     let _running = if runs { Some(take(&places.running, client)?) } else { None };
     Ok(next.run(request).await)
@@ -124,16 +125,26 @@ async fn receive(request: Request) -> Result<Request, Error> {
     Ok(Request::from_parts(parts, Body::from(message)))
 }
 
-/// The time of a response that goes on until somebody ends it, and its place. When the time is over it ends with
-/// UNAVAILABLE, upon which clients begin another one.
+/// The time of a response that goes on until somebody ends it, and its place. When the time is over, or its connection
+/// is to end, it ends with UNAVAILABLE, upon which clients begin another one.
 struct Lifetime {
-    end: Pin<Box<tokio::time::Sleep>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
     _share: Share,
 }
 
 impl Lifetime {
-    fn new(longest: Duration, share: Share) -> Self {
-        Self { end: Box::pin(tokio::time::sleep(longest)), _share: share }
+    fn new(longest: Duration, ends: Option<ConnectionEnds>, share: Share) -> Self {
+        let over = tokio::time::sleep(longest);
+        let end: Pin<Box<dyn Future<Output = ()> + Send>> = match ends {
+            None => Box::pin(over),
+            Some(ConnectionEnds(ends)) => Box::pin(async move {
+                tokio::select! {
+                    () = over => {}
+                    () = ends.cancelled() => {}
+                }
+            }),
+        };
+        Self { end, _share: share }
     }
 }
 

@@ -7,7 +7,9 @@ mod admin;
 mod auth;
 mod authenticate;
 mod context;
+mod health;
 mod limits;
+mod reflection;
 mod request;
 mod response;
 mod status;
@@ -18,21 +20,21 @@ use axum::{
     Router,
     middleware::{from_fn, from_fn_with_state},
 };
-use tonic::service::Routes;
+use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, ServiceExt as _};
 
 use crate::{
     domain::{env::Env, service::Service},
     error::Error,
     proto::{
-        self, account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
+        account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
         auth_service_server::AuthServiceServer,
     },
 };
 
 pub use access::{AccessRules, contract_rules, declared_access};
-pub use context::{REQUEST_ID, assign_request_id};
+pub use context::{REQUEST_ID, assign_request_id, oversized_head};
 pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIVED_AT_ONCE};
 pub use status::{ERROR_DOMAIN, code_name, is_spent_link, reason_name};
 
@@ -54,43 +56,45 @@ impl Health {
     }
 }
 
+/// A service that takes messages of a bounded size, plain or compressed with gzip. The bound holds after decompression
+/// too. The generated servers have these methods, but no trait for them.
+macro_rules! bounded {
+    ($server:expr) => {
+        bounded!($server, MAX_MESSAGE)
+    };
+    ($server:expr, $most:expr) => {
+        $server.max_decoding_message_size($most).accept_compressed(CompressionEncoding::Gzip)
+    };
+}
+
 /// The gRPC API as one router, and the handle to its health, which starts as NOT_SERVING.
 pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result<(Router, Health), Error> {
-    let (reporter, health_service) = tonic_health::server::health_reporter();
-    let health = Health(reporter);
+    let reporter = HealthReporter::new();
+    let health = Health(reporter.clone());
     health.set(false).await;
 
-    let health_service = health_service.max_decoding_message_size(MAX_MESSAGE);
-    let auth = AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))).max_decoding_message_size(MAX_MESSAGE);
-    let account = AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service)))
-        .max_decoding_message_size(MAX_MESSAGE);
-    let admin =
-        AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))).max_decoding_message_size(MAX_MESSAGE);
-    let mut routes =
+    let health_service = bounded!(health::server(reporter));
+    let auth = bounded!(AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))));
+    let account = bounded!(AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service))));
+    let admin = bounded!(AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))));
+    let services =
         Routes::default().add_service(health_service).add_service(auth).add_service(account).add_service(admin);
-    if reflection {
+    let router = if reflection {
         // Some clients use v1 and some v1alpha; grpcurl tries v1 first.
-        let configure = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::CONTRACT)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // The types of error details, so that generic clients can print them.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
-        routes = routes
-            .add_service(
-                configure().build_v1().map_err(Error::internal)?.max_decoding_message_size(limits::MAX_REFLECTION),
-            )
-            .add_service(
-                configure().build_v1alpha().map_err(Error::internal)?.max_decoding_message_size(limits::MAX_REFLECTION),
-            );
-    }
+        let server = bounded!(reflection::server()?, limits::MAX_REFLECTION);
+        let v1alpha = server.clone().map_request(reflection::to_v1);
+        services.add_service(server).into_axum_router().route_service(reflection::V1ALPHA, v1alpha)
+    } else {
+        services.into_axum_router()
+    };
 
     let rules = contract_rules()?;
     let layers = ServiceBuilder::new()
         // Outermost, so that every log line of the call contains the request id.
         .layer(from_fn_with_state(env, context::assign_request_id))
         .layer(from_fn_with_state(context::MeasuredRpcs::new(&rules), context::request_context))
+        // Before anything reads the headers, which have been dropped.
+        .layer(from_fn(context::refuse_oversized_head))
         // Before anything reads the request as gRPC.
         .layer(from_fn(context::require_grpc_content_type))
         // Around all our code that could panic.
@@ -105,5 +109,5 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
         .layer(from_fn_with_state(service, authenticate::authenticate))
         // Authorizes the call. Innermost, so that no service can be reached without it.
         .layer(from_fn_with_state(Arc::new(rules), access::authorize));
-    Ok((routes.into_axum_router().layer(layers), health))
+    Ok((router.layer(layers), health))
 }

@@ -20,7 +20,7 @@ use crate::{
     body::{self, ReadError, guarded},
     error::Error,
     grpc::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY},
-    listen::ClientAddr,
+    listen::{ClientAddr, OversizedHead},
     shares::Shares,
 };
 
@@ -37,6 +37,14 @@ pub async fn bound_receiving(State(places): State<Shares>, request: Request, nex
         Some(share) => next.run(request.map(|body| guarded(body, share))).await,
         None => ErrorResponse::from(Error::Overloaded { retry_after: OVERLOAD_RETRY }).into_response(),
     }
+}
+
+/// Refuses a request whose headers were larger than they may be.
+pub async fn refuse_oversized_head(request: Request, next: Next) -> Response {
+    if request.extensions().get::<OversizedHead>().is_none() {
+        return next.run(request).await;
+    }
+    ErrorResponse::oversized_head().into_response()
 }
 
 /// Reads the body of a request, up to the size of a message.

@@ -38,11 +38,7 @@ pub fn router() -> Router {
         )
         .route(
             "/docs/swagger-ui.css",
-            file(
-                include_bytes!("../../templates/docs/swagger-ui.css.gz"),
-                "text/css; charset=utf-8",
-                &[CACHED, GZIP],
-            ),
+            file(include_bytes!("../../templates/docs/swagger-ui.css.gz"), "text/css; charset=utf-8", &[CACHED, GZIP]),
         )
 }
 

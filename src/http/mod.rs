@@ -15,7 +15,12 @@ mod wellknown;
 
 use std::sync::Arc;
 
-use axum::{Router, body::Bytes, middleware::from_fn_with_state, routing::get};
+use axum::{
+    Router,
+    body::Bytes,
+    middleware::{from_fn, from_fn_with_state},
+    routing::get,
+};
 use http::{HeaderValue, Method, header};
 use prost_reflect::DescriptorPool;
 use tower_http::{
@@ -65,7 +70,9 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     }
     // Added after CORS, because no script of another origin needs the pages.
     let surface = surface.merge(pages::router(grpc_router, &options.pages)?).merge(docs::router());
-    let surface = surface.layer(from_fn_with_state(Shares::new(grpc::RECEIVED_AT_ONCE), call::bound_receiving));
+    let surface = surface
+        .layer(from_fn_with_state(Shares::new(grpc::RECEIVED_AT_ONCE), call::bound_receiving))
+        .layer(from_fn(call::refuse_oversized_head));
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
 

@@ -10,6 +10,7 @@ use axum::{
     Router,
     body::Body,
     extract::State,
+    middleware::from_fn,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -17,6 +18,8 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use crate::telemetry::Metrics;
+
+use super::call::refuse_oversized_head;
 
 /// The conditions under which this replica can answer calls, as `/readyz` reports them.
 #[derive(Debug, Default)]
@@ -51,6 +54,7 @@ pub fn router(readiness: Arc<Readiness>, metrics: Metrics) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(render).with_state(metrics))
+        .layer(from_fn(refuse_oversized_head))
 }
 
 /// Answers 200 if every condition holds, otherwise 503 with the ones that do not.

@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::{error::Error, grpc::code_name};
+use crate::{
+    error::Error,
+    grpc::{self, code_name},
+};
 
 use super::json;
 
@@ -64,6 +67,11 @@ impl ErrorResponse {
     pub fn too_large(limit: usize) -> Self {
         let status = Status::invalid_argument(format!("the body is larger than {limit} bytes"));
         Self { http: StatusCode::PAYLOAD_TOO_LARGE, ..status.into() }
+    }
+
+    /// The headers are larger than those of a request may be.
+    pub fn oversized_head() -> Self {
+        Self { http: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ..grpc::oversized_head().into() }
     }
 
     /// The body has another content type.

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,6 +37,8 @@ pub(super) struct Activity {
     calls: AtomicUsize,
     /// How many calls have begun so far.
     begun: AtomicU64,
+    /// It began like HTTP/1.1.
+    is_http1: AtomicBool,
     /// When it was entered or its last call ended, in milliseconds since `started`.
     idle_since: AtomicU64,
     started: Instant,
@@ -97,8 +99,13 @@ fn longest_idle(open: &HashMap<u64, Open>, client: IpAddr) -> Option<u64> {
 
 impl Activity {
     fn new(started: Instant) -> Self {
-        let activity =
-            Self { calls: AtomicUsize::new(0), begun: AtomicU64::new(0), idle_since: AtomicU64::new(0), started };
+        let activity = Self {
+            calls: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            is_http1: AtomicBool::new(false),
+            idle_since: AtomicU64::new(0),
+            started,
+        };
         activity.rest();
         activity
     }
@@ -118,6 +125,14 @@ impl Activity {
 
     pub(super) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_http1(&self) -> bool {
+        self.is_http1.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_http1(&self) {
+        self.is_http1.store(true, Ordering::Relaxed);
     }
 }
 

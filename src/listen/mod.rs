@@ -2,6 +2,7 @@
 //! nothing of the calls themselves.
 
 mod connections;
+mod heads;
 mod leftover;
 mod progress;
 mod wire;
@@ -15,7 +16,7 @@ use std::{
 };
 
 use axum::Router;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, Version, header::CONNECTION};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulConnection},
@@ -28,12 +29,22 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use self::{connections::Connections, leftover::Leftovers, progress::Progress, wire::Wire};
+use crate::shares::Shares;
+
+use self::{
+    connections::{Activity, Connections},
+    heads::Heads,
+    leftover::Leftovers,
+    progress::Progress,
+    wire::Wire,
+};
+pub use self::{
+    heads::{MAX_HEAD, OversizedHead},
+    wire::Protocol,
+};
 
 /// The most open streams of one connection.
 const MAX_STREAMS: u32 = 200;
-/// The largest size of the headers of one request, in bytes.
-const MAX_HEADERS: u32 = 16 * 1024;
 /// How many streams a client may reset before they are handled. One more closes its connection. The library's default
 /// of 20 is reached by a proxy when many of its clients hang up at once, and all other clients of the proxy would lose
 /// their calls. Each such stream costs one entry in a queue.
@@ -58,14 +69,22 @@ const STANDSTILL_INTERVAL: Duration = Duration::from_secs(10);
 const GIVING_WAY: Duration = Duration::from_secs(1);
 /// How often the log says that connections are refused.
 const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
+/// How long calls may take to finish after their connection has reached its age.
+const AGE_GRACE: Duration = Duration::from_secs(30);
 /// How long calls may take to finish after the server has stopped accepting.
 const DRAIN: Duration = Duration::from_secs(30);
+/// The age of connections that may get as old as they like.
+const FOR_EVER: Duration = Duration::from_hours(24 * 365);
 /// How long to wait before accepting again when the machine has no file descriptors left.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The address of the client of a call: the peer of its connection, or the client that a trusted proxy names.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientAddr(pub SocketAddr);
+
+/// Cancelled when the connection of a call is to end, and streams that would go on for ever should.
+#[derive(Debug, Clone)]
+pub struct ConnectionEnds(pub CancellationToken);
 
 /// CIDR ranges of proxies whose `X-Forwarded-For` is trusted.
 #[derive(Debug, Clone, Default)]
@@ -82,15 +101,16 @@ impl TrustedProxies {
 
     /// The client of a request. Every proxy appends the address of its own client to X-Forwarded-For, so the entries
     /// are read from the end, as long as the proxy that wrote one is trusted. Earlier entries may be forged, and need not
-    /// be text.
+    /// be text. Several lines are one list, and empty elements of a list count for nothing (RFC 9110 §5.3, §5.6.1.2).
     fn caller(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
         if !self.trusts(peer.ip()) {
             return peer;
         }
         let mut caller = peer.ip();
         let lines = headers.get_all("x-forwarded-for").iter().rev();
-        for entry in lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')) {
-            let Some(address) = str::from_utf8(entry).ok().and_then(|entry| forwarded_address(entry.trim())) else {
+        let entries = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        for entry in entries.filter(|entry| !entry.is_empty()) {
+            let Some(address) = str::from_utf8(entry).ok().and_then(forwarded_address) else {
                 break;
             };
             caller = address;
@@ -102,22 +122,13 @@ impl TrustedProxies {
     }
 }
 
-/// Parses an address of X-Forwarded-For. Some proxies add the port, and put an IPv6 address in brackets then.
+/// Parses an address of X-Forwarded-For. Some proxies add the port, put an IPv6 address in brackets, or quote it as in
+/// `Forwarded` (RFC 7239 §6).
 fn forwarded_address(text: &str) -> Option<IpAddr> {
-    let address: IpAddr = match text.parse() {
-        Ok(address) => address,
-        Err(_) => text.parse::<SocketAddr>().ok()?.ip(),
-    };
+    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().or_else(|_| text.parse().map(|address: SocketAddr| address.ip())).ok()?;
     Some(address.to_canonical())
-}
-
-/// The protocol of an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/2 with prior knowledge, as gRPC clients use it.
-    Http2,
-    /// HTTP/1.1, or HTTP/2 with prior knowledge.
-    Http1AndHttp2,
 }
 
 /// How many connections each address may have.
@@ -159,13 +170,23 @@ fn raise_descriptor_limit() -> usize {
     allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(usize::MAX)
 }
 
+/// The bounds of the connections of an address.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// How many there may be.
+    pub connections: usize,
+    /// How old one may get.
+    pub age: Option<Duration>,
+    /// How long an HTTP/1.1 connection may wait for its next request.
+    pub idle: Duration,
+}
+
 /// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most `DRAIN`, and
-/// returns. `idle_timeout` is how long an HTTP/1.1 connection may wait for its next request.
+/// returns. A connection that reaches its age ends in the same way.
 pub async fn serve(
     listener: TcpListener,
     protocol: Protocol,
-    most_connections: usize,
-    idle_timeout: Duration,
+    bounds: Bounds,
     proxies: TrustedProxies,
     router: Router,
     stop: CancellationToken,
@@ -173,7 +194,8 @@ pub async fn serve(
     let builder = Arc::new(builder(protocol));
     let running = TaskTracker::new();
     let leftovers = Leftovers::new();
-    let connections = Connections::new(most_connections);
+    let connections = Connections::new(bounds.connections);
+    let long_heads = Shares::new(heads::LONG_HEADS_AT_ONCE);
     let refusals = metrics::counter!("postern_connections_refused_total");
     refusals.increment(0);
     let mut complaints = Complaints::default();
@@ -183,31 +205,45 @@ pub async fn serve(
         number += 1;
         let Some(entered) = connections.enter(number, peer.ip()) else {
             refusals.increment(1);
-            complaints.make(|refused| tracing::warn!(refused, most_connections, "connections were refused"));
+            complaints.make(|refused| {
+                tracing::warn!(refused, most_connections = bounds.connections, "connections were refused");
+            });
             continue;
         };
-        let (close, entered, progress) = (entered.close.clone(), Arc::new(entered), Progress::default());
-        let wire = Wire::new(stream, protocol, idle_timeout, entered.activity(), close.clone());
-        let (router, proxies, answers) = (router.clone(), proxies.clone(), progress.clone());
-        let leftovers = leftovers.clone();
+        let life = Life {
+            peer,
+            activity: entered.activity(),
+            max_age: bounds.age.map(|age| jittered(age, number)),
+            give_way: entered.close.clone(),
+            progress: Progress::default(),
+            stop: stop.clone(),
+            ends: stop.child_token(),
+        };
+        let wire = Wire::new(stream, protocol, bounds.idle, entered.activity(), entered.close.clone());
+        let stream = Heads::new(with_write_timeout(wire), entered.activity(), long_heads.clone(), peer.ip());
+        let (router, proxies, entered) = (router.clone(), proxies.clone(), Arc::new(entered));
+        let (answers, ends, leftovers) = (life.progress.clone(), life.ends.clone(), leftovers.clone());
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             let caller = proxies.caller(peer, request.headers());
             request.extensions_mut().insert(ClientAddr(caller));
+            request.extensions_mut().insert(ConnectionEnds(ends.clone()));
+            heads::drop_oversized(&mut request);
             let under_way = entered.call();
             let version = request.version();
             let (request, unread) = leftovers.follow(request, caller.ip());
             let call = router.clone().oneshot(request);
-            let answers = answers.clone();
+            let (answers, ends) = (answers.clone(), ends.clone());
             async move {
                 let mut response = call.await.unwrap_or_else(|never| match never {});
                 unread.announce(version, &mut response);
+                if version < Version::HTTP_2 && ends.is_cancelled() {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(response.map(|body| answers.follow(body, under_way)))
             }
         });
-        let connection = builder
-            .serve_connection(TokioIo::new(with_write_timeout(wire)), TowerToHyperService::new(service))
-            .into_owned();
-        running.spawn(run(connection, peer, close, progress, stop.clone()));
+        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        running.spawn(life.run(connection));
     }
     drop(listener);
     running.close();
@@ -222,53 +258,87 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
         builder = builder.http2_only();
     }
     // `wire.rs` has the time-outs of HTTP/1.1.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEADERS as usize);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(heads::LONGEST_HEAD as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS)
+        .max_header_list_size(heads::LONGEST_HEAD)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     builder
 }
 
-/// Runs a connection to its end: until its client ends it, until it has to give way, or until its client takes no more of
-/// an answer.
-async fn run<C: GracefulConnection<Error: std::fmt::Display>>(
-    connection: C,
+/// The maximum age of a connection: up to a tenth less or more, so that connections that began together do not end
+/// together. The steps of the golden ratio spread numbers that follow each other evenly.
+fn jittered(age: Duration, number: u64) -> Duration {
+    let step = u32::try_from(number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32).unwrap_or_default();
+    age.mul_f64(0.9 + 0.2 * f64::from(step) / f64::from(u32::MAX))
+}
+
+/// What decides when a connection ends.
+struct Life {
     peer: SocketAddr,
-    close: CancellationToken,
+    activity: Arc<Activity>,
+    max_age: Option<Duration>,
+    /// Cancelled when it has to give way to another connection.
+    give_way: CancellationToken,
     progress: Progress,
+    /// Cancelled when the server stops.
     stop: CancellationToken,
-) {
-    let mut connection = pin!(connection);
-    let mut is_stopping = false;
-    let mut look = tokio::time::interval_at((Instant::now() + STANDSTILL_INTERVAL).into(), STANDSTILL_INTERVAL);
-    loop {
-        tokio::select! {
-            ended = &mut connection => {
-                if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "a connection ended with an error");
-                }
-                return;
-            }
-            () = stop.cancelled(), if !is_stopping => {
-                is_stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = close.cancelled() => {
-                // It was idle. A call that has begun in this moment may still end.
-                connection.as_mut().graceful_shutdown();
-                let _ = tokio::time::timeout(GIVING_WAY, &mut connection).await;
-                tracing::debug!(%peer, "an idle connection gave way to another one");
-                return;
-            }
-            _ = look.tick() => {
-                if progress.is_stuck(LONGEST_STANDSTILL) {
-                    tracing::debug!(%peer, "a connection was closed because its client did not take an answer");
+    /// Cancelled when it is too old, and when the server stops.
+    ends: CancellationToken,
+}
+
+impl Life {
+    /// Runs a connection to its end: until its client ends it, until it is too old, until it has to give way, or until
+    /// its client takes no more of an answer.
+    async fn run<C: GracefulConnection<Error: std::fmt::Display>>(self, connection: C) {
+        let peer = self.peer;
+        let mut connection = pin!(connection);
+        let (mut is_stopping, mut is_old) = (false, false);
+        let mut age = pin!(tokio::time::sleep(self.max_age.unwrap_or(FOR_EVER)));
+        let mut look = tokio::time::interval_at((Instant::now() + STANDSTILL_INTERVAL).into(), STANDSTILL_INTERVAL);
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "a connection ended with an error");
+                    }
                     return;
+                }
+                () = self.stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut age => {
+                    if is_old {
+                        tracing::debug!(%peer, "a connection was closed at its age, with calls that did not finish");
+                        return;
+                    }
+                    is_old = true;
+                    self.ends.cancel();
+                    if self.activity.is_http1() {
+                        // A request may be on its way: the answer to the next one says that it was the last.
+                        age.as_mut().reset((Instant::now() + FOR_EVER).into());
+                    } else {
+                        connection.as_mut().graceful_shutdown();
+                        age.as_mut().reset((Instant::now() + AGE_GRACE).into());
+                    }
+                }
+                () = self.give_way.cancelled() => {
+                    // It was idle. A call that has begun in this moment may still end.
+                    connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(GIVING_WAY, &mut connection).await;
+                    tracing::debug!(%peer, "an idle connection gave way to another one");
+                    return;
+                }
+                _ = look.tick() => {
+                    if self.progress.is_stuck(LONGEST_STANDSTILL) {
+                        tracing::debug!(%peer, "a connection was closed because its client did not take an answer");
+                        return;
+                    }
                 }
             }
         }
@@ -339,6 +409,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn connections_that_began_together_do_not_end_together() {
+        let age = Duration::from_secs(100);
+        let mut ages: Vec<_> = (0..100).map(|number| jittered(age, number)).collect();
+        ages.sort();
+        assert!(ages[0] >= Duration::from_secs(90) && ages[99] <= Duration::from_secs(110));
+        let widest = ages.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max();
+        assert!(widest < Some(Duration::from_secs(1)), "{widest:?}");
+    }
+
     fn caller(trusted: &[&str], peer: &str, lines: &[&str]) -> String {
         let networks = trusted.iter().map(|network| network.parse().expect("a network")).collect();
         let mut headers = HeaderMap::new();
@@ -380,5 +460,32 @@ mod tests {
             "10.0.0.1",
             "the last one that can be read"
         );
+    }
+
+    #[test]
+    fn every_way_in_which_proxies_write_the_header_is_read() {
+        let trusted = ["10.0.0.0/8", "127.0.0.1/32"];
+        for (lines, expected) in [
+            (&["[2001:db8::3]"][..], "2001:db8::3"),
+            (&["[2001:db8::3]:443"], "2001:db8::3"),
+            (&["\"[2001:db8::3]:443\""], "2001:db8::3"),
+            (&["::ffff:192.0.2.7"], "192.0.2.7"),
+            (&["192.0.2.4,"], "192.0.2.4"),
+            (&[", 192.0.2.4 ,\t,"], "192.0.2.4"),
+            (&["192.0.2.5, , 127.0.0.1"], "192.0.2.5"),
+            (&["192.0.2.5", ""], "192.0.2.5"),
+            (&["192.0.2.5", " , "], "192.0.2.5"),
+            (&["1.1.1.1", "192.0.2.6"], "192.0.2.6"),
+            (&["\u{e9}\u{ff}", "192.0.2.6, 10.1.1.1"], "192.0.2.6"),
+            (&[""], "10.0.0.1"),
+            (&[","], "10.0.0.1"),
+            (&["[192.0.2.5"], "10.0.0.1"),
+            (&["192.0.2.5, unknown"], "10.0.0.1"),
+            (&["192.0.2.5, _hidden, 10.1.1.1"], "10.1.1.1"),
+            (&["192.0.2.5:80:80"], "10.0.0.1"),
+            (&["[]"], "10.0.0.1"),
+        ] {
+            assert_eq!(caller(&trusted, "10.0.0.1", lines), expected, "{lines:?}");
+        }
     }
 }

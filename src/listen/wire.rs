@@ -16,7 +16,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Protocol, connections::Activity};
+use super::connections::Activity;
+
+/// The protocol of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 with prior knowledge, as gRPC clients use it.
+    Http2,
+    /// HTTP/1.1, or HTTP/2 with prior knowledge.
+    Http1AndHttp2,
+}
 
 /// How long the headers of an HTTP/1.1 request may take, from their first byte.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

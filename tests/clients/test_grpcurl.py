@@ -10,6 +10,7 @@ import subprocess
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from support import pb
@@ -44,6 +45,8 @@ RPCS = {
         "ListAuditEvents",
     },
 }
+SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
+ASK = reflection_pb2.ServerReflectionRequest
 # grpcurl exits with 64 + the gRPC code.
 UNAUTHENTICATED = 64 + 16
 INVALID_ARGUMENT = 64 + 3
@@ -94,22 +97,85 @@ def test_describe_shows_the_contract(grpcurl, service):
     assert "string refresh_token" in grpcurl("describe", f"{pb.PACKAGE}.RefreshRequest")
 
 
-@pytest.mark.parametrize("version", ["v1", "v1alpha"])
-def test_reflection_answers_in_this_version(client, version):
+EXTENSION = f"{pb.PACKAGE}.access"
+
+
+@SQLITE_ALONE
+def test_describe_shows_an_extension_and_the_options_that_it_makes(grpcurl):
+    assert f"{EXTENSION} is an extension" in grpcurl("describe", EXTENSION)
+    assert f"option (.{EXTENSION}) = ACCESS_AUTHENTICATED;" in grpcurl("describe", f"{SERVICE}.GetMe")
+
+
+@pytest.fixture(params=["v1", "v1alpha"])
+def reflect(request, client):
+    """Asks the questions of one stream in one version of reflection, and returns the answers."""
     ask = client.channel.stream_stream(
-        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
-        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        f"/grpc.reflection.{request.param}.ServerReflection/ServerReflectionInfo",
+        request_serializer=ASK.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    requests = [
-        reflection_pb2.ServerReflectionRequest(list_services=""),
-        reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
-    ]
+    return lambda *questions: list(ask(iter(questions), timeout=TIMEOUT))
 
-    listed, file = ask(iter(requests), timeout=TIMEOUT)
 
-    assert {service.name for service in listed.list_services_response.service} >= SERVICES
+@SQLITE_ALONE
+def test_reflection_answers_in_both_versions(reflect):
+    listed, file = reflect(ASK(list_services=""), ASK(file_containing_symbol=SERVICE, host="some.host"))
+    versions = {f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")}
+    assert {service.name for service in listed.list_services_response.service} == SERVICES | versions
     assert file.file_descriptor_response.file_descriptor_proto
+    assert file.valid_host == "some.host"
+    assert file.original_request.file_containing_symbol == SERVICE
+
+
+@SQLITE_ALONE
+def test_what_reflection_does_not_find_is_an_error_response_and_the_stream_goes_on(reflect):
+    unknown = {
+        "file_by_filename": "nothing.proto",
+        "file_containing_symbol": f"{pb.PACKAGE}.Nothing",
+        "all_extension_numbers_of_type": f"{pb.PACKAGE}.Nothing",
+        "file_containing_extension": reflection_pb2.ExtensionRequest(
+            containing_type="google.protobuf.MethodOptions", extension_number=1
+        ),
+    }
+    questions = [ASK(**{kind: name}) for kind, name in unknown.items()]
+    *errors, empty, last = reflect(*questions, ASK(), ASK(file_containing_symbol=SERVICE))
+    for error, question in zip(errors, questions, strict=True):
+        assert error.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0], question
+        assert error.error_response.error_message
+        assert error.original_request == question
+    assert empty.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert last.file_descriptor_response.file_descriptor_proto
+
+
+@SQLITE_ALONE
+def test_reflection_knows_extensions_and_every_kind_of_symbol(reflect):
+    options = "google.protobuf.MethodOptions"
+    (numbers,) = reflect(ASK(all_extension_numbers_of_type=options))
+    found = numbers.all_extension_numbers_response
+    assert found.base_type_name == options
+    number = 51910
+    assert number in found.extension_number
+    wanted = reflection_pb2.ExtensionRequest(containing_type=options, extension_number=number)
+    names = [
+        EXTENSION,
+        f"{SERVICE}.GetMe",
+        f"{pb.PACKAGE}.User",
+        f"{pb.PACKAGE}.User.email_verified",
+        f"{pb.PACKAGE}.ErrorReason",
+        f"{pb.PACKAGE}.ERROR_REASON_INVALID_FIELD",
+        "google.rpc.ErrorInfo",
+        "google.protobuf.Timestamp.seconds",
+    ]
+    answers = reflect(ASK(file_containing_extension=wanted), *(ASK(file_containing_symbol=name) for name in names))
+    for answer, name in zip(answers, ["the extension", *names], strict=True):
+        assert answer.file_descriptor_response.file_descriptor_proto, name
+
+
+@SQLITE_ALONE
+def test_more_questions_than_a_stream_may_have_end_it(reflect):
+    with pytest.raises(grpc.RpcError) as ended:
+        reflect(*[ASK(file_containing_symbol="x" * 1_000)] * 5)
+    assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_reflection_can_be_switched_off(embedded, start_server):
@@ -125,6 +191,18 @@ def test_reflection_can_be_switched_off(embedded, start_server):
 def test_health_is_serving(grpcurl, service):
     answer = json.loads(grpcurl("grpc.health.v1.Health/Check", data={"service": service}))
     assert answer == {"status": "SERVING"}
+
+
+@SQLITE_ALONE
+def test_watching_an_unknown_service_says_so_and_stays_open(client):
+    stub = health_pb2_grpc.HealthStub(client.channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service="nobody.knows.Me"), timeout=1)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    with pytest.raises(grpc.RpcError) as ended:
+        next(watch)
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED, "the stream was still open"
+    error = failure_of(lambda: stub.Check(health_pb2.HealthCheckRequest(service="nobody.knows.Me"), timeout=TIMEOUT))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_whole_journey(grpcurl):

@@ -5,6 +5,7 @@ outage is in `test_outage`.
 """
 
 import random
+import re
 import secrets
 import shutil
 import subprocess
@@ -25,12 +26,7 @@ from support.wait import wait_until
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 PAGE = pb.REPOSITORY / "docs/operations.md"
 ME = f"{pb.PACKAGE}.AuthService/GetMe"
-# Label values that need a failure or a low limit. `test_mail_faults` and `test_throttling` cause these.
-RARE = {
-    "postern_mails_total": {"failed", "dead"},
-    "postern_housekeeping_total": {"failed"},
-    "postern_logins_throttled_total": {"client"},
-}
+ALERTS = pb.REPOSITORY / "deploy/alerts.yml"
 # The documented time is one second. A busy machine gets a few more.
 FOLLOWS_WITHIN = 5
 
@@ -158,7 +154,84 @@ def test_every_metric_is_documented_and_every_documented_one_is_there(server, op
         assert {label for label, _ in used} == set(row.labels), name
         for label, listed in row.labels.items():
             values = {value for used_label, value in used if used_label == label}
-            assert not listed or listed - RARE.get(name, set()) <= values <= listed, f"{label} of {name}"
+            assert not listed or values == listed, f"{label} of {name}"
+
+
+@pytest.fixture
+def fresh(embedded, start_server):
+    return start_server(embedded)
+
+
+def test_every_counter_stands_at_zero_from_the_start(fresh):
+    seen, rows = scrape(Rest(fresh, "ops_addr")), metrics.documented(PAGE)
+    # What is done at the start, and what has no bound or no alert.
+    started = {("postern_housekeeping_total", "done")}
+    for name, row in rows.items():
+        if row.type != "counter" or name == "postern_rpcs_total":
+            continue
+        samples = {labels: value for (metric, labels), value in seen.samples.items() if metric == name}
+        assert samples, name
+        for labels, value in samples.items():
+            assert value == 0 or any((name, label) in started for _, label in labels), f"{name} {set(labels)}"
+        for label, listed in row.labels.items():
+            there = {value for labels in samples for key, value in labels if key == label}
+            assert there >= listed, f"{label} of {name}"
+    kinds = {
+        value for metric, label, value in seen.label_values() if (metric, label) == ("postern_mails_total", "kind")
+    }
+    assert {f"{kind}.{outcome}" for kind in kinds for outcome in rows["postern_mails_total"].labels["outcome"]} == {
+        f"{dict(labels)['kind']}.{dict(labels)['outcome']}"
+        for name, labels in seen.samples
+        if name == "postern_mails_total"
+    }
+    for method in [*contract.rpcs(), "other"]:
+        labels = frozenset({("method", method), ("code", "INTERNAL")})
+        assert seen.samples.get(("postern_rpcs_total", labels)) == 0, method
+
+
+def test_the_alert_rules_raise_what_they_promise(promtool):
+    for arguments in (["check", "rules", ALERTS.name], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run([promtool, *arguments], cwd=ALERTS.parent, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_alert_rules_name_metrics_that_there_are(fresh):
+    operations, rules = Rest(fresh, "ops_addr"), ALERTS.read_text()
+    wait_until(
+        "the queue was counted", lambda: ("postern_mail_queue", "state", "dead") in scrape(operations).label_values()
+    )
+    seen = scrape(operations)
+    for line in (line.partition("expr:")[2] for line in rules.splitlines() if "expr:" in line):
+        for name, labels in re.findall(r"(postern_\w+)(?:\{(\w+=\"\w+\")\})?", line):
+            assert seen.family(name) in metrics.documented(PAGE) or name.endswith("_bucket"), name
+            key, _, value = labels.partition("=")
+            assert not labels or (name, key, value.strip('"')) in seen.label_values(), f"{name}{{{labels}}}"
+
+
+def test_the_first_reused_token_of_a_fresh_server_raises_its_alert(fresh, promtool, tmp_path):
+    operations, client = Rest(fresh, "ops_addr"), fresh.client
+    name, labels = "postern_refreshes_total", {"outcome": "reused"}
+    before = scrape(operations).samples.get((name, frozenset(labels.items())), "_")
+    _, first = client.newcomer()
+    client.refresh(client.refresh(first.refresh_token).refresh_token)
+    failure_of(lambda: client.refresh(first.refresh_token))
+    after = scrape(operations).value(name, **labels)
+    shutil.copy(ALERTS, tmp_path)
+    (tmp_path / "test.yml").write_text(f"""
+rule_files: [{ALERTS.name}]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series: [{{series: '{name}{{outcome="reused"}}', values: "{before}x4 {after}x9"}}]
+    promql_expr_test:
+      - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
+        eval_time: 9m
+        exp_samples: [{{labels: '{{alertname="PosternRefreshTokenReused"}}', value: 1}}]
+""")
+    done = subprocess.run(
+        [promtool, "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @SQLITE_ALONE

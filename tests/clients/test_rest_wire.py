@@ -179,7 +179,7 @@ def test_a_client_that_waits_for_100_continue_is_told_to_go_on(rest):
 def test_headers_of_20_kib_are_431_or_a_closed_connection(rest, shape):
     lines = ["x-long: " + "a" * 20_480] if shape.startswith("one") else [f"x-{n}: {'a' * 100}" for n in range(200)]
     reply = raw(rest.address, request("GET /v1/me", *lines, close=False))
-    assert reply.closed
+    assert reply.closed or b'"code":431' in reply.received
     assert set(statuses(reply.received)) <= {431}, reply.received[:200]
 
 

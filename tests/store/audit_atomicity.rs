@@ -18,8 +18,8 @@ use crate::{
     attempts::attempt,
     fixtures::{
         NEW_HASH, OLD_HASH, audit_context, confirmation_by, deletion, email_change, log_in, new_account, new_session,
-        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token, username_change,
-        verification,
+        password_change, refresh, reset_by, roles, sign_up_admin, sign_up_without_mail, subject, token,
+        username_change, verification,
     },
     support::{Database, on_each_engine},
 };

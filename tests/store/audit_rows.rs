@@ -17,8 +17,7 @@ use crate::{
     fixtures::{
         LIMIT, Token, audit, audit_context, audit_context_by, confirmation_by, deletion, email_change, log_in, log_out,
         mail, new_account, new_id, new_session, password_change, queue_mail, refresh, reset_by, roles, sign_up_admin,
-        sign_up_without_mail, subject, token, username_change,
-        verification,
+        sign_up_without_mail, subject, token, username_change, verification,
     },
     support::{Database, on_each_engine},
 };

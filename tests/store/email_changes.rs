@@ -338,7 +338,8 @@ async fn a_confirmation_deletes_the_account_that_never_verified_the_address(data
     let id = database.id(squatter.id.0);
     let logged = format!("SELECT count(*) FROM revocations WHERE user_id = {id} AND roles = ''");
     assert_eq!((database.revocations().await, database.sql.number(&logged).await), (1, 1));
-    let events: Vec<_> = audit(store).await.into_iter().filter(|row| contexts.iter().any(|c| c.event == row.id)).collect();
+    let events: Vec<_> =
+        audit(store).await.into_iter().filter(|row| contexts.iter().any(|c| c.event == row.id)).collect();
     for event in &events {
         assert_eq!(event.actor, Some(user.id));
     }

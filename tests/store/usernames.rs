@@ -41,7 +41,12 @@ async fn a_change_of_username_changes_nothing_else(database: &Database) {
     assert_eq!(database.outbox().await, Vec::<String>::new());
 }
 
-async fn assert_unchanged(database: &Database, store: &dyn Store, asked: UsernameChange, outcome: UsernameChangeOutcome) {
+async fn assert_unchanged(
+    database: &Database,
+    store: &dyn Store,
+    asked: UsernameChange,
+    outcome: UsernameChangeOutcome,
+) {
     let before = database.everything().await;
     assert_eq!(change(store, asked).await, outcome);
     assert_eq!(database.everything().await, before);

@@ -6,6 +6,7 @@
 
 mod admin;
 mod attempts;
+mod counters;
 mod email_change;
 mod mail;
 mod password_change;
@@ -19,6 +20,8 @@ mod username_change;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::error::Error;
+
+pub use self::counters::count_from_zero;
 
 use super::{
     audit::AuditContext,

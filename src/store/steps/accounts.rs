@@ -25,9 +25,7 @@ use crate::{
 
 use super::{
     admin::{erase_user, replace_roles},
-    transaction::{
-        Backend, Budget, WriteTransaction, consume_token, queue_within, void_mails, void_tokens, write,
-    },
+    transaction::{Backend, Budget, WriteTransaction, consume_token, queue_within, void_mails, void_tokens, write},
 };
 
 #[async_trait]

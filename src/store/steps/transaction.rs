@@ -186,12 +186,11 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
 
     /// Sets the address and marks it as verified. `false` if another account has it; the transaction cannot go on then.
     async fn set_email(&mut self, id: UserId, email: &Email, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let statement = Statement::new(
-            "UPDATE users SET email = $2, email_verified = true, update_time = $3 WHERE id = $1",
-        )
-        .bind(id.0)
-        .bind(email.as_str())
-        .bind(now);
+        let statement =
+            Statement::new("UPDATE users SET email = $2, email_verified = true, update_time = $3 WHERE id = $1")
+                .bind(id.0)
+                .bind(email.as_str())
+                .bind(now);
         self.changes_unless_taken(statement).await
     }
 

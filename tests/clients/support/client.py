@@ -46,9 +46,9 @@ def service_of(method: str) -> str:
 class Client:
     """One connection to one replica."""
 
-    def __init__(self, address: str, remembered: set[str] | None = None):
+    def __init__(self, address: str, remembered: set[str] | None = None, channel_options=CHANNEL_OPTIONS, **options):
         self.address = address
-        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.channel = grpc.insecure_channel(address, options=channel_options, **options)
         self._stubs = [pb.stub(name, self.channel) for name in ("AuthService", "AccountService", "AdminService")]
         self._health = health_pb2_grpc.HealthStub(self.channel)
         self._remembered = remembered if remembered is not None else set()

@@ -25,7 +25,7 @@ class Exposition:
     samples: dict[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, name: str, **labels: str) -> float:
-        """The value of a sample. It is zero if the sample is missing: a metric appears with its first event."""
+        """The value of a sample. It is zero if the sample is missing: some appear with their first event."""
         return self.samples.get((name, frozenset(labels.items())), 0.0)
 
     def label_values(self) -> set[tuple[str, str, str]]:

@@ -101,10 +101,10 @@ class Server:
         """Sends SIGKILL, so that the server cannot clean up."""
         self._end(signal.SIGKILL)
 
-    def stop(self) -> None:
-        """Sends SIGTERM, and asserts that the server exits cleanly."""
-        code = self._end(signal.SIGTERM)
-        assert code == 0, f"SIGTERM ended in exit code {code}; the log ends:\n{self.log_tail()}"
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """Sends a signal, and asserts that the server exits cleanly."""
+        code = self._end(by)
+        assert code == 0, f"{by.name} ended in exit code {code}; the log ends:\n{self.log_tail()}"
 
     def restart(self, **settings) -> "Server":
         """Starts again on the same data and the same ports, with these settings changed; stops first if it runs."""
