@@ -12,7 +12,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::{self, Config, ConfigError},
+    config::{self, Checked, Config, ConfigError, ListenSettings},
     database_url::DatabaseUrl,
     domain::{
         env::Env,
@@ -29,7 +29,7 @@ use crate::{
         throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
     },
-    error::{Error, StoreError},
+    error::Error,
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
     listen::{self, Bounds, ConnectionLimits, Protocol, TrustedProxies},
@@ -38,8 +38,10 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How long the start waits for a database that cannot be reached.
+/// How long `serve` and `migrate` wait for a database that cannot be reached: it is often started at the same time.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the other commands wait: an operator can try again. A server that starts now may have the file for a moment.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause before it tries again to connect.
 const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the store's health is checked.
@@ -60,18 +62,19 @@ pub enum BuildError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Mail(#[from] mail::SetupError),
-    #[error("cannot listen on {0}: {1}")]
-    Listen(SocketAddr, std::io::Error),
+    #[error("{variable}={address}: cannot listen there: {source}{}", listen_remedy(.source))]
+    Listen { variable: &'static str, address: SocketAddr, source: std::io::Error },
     /// The message is the cause, which only an operator may see.
-    #[error("{}", detail(.0))]
+    #[error("{}", .0.for_operators())]
     Domain(#[from] Error),
 }
 
-fn detail(error: &Error) -> String {
-    match error {
-        Error::Internal(cause) => cause.to_string(),
-        Error::StoreUnavailable(cause) => cause.to_string(),
-        other => other.to_string(),
+fn listen_remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => ": stop the process that has this port, or choose another one",
+        std::io::ErrorKind::AddrNotAvailable => ": this machine has no such address",
+        std::io::ErrorKind::PermissionDenied => ": choose a port above 1023, or give the process CAP_NET_BIND_SERVICE",
+        _ => "",
     }
 }
 
@@ -113,17 +116,22 @@ struct Surface {
 /// Builds the service: checks the configuration, opens the store and its keys, starts the hashing threads, and binds
 /// the addresses.
 pub async fn build(config: &Config, env: Env) -> Result<App, BuildError> {
-    let mailer = Mailer::new(config.mail.transport()?, config.mail.from(config.public_url())?)?;
-    build_with(config, env, mailer).await
+    let checked = config.check()?;
+    let mailer = Mailer::new(checked.mail_transport.clone(), checked.mail_from.clone())?;
+    build_checked(config, checked, env, mailer).await
 }
 
 /// Builds the service with another mailer than the configured one: tests collect mails in memory.
 pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App, BuildError> {
-    let templates = config.mail.templates(config.public_url())?;
-    if mailer.is_log_only() && matches!(config.store.database()?, DatabaseUrl::Postgres { .. }) {
+    build_checked(config, config.check()?, env, mailer).await
+}
+
+async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mailer) -> Result<App, BuildError> {
+    let templates = checked.mail_templates.clone();
+    if mailer.is_log_only() && matches!(checked.database, DatabaseUrl::Postgres { .. }) {
         tracing::warn!("mails are only written to the log: set POSTERN_MAIL_URL to send them");
     }
-    let service = domain(config, env).await?;
+    let service = open(config, checked, env, Opening { creates: true, patience: STORE_TIMEOUT }).await?;
     let env = service.env.clone();
     service.load_revocations().await?;
     let metrics = Metrics::of_process();
@@ -145,9 +153,11 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
 
     let limits = ConnectionLimits::of_process(config.store.database_max_connections);
     let (calls, ops) = (limits.calls, limits.ops);
-    let (grpc, grpc_address) = listen_on(config.listen.grpc_addr, Protocol::Http2, calls, grpc_router).await?;
-    let (http, http_address) = listen_on(config.listen.http_addr, Protocol::Http1AndHttp2, calls, http_router).await?;
-    let (ops, ops_address) = listen_on(config.listen.ops_addr, Protocol::Http1AndHttp2, ops, ops_router).await?;
+    let ListenSettings { grpc_addr, http_addr, ops_addr, .. } = config.listen;
+    let (grpc, grpc_address) = listen_on(("POSTERN_GRPC_ADDR", grpc_addr), Protocol::Http2, calls, grpc_router).await?;
+    let both = Protocol::Http1AndHttp2;
+    let (http, http_address) = listen_on(("POSTERN_HTTP_ADDR", http_addr), both, calls, http_router).await?;
+    let (ops, ops_address) = listen_on(("POSTERN_OPS_ADDR", ops_addr), both, ops, ops_router).await?;
     let addresses = Addresses { grpc: grpc_address, http: http_address, ops: ops_address };
     let store = Arc::clone(&service.store);
     let outbox = Outbox { store: Arc::clone(&store), tokens: Arc::clone(&service.one_time), mailer, templates, env };
@@ -168,22 +178,56 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
     })
 }
 
-/// Builds the domain's service on the configured store, without network addresses. `serve` serves it, and other
-/// commands call it directly.
+/// How a command opens the store.
+#[derive(Debug, Clone, Copy)]
+struct Opening {
+    /// Whether a database and keys that are missing are created.
+    creates: bool,
+    /// How long to wait for a database that cannot be reached.
+    patience: Duration,
+}
+
+/// Builds the domain's service on the configured store, without network addresses, for a command that may be the first
+/// one on a new database.
 pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildError> {
-    config.validate()?;
-    let database = config.store.database()?;
-    create_directory(&database)?;
-    // Read first, so that a missing key is reported without waiting for the database.
-    let configured = config.master_key.configured(&database)?;
-    let store = open_store(&database).await?;
+    open(config, config.check()?, env, Opening { creates: true, patience: COMMAND_TIMEOUT }).await
+}
+
+/// The same for a command that only makes sense on a database in use. It creates nothing.
+pub async fn existing_domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildError> {
+    open(config, config.check()?, env, Opening { creates: false, patience: COMMAND_TIMEOUT }).await
+}
+
+/// The store alone, for a command that reads. It creates nothing.
+pub async fn existing_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, BuildError> {
+    Ok(open_store(database, Migrate::Check, COMMAND_TIMEOUT).await?)
+}
+
+/// The master key and the signing keys of a store. It creates nothing.
+pub async fn existing_keys(
+    database: &DatabaseUrl,
+    configured: Option<MasterKey>,
+    env: &Env,
+) -> Result<(MasterKey, Keyring), BuildError> {
+    let store = existing_store(database).await?;
+    keys(configured, database, store.as_ref(), env, false).await
+}
+
+async fn open(config: &Config, checked: Checked, env: Env, opening: Opening) -> Result<Arc<Service>, BuildError> {
+    let Checked { database, master_key, .. } = checked;
+    let migrate = if opening.creates {
+        create_directory(&database)?;
+        migrate_on_serve(&database)
+    } else {
+        Migrate::Check
+    };
+    let store = open_store(&database, migrate, opening.patience).await?;
     let env = env.corrected({
         let store = Arc::clone(&store);
         move |now| store.time(now)
     });
-    let master = master_key(configured, &database, store.as_ref(), &env).await?;
-    let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await?);
-    let tokens = Tokens::new(config.tokens.token_config(), keyring, &master)?;
+    let (master, keyring) = keys(master_key, &database, store.as_ref(), &env, opening.creates).await?;
+    let tokens = Tokens::new(config.tokens.token_config(), Arc::new(keyring), &master)?;
     Ok(Arc::new(Service {
         store,
         revocations: Revocations::new(tokens.max_access_token_lifetime()),
@@ -211,12 +255,12 @@ pub async fn domain(config: &Config, env: Env) -> Result<Arc<Service>, BuildErro
 
 /// Binds an address. The second value is the bound address, with the real port if the configured port is 0.
 async fn listen_on(
-    address: SocketAddr,
+    (variable, address): (&'static str, SocketAddr),
     protocol: Protocol,
     most_connections: usize,
     router: Router,
 ) -> Result<(Surface, SocketAddr), BuildError> {
-    let cannot_listen = |error| BuildError::Listen(address, error);
+    let cannot_listen = |source| BuildError::Listen { variable, address, source };
     let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
     Ok((Surface { listener, protocol, most_connections, router }, bound))
@@ -232,16 +276,18 @@ fn migrate_on_serve(database: &DatabaseUrl) -> Migrate {
 }
 
 fn create_directory(database: &DatabaseUrl) -> Result<(), ConfigError> {
-    database.create_directory().map_err(|(path, source)| ConfigError::Unwritable { path, source })
+    let variable = "POSTERN_DATA_DIR or POSTERN_DATABASE_URL";
+    database.create_directory().map_err(|(path, source)| ConfigError::Unwritable { variable, path, source })
 }
 
-/// Opens the store. Waits for a database that cannot be reached, because both are often started at the same time.
-async fn open_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, OpenError> {
+/// Opens the store. Waits for a database that cannot be reached, because both are often started at the same time. What
+/// waiting cannot mend ends it at once.
+async fn open_store(database: &DatabaseUrl, migrate: Migrate, patience: Duration) -> Result<Arc<dyn Store>, OpenError> {
     let started = Instant::now();
     loop {
-        match store::connect(database, migrate_on_serve(database)).await {
-            Err(OpenError::Store(StoreError::Unavailable(cause))) if started.elapsed() < STORE_TIMEOUT => {
-                tracing::warn!(%cause, "the database cannot be reached: waiting for it");
+        match store::connect(database, migrate).await {
+            Err(error) if error.may_pass() && started.elapsed() < patience => {
+                tracing::warn!(cause = %error, "waiting for the database");
                 tokio::time::sleep(STORE_RETRY_PAUSE).await;
             }
             outcome => return outcome,
@@ -249,28 +295,34 @@ async fn open_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, OpenError>
     }
 }
 
-/// The configured master key, or the one beside the SQLite file.
-pub async fn master_key(
+/// The configured master key or the one beside the SQLite file, and the signing keys that it decrypts. Keys that are
+/// missing are created, if that is asked for and the database has never had any.
+async fn keys(
     configured: Option<MasterKey>,
     database: &DatabaseUrl,
     store: &dyn Store,
     env: &Env,
-) -> Result<MasterKey, BuildError> {
-    match (configured, database) {
-        (Some(key), _) => Ok(key),
-        (None, DatabaseUrl::Sqlite(database)) => {
-            let has_signing_keys = !store.signing_keys().await.map_err(Error::from)?.is_empty();
-            Ok(config::master_key_beside(database, has_signing_keys, env)?)
-        }
-        (None, DatabaseUrl::Postgres { .. }) => Err(ConfigError::MasterKeyMissing.into()),
+    creates: bool,
+) -> Result<(MasterKey, Keyring), BuildError> {
+    let has_signing_keys = !store.signing_keys().await.map_err(Error::from)?.is_empty();
+    if !has_signing_keys && !creates {
+        return Err(Error::internal("the database has no signing key yet: `postern serve` creates the first").into());
     }
+    let master = match (configured, database) {
+        (Some(key), _) => key,
+        (None, DatabaseUrl::Sqlite(database)) => config::master_key_beside(database, has_signing_keys, env)?,
+        (None, DatabaseUrl::Postgres { .. }) => return Err(ConfigError::MasterKeyMissing.into()),
+    };
+    let keyring =
+        if creates { Keyring::open(store, &master, env).await? } else { Keyring::read(store, &master).await? };
+    Ok((master, keyring))
 }
 
 /// Applies the missing migrations to a database.
 pub async fn migrate(config: &crate::config::StoreSettings) -> Result<(), BuildError> {
     let database = config.database()?;
     create_directory(&database)?;
-    store::connect(&database, Migrate::Apply).await?;
+    open_store(&database, Migrate::Apply, STORE_TIMEOUT).await?;
     Ok(())
 }
 

@@ -112,6 +112,19 @@ impl Error {
         Self::Internal(cause.into())
     }
 
+    /// The message with its cause, which an operator may see. A caller over the network may not.
+    pub fn for_operators(&self) -> String {
+        match self {
+            Self::Internal(cause) => cause.to_string(),
+            Self::StoreUnavailable(cause) => cause.to_string(),
+            Self::InvalidFields(violations) => {
+                let text = |it: &FieldViolation| format!("{} {}", it.field, it.description).trim_start().to_owned();
+                violations.iter().map(text).collect::<Vec<_>>().join("; ")
+            }
+            other => other.to_string(),
+        }
+    }
+
     /// One refused field.
     pub fn field(field: &'static str, description: impl Into<String>) -> Self {
         Self::InvalidFields(vec![FieldViolation::new(field, description)])

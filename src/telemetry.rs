@@ -26,6 +26,9 @@ pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.log)?)
         .with_writer(std::io::stderr)
+        // Otherwise a line that cannot be written, because nobody reads standard error any more, would be told to standard
+        // error, and that panics in the middle of a call.
+        .log_internal_errors(false)
         .with_target(false);
     match format {
         LogFormat::Text => builder.with_ansi(terminal).try_init()?,

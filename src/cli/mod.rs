@@ -1,6 +1,8 @@
 //! The command line: the commands, their arguments, and what each one runs.
 
+mod arguments;
 mod error;
+mod output;
 mod secrets;
 mod signals;
 mod user;
@@ -12,19 +14,23 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
     app,
-    config::{Config, LogSettings, MasterKeySettings, StoreSettings, check_variables},
+    config::{Config, ConfigError, LogSettings, MasterKeySettings, StoreSettings},
     database_url::DatabaseUrl,
-    domain::{env::Env, keyring::Keyring},
+    domain::env::Env,
+    error::Error,
     http, store, telemetry,
 };
 
-use self::{error::CliError, secrets::secret_argument};
+use self::{
+    arguments::{Given, Unusable},
+    error::CliError,
+};
 
 /// Accounts, passwords and JWT sessions behind gRPC
 #[derive(Debug, Parser)]
@@ -86,26 +92,23 @@ enum Keys {
 /// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the
 /// code of the service is compiled with the library and not once more with the binary.
 pub fn main() -> ExitCode {
+    let given = match arguments::given() {
+        Ok(given) => given,
+        Err(Unusable::Usage(error)) => error.exit(),
+        Err(Unusable::Config(error)) => return CliError::from(error).report(),
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return failure(&error),
+        Err(error) => return CliError::with_causes("this process cannot start its threads", &error).report(),
     };
-    let given = Cli::command().get_matches();
-    if let Some(fault) = secret_argument(&given) {
-        return failure(&fault);
+    runtime.block_on(execute(given)).unwrap_or_else(|error| error.report())
+}
+
+async fn execute(given: Given) -> Result<ExitCode, CliError> {
+    let Given { cli, faults } = given;
+    if !faults.is_empty() {
+        return Err(ConfigError::with_more(faults, cli.command.check().err()).into());
     }
-    let cli = Cli::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
-    runtime.block_on(execute(cli)).unwrap_or_else(|error| failure(&error))
-}
-
-fn failure(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("postern: {error}");
-    ExitCode::FAILURE
-}
-
-async fn execute(cli: Cli) -> Result<ExitCode, CliError> {
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    check_variables::<Cli>(names)?;
     telemetry::start(&cli.log)?;
     match cli.command {
         Command::Serve(config) => serve(&config).await,
@@ -117,7 +120,9 @@ async fn execute(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Backup(Backup { to, store }) => backup(&store, &to).await,
         Command::Healthcheck(arguments) => healthcheck(arguments.grpc_addr).await,
         Command::Openapi => {
-            println!("{}", serde_json::to_string_pretty(&http::openapi::contract_document()?)?);
+            let document = http::openapi::contract_document()?;
+            let text = serde_json::to_string_pretty(&document).map_err(Error::internal)?;
+            output::line(&text)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::User(command) => user::run(command).await,
@@ -125,11 +130,25 @@ async fn execute(cli: Cli) -> Result<ExitCode, CliError> {
     }
 }
 
+impl Command {
+    /// Checks the settings of a command.
+    fn check(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::Serve(config) => config.check().map(drop),
+            Self::Migrate(store) | Self::Backup(Backup { store, .. }) => store.database().map(drop),
+            Self::Keys(Keys::List { store, master_key }) => master_key.configured(&store.database()?).map(drop),
+            Self::User(command) => command.config().check().map(drop),
+            Self::Healthcheck(_) | Self::Openapi => Ok(()),
+        }
+    }
+}
+
 async fn serve(config: &Config) -> Result<ExitCode, CliError> {
-    signals::ignore_others()?;
+    signals::ignore_others().map_err(|error| CliError::with_causes("signals cannot be received", &error))?;
     let app = app::build(config, Env::system()).await?;
     let stop = CancellationToken::new();
-    tokio::spawn(signals::stop_on_signal(stop.clone())?);
+    let signals = signals::stop_on_signal(stop.clone());
+    tokio::spawn(signals.map_err(|error| CliError::with_causes("signals cannot be received", &error))?);
     let addresses = app.addresses();
     tracing::info!(
         grpc_addr = %addresses.grpc,
@@ -146,36 +165,44 @@ async fn serve(config: &Config) -> Result<ExitCode, CliError> {
 
 async fn backup(store: &StoreSettings, to: &Path) -> Result<ExitCode, CliError> {
     let DatabaseUrl::Sqlite(database) = store.database()? else {
-        return Err("this copies the embedded database only: use pg_dump for PostgreSQL".into());
+        let text =
+            "POSTERN_DATABASE_URL names a PostgreSQL database, and this copies the embedded one only: use pg_dump";
+        return Err(CliError::Settings(text.to_owned()));
     };
     store::sqlite::backup(&database, to).await?;
-    println!("{}", to.display());
-    eprintln!("Keep the master key too, and elsewhere: without it nobody can use this copy.");
+    output::line(&to.display().to_string())?;
+    output::note("Keep the master key too, and elsewhere: without it nobody can use this copy.");
     Ok(ExitCode::SUCCESS)
 }
 
 async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
-    // A server that listens on all addresses also listens on loopback.
-    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
-    let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{host}:{}", address.port()))?
-        .connect_timeout(Duration::from_secs(2))
-        .timeout(Duration::from_secs(2))
-        .connect()
-        .await?;
-    let request = HealthCheckRequest { service: String::new() };
-    let status = HealthClient::new(channel).check(request).await?.into_inner().status();
-    println!("{}", status.as_str_name());
+    let ask = async {
+        // A server that listens on all addresses also listens on loopback.
+        let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{host}:{}", address.port()))?
+            .connect_timeout(Duration::from_secs(2))
+            .timeout(Duration::from_secs(2))
+            .connect()
+            .await?;
+        let request = HealthCheckRequest { service: String::new() };
+        Ok::<_, Box<dyn std::error::Error>>(HealthClient::new(channel).check(request).await?.into_inner().status())
+    };
+    let status = ask.await.map_err(|error| {
+        CliError::Failed(format!(
+            "{address} does not answer: {}: is `postern serve` running, and is POSTERN_GRPC_ADDR its address?",
+            error::causes(error.as_ref())
+        ))
+    })?;
+    output::line(status.as_str_name())?;
     Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn list_keys(store: &StoreSettings, master_key: &MasterKeySettings) -> Result<ExitCode, CliError> {
     let database = store.database()?;
-    let env = Env::system();
     let configured = master_key.configured(&database)?;
-    let store = store::connect(&database, store::Migrate::Check).await?;
-    let master = app::master_key(configured, &database, store.as_ref(), &env).await?;
-    let keyring = Keyring::read(store.as_ref(), &master).await?;
-    println!("{}", serde_json::to_string_pretty(&keyring.jwks())?);
+    let (_, keyring) = app::existing_keys(&database, configured, &Env::system()).await?;
+    let text = serde_json::to_string_pretty(&keyring.jwks()).map_err(Error::internal)?;
+    output::line(&text)?;
     Ok(ExitCode::SUCCESS)
 }

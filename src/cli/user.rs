@@ -18,12 +18,12 @@ use crate::{
         admin::{Administrator, reason, role_set},
         env::Env,
         password::{MAX_BYTES, Password},
+        ports::{UserOrder, UserPage},
         service::Service,
     },
-    error::{Error, FieldViolation},
 };
 
-use super::error::CliError;
+use super::{error::CliError, output};
 
 /// How many accounts one query reads.
 const PAGE_SIZE: u32 = 200;
@@ -39,6 +39,9 @@ pub enum User {
         /// A role in addition to `user`; can be given several times
         #[arg(long = "role", value_name = "ROLE")]
         roles: Vec<String>,
+        /// Mail a link that verifies the address; otherwise the address counts as verified
+        #[arg(long)]
+        unverified: bool,
         #[command(flatten)]
         config: Box<Server>,
     },
@@ -70,6 +73,20 @@ pub enum User {
         #[command(flatten)]
         config: Box<Server>,
     },
+    /// Let a disabled account log in again
+    Enable {
+        #[command(flatten)]
+        selector: AccountSelector,
+        #[command(flatten)]
+        config: Box<Server>,
+    },
+    /// Delete an account and everything that belongs to it, for good
+    Delete {
+        #[command(flatten)]
+        selector: AccountSelector,
+        #[command(flatten)]
+        config: Box<Server>,
+    },
     /// Print a link that resets the password of an account; it works once, for 30 minutes
     ResetPasswordLink {
         #[command(flatten)]
@@ -94,108 +111,141 @@ pub struct Server {
     config: Config,
 }
 
+impl User {
+    /// The settings of the server that the command was given.
+    pub(super) fn config(&self) -> &Config {
+        match self {
+            Self::Create { config, .. }
+            | Self::List { config, .. }
+            | Self::SetRoles { config, .. }
+            | Self::Disable { config, .. }
+            | Self::Enable { config, .. }
+            | Self::Delete { config, .. }
+            | Self::ResetPasswordLink { config, .. } => &config.config,
+        }
+    }
+}
+
 pub async fn run(command: User) -> Result<ExitCode, CliError> {
+    let by = Administrator::COMMAND_LINE;
     match command {
-        User::Create { username, email, roles, config } => create(&username, &email, &roles, &config.config).await?,
+        User::Create { username, email, roles, unverified, config } => {
+            create(&username, &email, &roles, !unverified, &config.config).await?;
+        }
         User::List { query, config } => list(&query, &config.config).await?,
         User::SetRoles { selector, roles, config } => {
-            let roles = role_set(&roles).map_err(violation_message)?;
+            let roles = role_set(&roles)?;
             let (service, account) = selector.find(&config.config).await?;
-            print(&service.set_roles(account.id, roles, Administrator::COMMAND_LINE).await.map_err(operator_error)?);
+            print(&service.set_roles(account.id, roles, by).await?)?;
         }
         User::Disable { selector, reason: text, config } => {
-            let reason = reason(text).map_err(violation_message)?;
+            let reason = reason(text)?;
             let (service, account) = selector.find(&config.config).await?;
-            print(
-                &service.disable_user(account.id, reason, Administrator::COMMAND_LINE).await.map_err(operator_error)?,
-            );
+            print(&service.disable_user(account.id, reason, by).await?)?;
+        }
+        User::Enable { selector, config } => {
+            let (service, account) = selector.find(&config.config).await?;
+            print(&service.enable_user(account.id, by).await?)?;
+        }
+        User::Delete { selector, config } => {
+            let (service, account) = selector.find(&config.config).await?;
+            service.delete_user(account.id, by).await?;
+            print_as(&account, "deleted")?;
         }
         User::ResetPasswordLink { selector, config } => {
             let (service, account) = selector.find(&config.config).await?;
-            let token = service.issue_reset_token(&account.email).await.map_err(operator_error)?;
+            let token = service.issue_reset_token(&account.email).await?;
             let templates = config.config.mail.templates(config.config.public_url())?;
-            println!("{}", templates.links.reset_password.with_token(&token));
+            output::line(&templates.links.reset_password.with_token(&token))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(username: &str, email: &str, roles: &[String], config: &Config) -> Result<(), CliError> {
-    let username = Username::parse(username).map_err(violation_message)?;
-    let email = Email::parse(email).map_err(violation_message)?;
-    let roles = role_set(roles).map_err(violation_message)?;
+async fn create(
+    username: &str,
+    email: &str,
+    roles: &[String],
+    verified: bool,
+    config: &Config,
+) -> Result<(), CliError> {
+    let username = Username::parse(username)?;
+    let email = Email::parse(email)?;
+    let roles = role_set(roles)?;
     let service = app::domain(config, Env::system()).await?;
-    let password = Password::parse("password", read_password()?).map_err(violation_message)?;
-    let account = service.create_account(SignUp { username, email, password }, roles).await.map_err(operator_error)?;
-    print(&account);
+    let password = Password::parse("password", read_password()?)?;
+    let account = service.create_account(SignUp { username, email, password }, roles, verified).await?;
     app::close_store(service.store.as_ref()).await;
-    Ok(())
+    if !verified && config.tokens.require_verified_email {
+        output::note(
+            "POSTERN_REQUIRE_VERIFIED_EMAIL is set: this account cannot log in before its owner has used the link in the \
+             mail, or one from `postern user reset-password-link`.",
+        );
+    }
+    print(&account)
 }
 
+/// Reads the store alone: that needs no keys, and creates nothing.
 async fn list(query: &str, config: &Config) -> Result<(), CliError> {
-    let query = crate::domain::admin::search_text(query).map_err(violation_message)?;
-    let service = app::domain(config, Env::system()).await?;
-    let mut cursor = String::new();
-    loop {
-        let page = service.list_users(PAGE_SIZE, &cursor, &query).await.map_err(operator_error)?;
-        page.entries.iter().for_each(print);
-        match page.next {
-            Some(next) => cursor = next,
-            None => return Ok(()),
-        }
+    let query = crate::domain::admin::search_text(query)?;
+    let store = app::existing_store(&config.check()?.database).await?;
+    let mut next = Some(UserOrder::of_query(&query));
+    while let Some(order) = next {
+        let page = store.list_users(UserPage { order: order.clone(), limit: PAGE_SIZE }).await?;
+        page.iter().try_for_each(print)?;
+        next = order.after_page(page.last());
     }
+    Ok(())
 }
 
 impl AccountSelector {
     async fn find(&self, config: &Config) -> Result<(std::sync::Arc<Service>, Account), CliError> {
-        let email = Email::parse(&self.email).map_err(violation_message)?;
-        let service = app::domain(config, Env::system()).await?;
-        let account = service.user_of(&email).await.map_err(operator_error)?;
+        let email = Email::parse(&self.email)?;
+        let service = app::existing_domain(config, Env::system()).await?;
+        let account = service.user_of(&email).await?;
         Ok((service, account))
     }
 }
 
 /// Prints an account as one line, with tabs between the fields.
-fn print(account: &Account) {
+fn print(account: &Account) -> Result<(), CliError> {
+    print_as(
+        account,
+        match (account.disabled, account.email_verified) {
+            (true, _) => "disabled",
+            (false, true) => "verified",
+            (false, false) => "unverified",
+        },
+    )
+}
+
+fn print_as(account: &Account, state: &str) -> Result<(), CliError> {
     let roles: Vec<_> = account.roles.iter().map(crate::domain::role::Role::as_str).collect();
-    let state = match (account.disabled, account.email_verified) {
-        (true, _) => "disabled",
-        (false, true) => "verified",
-        (false, false) => "unverified",
-    };
     let (id, username, email) = (account.id, account.username.as_str(), account.email.as_str());
-    println!("{id}\t{username}\t{email}\t{}\t{state}", roles.join(","));
+    output::line(&format!("{id}\t{username}\t{email}\t{}\t{state}", roles.join(",")))
 }
 
 /// Reads a password twice from a prompt, or once from the first line of standard input if that is not a terminal.
-fn read_password() -> io::Result<String> {
+fn read_password() -> Result<String, CliError> {
+    let unreadable = |error: &io::Error| CliError::with_causes("the password cannot be read", error);
     if !io::stdin().is_terminal() {
         let mut line = Zeroizing::new(Vec::new());
         // The longest password, one byte more to detect a longer one, and the line end.
-        io::Read::take(io::stdin().lock(), MAX_BYTES as u64 + 3).read_until(b'\n', &mut line)?;
-        let line = std::str::from_utf8(&line).map_err(|_| io::Error::other("the password is not UTF-8"))?;
-        return Ok(line.trim_end_matches(['\n', '\r']).to_owned());
+        let mut input = io::Read::take(io::stdin().lock(), MAX_BYTES as u64 + 3);
+        input.read_until(b'\n', &mut line).map_err(|error| unreadable(&error))?;
+        let line = std::str::from_utf8(&line).map_err(|_| CliError::Failed("the password is not UTF-8".to_owned()))?;
+        let password = line.trim_end_matches(['\n', '\r']);
+        if password.is_empty() {
+            let told = "there is no password: the first line of standard input is empty; pipe it in, or run this at a \
+                        terminal to be asked for it";
+            return Err(CliError::Failed(told.to_owned()));
+        }
+        return Ok(password.to_owned());
     }
-    let password = Zeroizing::new(rpassword::prompt_password("Password: ")?);
-    let repeated = Zeroizing::new(rpassword::prompt_password("Again: ")?);
+    let ask = |prompt| rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|error| unreadable(&error));
+    let (password, repeated) = (ask("Password: ")?, ask("Again: ")?);
     if *password != *repeated {
-        return Err(io::Error::other("the two passwords are not the same"));
+        return Err(CliError::Failed("the two passwords are not the same: run the command again".to_owned()));
     }
     Ok(password.to_string())
-}
-
-fn violation_message(FieldViolation { field, description }: FieldViolation) -> CliError {
-    format!("{field} {description}").into()
-}
-
-/// The error with its cause. An operator may see the cause; a caller over the network may not.
-fn operator_error(error: Error) -> CliError {
-    match error {
-        Error::Internal(cause) => cause,
-        Error::StoreUnavailable(cause) => cause.into(),
-        Error::InvalidFields(violations) => {
-            violations.into_iter().map(|it| violation_message(it).to_string()).collect::<Vec<_>>().join("; ").into()
-        }
-        other => other.into(),
-    }
 }

@@ -43,20 +43,17 @@ impl MasterKeySettings {
 /// Reads the master key beside a SQLite file. A new key is created if there is none, unless the database contains
 /// signing keys: those were encrypted with a key that is now missing.
 pub fn master_key_beside(database: &Path, has_signing_keys: bool, env: &Env) -> Result<MasterKey, ConfigError> {
+    const NAME: &str = "the master key";
     let path = key_beside(database);
-    if !path.exists() {
+    let unreadable = |source| ConfigError::Unreadable { variable: NAME, path: path.clone(), source };
+    if !path.try_exists().map_err(|error| unreadable(private_file::explain(&path, error)))? {
         if has_signing_keys {
             return Err(ConfigError::MasterKeyLost { database: database.to_owned(), key: path });
         }
         write_new_secret(&path, &MasterKey::generate(env)?)?;
     }
-    private_file::keep_private(&path).map_err(|source| ConfigError::Unreadable {
-        variable: "the master key",
-        path: path.clone(),
-        source,
-    })?;
-    MasterKey::parse(&read_secret("the master key", &path)?)
-        .map_err(|source| ConfigError::MasterKey { from_file: true, source })
+    private_file::keep_private(&path).map_err(unreadable)?;
+    MasterKey::parse(&read_secret(NAME, &path)?).map_err(|source| ConfigError::MasterKeyBeside { path, source })
 }
 
 /// Writes a secret to a new file, which only its owner can read, and syncs it to disk. If another process has made the file
@@ -79,5 +76,9 @@ fn write_new_secret(path: &Path, secret: &str) -> Result<(), ConfigError> {
     let written = write();
     // What is left after a crash is a key that nothing was encrypted with.
     let removed = std::fs::remove_file(&draft);
-    written.and(removed).map_err(|source| ConfigError::Unwritable { path: path.to_owned(), source })
+    written.and(removed).map_err(|source| ConfigError::Unwritable {
+        variable: "POSTERN_DATA_DIR or POSTERN_DATABASE_URL",
+        path: path.to_owned(),
+        source: private_file::explain(path, source),
+    })
 }

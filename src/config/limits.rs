@@ -7,7 +7,10 @@ use ipnet::IpNet;
 
 use crate::{domain::throttle::AttemptPolicy, listen::TrustedProxies};
 
-use super::{error::ConfigError, value::duration};
+use super::{
+    error::ConfigError,
+    value::{duration, in_range},
+};
 
 /// The pause after the failures that are allowed without one. Each further failure doubles it.
 const FIRST_DELAY: Duration = Duration::from_secs(30);
@@ -58,11 +61,7 @@ fn network(text: &str) -> Result<IpNet, String> {
 impl LimitSettings {
     /// Checks how long audit events are kept.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if (SHORTEST_RETENTION..=LONGEST_RETENTION).contains(&self.audit_retention) {
-            return Ok(());
-        }
-        let value = humantime::format_duration(self.audit_retention);
-        Err(ConfigError::OutOfRange("POSTERN_AUDIT_RETENTION", format!("{value} (1d to 100y)")))
+        in_range("POSTERN_AUDIT_RETENTION", self.audit_retention, SHORTEST_RETENTION, LONGEST_RETENTION)
     }
 
     pub fn attempt_policy(&self) -> AttemptPolicy {

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{ArgAction, Args};
 use http::HeaderValue;
 
-use super::{error::ConfigError, value::duration};
+use super::{
+    error::{ConfigError, Faults},
+    value::{duration, in_range},
+    web_url,
+};
 
 /// The longest time that the service may go on after SIGTERM.
 const MAX_LAME_DUCK: Duration = Duration::from_mins(5);
@@ -70,35 +74,47 @@ impl ListenSettings {
         (!self.max_connection_age.is_zero()).then_some(self.max_connection_age)
     }
 
-    /// Checks the times and the public URL. Refuses plaintext on an address that other machines can reach,
-    /// unless it is allowed.
+    /// Checks the times and that the addresses differ. Refuses plaintext on an address that other machines can reach, unless
+    /// it is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (variable, address) in [("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr)] {
+        let mut faults = Faults::default();
+        let (grpc, http) = (("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr));
+        let ops = ("POSTERN_OPS_ADDR", self.ops_addr);
+        for (variable, address) in [grpc, http] {
             if !address.ip().is_loopback() && !self.allow_plaintext {
-                return Err(ConfigError::Plaintext(variable, address));
+                faults.add(ConfigError::Plaintext(variable, address));
             }
         }
-        if self.lame_duck > MAX_LAME_DUCK {
-            let limit = format!("longer than {}", humantime::format_duration(MAX_LAME_DUCK));
-            return Err(ConfigError::OutOfRange("POSTERN_LAME_DUCK", limit));
+        for ((one, first), (other, second)) in [(grpc, http), (grpc, ops), (http, ops)] {
+            if collide(first, second) {
+                faults.add(ConfigError::Contradiction(format!(
+                    "{one}={first} and {other}={second} are the same port: give each its own"
+                )));
+            }
         }
-        if !(SHORTEST_IDLE..=LONGEST_IDLE).contains(&self.http_idle_timeout) {
-            let value = humantime::format_duration(self.http_idle_timeout);
-            return Err(ConfigError::OutOfRange("POSTERN_HTTP_IDLE_TIMEOUT", format!("{value} (1s to 1h)")));
+        for (variable, value, least, most) in [
+            ("POSTERN_LAME_DUCK", self.lame_duck, Duration::ZERO, MAX_LAME_DUCK),
+            ("POSTERN_HTTP_IDLE_TIMEOUT", self.http_idle_timeout, SHORTEST_IDLE, LONGEST_IDLE),
+            ("POSTERN_MAX_CONNECTION_AGE", self.max_connection_age, Duration::ZERO, MAX_CONNECTION_AGE),
+        ] {
+            faults.take(in_range(variable, value, least, most));
         }
-        if self.max_connection_age > MAX_CONNECTION_AGE {
-            let limit = format!("longer than {}; 0s is no limit", humantime::format_duration(MAX_CONNECTION_AGE));
-            return Err(ConfigError::OutOfRange("POSTERN_MAX_CONNECTION_AGE", limit));
-        }
-        let url = self.public_url.as_deref().unwrap_or("https://");
-        if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains(char::is_whitespace) {
-            return Err(ConfigError::OutOfRange(
-                "POSTERN_PUBLIC_URL",
-                "anything but an http:// or https:// URL".to_owned(),
-            ));
-        }
-        Ok(())
+        faults.into_result()
     }
+
+    /// Checks the public URL, if it is set.
+    pub(super) fn validate_public_url(&self) -> Result<(), ConfigError> {
+        let Some(url) = &self.public_url else {
+            return Ok(());
+        };
+        web_url::check(url).map_err(|problem| ConfigError::malformed("POSTERN_PUBLIC_URL", url, problem))
+    }
+}
+
+/// Whether one process cannot listen on both addresses.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (is_everywhere || one.ip() == other.ip())
 }
 
 /// Parses an origin (RFC 6454 §6.2): scheme, host and port, and nothing after them.

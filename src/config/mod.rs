@@ -15,8 +15,17 @@ mod store;
 mod tokens;
 mod value;
 mod variables;
+mod web_url;
 
 use clap::Args;
+
+use crate::{
+    database_url::DatabaseUrl,
+    domain::master_key::MasterKey,
+    mail::{Sender, TransportSettings, messages::MailTemplates},
+};
+
+use self::error::Faults;
 
 pub use self::{
     accounts::AccountSettings,
@@ -53,13 +62,42 @@ pub struct Config {
     pub limits: LimitSettings,
 }
 
+/// What the settings name, once all of them have been checked. Each file is read once, because it may be a pipe.
+#[derive(Debug)]
+pub struct Checked {
+    pub database: DatabaseUrl,
+    /// `None` stands for the key beside a SQLite file.
+    pub master_key: Option<MasterKey>,
+    pub mail_transport: TransportSettings,
+    pub mail_from: Sender,
+    pub mail_templates: MailTemplates,
+}
+
 impl Config {
-    /// Checks what the parser of a single setting cannot check: ranges, and settings that depend on each other.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        self.listen.validate()?;
-        self.passwords.validate(memory::limit())?;
-        self.limits.validate()?;
-        self.tokens.validate()
+    /// Checks what the parser of a single setting cannot check: ranges, files, and settings that depend on each other.
+    /// The error names everything that is wrong.
+    pub fn check(&self) -> Result<Checked, ConfigError> {
+        let mut faults = Faults::default();
+        faults.take(self.listen.validate());
+        faults.take(self.passwords.validate(memory::limit()));
+        faults.take(self.limits.validate());
+        let public_url = faults.take(self.tokens.validate().and_then(|()| self.listen.validate_public_url()));
+        let database = faults.take(self.store.database());
+        let master_key = database.as_ref().and_then(|it| faults.take(self.master_key.configured(it)));
+        let mail_transport = faults.take(self.mail.transport());
+        // What is derived from a wrong URL is wrong too, and tells nothing more.
+        let mail = public_url.map(|()| {
+            let from = faults.take(self.mail.from(self.public_url()));
+            from.zip(faults.take(self.mail.templates(self.public_url())))
+        });
+        match (database, master_key, mail_transport, mail.flatten()) {
+            (Some(database), Some(master_key), Some(mail_transport), Some((mail_from, mail_templates)))
+                if faults.is_empty() =>
+            {
+                Ok(Checked { database, master_key, mail_transport, mail_from, mail_templates })
+            }
+            _ => Err(faults.into_error()),
+        }
     }
 
     /// The URL at which clients reach the HTTP address.

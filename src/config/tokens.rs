@@ -3,11 +3,18 @@
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
+use humantime::format_duration;
 
 use crate::domain::{session::SessionPolicy, token::TokenConfig};
 
-use super::{error::ConfigError, value::duration};
+use super::{
+    error::{ConfigError, Faults},
+    value::{duration, in_range},
+    web_url,
+};
 
+/// How long an access token is valid, unless that is set.
+const ACCESS_TOKEN_TTL: Duration = Duration::from_mins(15);
 /// How long a used refresh token is answered again while its answer may have been lost, unless that is set.
 const LOST_ANSWER_WINDOW: Duration = Duration::from_hours(24);
 
@@ -15,13 +22,13 @@ const LOST_ANSWER_WINDOW: Duration = Duration::from_hours(24);
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Tokens and sessions")]
 pub struct TokenSettings {
-    /// `iss` of every token: the URL of the service
+    /// `iss` of every token: the URL of the service, without query and fragment (RFC 8414)
     #[arg(long, env = "POSTERN_ISSUER", default_value = "http://localhost:8080", value_name = "URL")]
     pub issuer: String,
     /// `aud` of access tokens
     #[arg(long, env = "POSTERN_AUDIENCE", default_value = "postern", value_name = "NAME")]
     pub audience: String,
-    /// How long an access token is valid
+    /// How long an access token is valid; not longer than a refresh token
     #[arg(long, env = "POSTERN_ACCESS_TOKEN_TTL", default_value = "15m", value_parser = duration, value_name = "DURATION")]
     pub access_token_ttl: Duration,
     /// How long a refresh token is valid after it was issued
@@ -48,33 +55,41 @@ pub struct TokenSettings {
 }
 
 impl TokenSettings {
-    /// Checks the ranges of the lifetimes, and that issuer and audience are not empty and contain no white space.
+    /// Checks the ranges of the lifetimes and that they go together, the issuer, and that the audience is not empty and
+    /// contains no white space.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let out_of_range = |variable, value: Duration, limit: &str| {
-            Err(ConfigError::OutOfRange(variable, format!("{} ({limit})", humantime::format_duration(value))))
-        };
+        let mut faults = Faults::default();
         let (second, day) = (Duration::from_secs(1), Duration::from_hours(24));
-        for (variable, value, most) in [
-            ("POSTERN_ACCESS_TOKEN_TTL", self.access_token_ttl, day),
-            ("POSTERN_REFRESH_TOKEN_TTL", self.refresh_token_ttl, 3_650 * day),
-            ("POSTERN_SESSION_MAX_LIFETIME", self.session_max_lifetime, 3_650 * day),
-        ] {
-            if !(second..=most).contains(&value) {
-                return out_of_range(variable, value, &format!("1s to {}", humantime::format_duration(most)));
+        let access = ("POSTERN_ACCESS_TOKEN_TTL", self.access_token_ttl, second, day);
+        let refresh = ("POSTERN_REFRESH_TOKEN_TTL", self.refresh_token_ttl, second, 3_650 * day);
+        let session = ("POSTERN_SESSION_MAX_LIFETIME", self.session_max_lifetime, second, 3_650 * day);
+        let retry = ("POSTERN_REFRESH_RETRY_WINDOW", self.refresh_retry_window, Duration::ZERO, Duration::from_mins(1));
+        for (variable, value, least, most) in [access, refresh, session, retry] {
+            faults.take(in_range(variable, value, least, most));
+        }
+        // A refresh token ends with its session at the latest. An access token does not, because others verify it.
+        // The default is not meant so: whoever shortens the others alone contradicts nothing.
+        let is_set = self.access_token_ttl != ACCESS_TOKEN_TTL;
+        for (variable, value, ..) in [refresh, session] {
+            if is_set && faults.is_empty() && self.access_token_ttl > value {
+                faults.add(ConfigError::Contradiction(format!(
+                    "POSTERN_ACCESS_TOKEN_TTL={} must not be longer than {variable}={}: an access token would outlive \
+                     what it comes from",
+                    format_duration(self.access_token_ttl),
+                    format_duration(value),
+                )));
             }
         }
-        if self.refresh_retry_window > Duration::from_mins(1) {
-            return out_of_range("POSTERN_REFRESH_RETRY_WINDOW", self.refresh_retry_window, "0s to 60s");
+        if let Err(problem) = web_url::check(&self.issuer) {
+            faults.add(ConfigError::malformed("POSTERN_ISSUER", &self.issuer, problem));
         }
-        if self.lost_answer_window() > 3_650 * day {
-            return out_of_range("POSTERN_REFRESH_LOST_ANSWER_WINDOW", self.lost_answer_window(), "0s to 3650d");
+        let lost = ("POSTERN_REFRESH_LOST_ANSWER_WINDOW", self.lost_answer_window());
+        faults.take(in_range(lost.0, lost.1, Duration::ZERO, 3_650 * day));
+        if self.audience.is_empty() || self.audience.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            let problem = "must not be empty or contain white space";
+            faults.add(ConfigError::malformed("POSTERN_AUDIENCE", &self.audience, problem));
         }
-        for (variable, value) in [("POSTERN_ISSUER", &self.issuer), ("POSTERN_AUDIENCE", &self.audience)] {
-            if value.is_empty() || value.chars().any(|c| c.is_whitespace() || c.is_control()) {
-                return Err(ConfigError::OutOfRange(variable, "empty or contain white space".to_owned()));
-            }
-        }
-        Ok(())
+        faults.into_result()
     }
 
     pub fn token_config(&self) -> TokenConfig {

@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 
-use super::error::ConfigError;
+use super::error::{ConfigError, Faults};
 
 /// Reserved names of security settings that are not implemented yet. To ignore such a setting would be dangerous.
 const NOT_IMPLEMENTED: [&str; 6] = [
@@ -18,14 +18,41 @@ const NOT_IMPLEMENTED: [&str; 6] = [
 /// misspelt setting is not ignored.
 pub fn check_variables<C: CommandFactory>(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
     let known = known_variables(&C::command());
+    let mut faults = Faults::default();
     for name in names.filter(|name| name.starts_with("POSTERN_")) {
         if NOT_IMPLEMENTED.contains(&name.as_str()) {
-            return Err(ConfigError::NotImplemented(name));
+            faults.add(ConfigError::NotImplemented(name));
         } else if !known.contains(&name) && !is_kubernetes_service_link(&name) {
-            return Err(ConfigError::UnknownVariable(name));
+            let nearest = nearest(&name, &known);
+            faults.add(ConfigError::UnknownVariable { name, nearest });
         }
     }
-    Ok(())
+    faults.into_result()
+}
+
+/// The known name that a misspelt one probably stands for.
+fn nearest(name: &str, known: &[String]) -> Option<String> {
+    let distances = known.iter().map(|candidate| (distance(name, candidate), candidate));
+    let (distance, candidate) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= 3).then(|| candidate.clone())
+}
+
+/// How many characters must be added, removed or replaced to make one text of the other (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, from) in one.bytes().enumerate() {
+        let mut above_left = line;
+        let mut left = line + 1;
+        if let Some(first) = row.first_mut() {
+            *first = left;
+        }
+        for (cell, to) in row.iter_mut().skip(1).zip(other.bytes()) {
+            let best = (above_left + usize::from(from != to)).min(left + 1).min(*cell + 1);
+            above_left = std::mem::replace(cell, best);
+            left = best;
+        }
+    }
+    row.last().copied().unwrap_or_default()
 }
 
 /// The variables of all settings of a command and its subcommands.
@@ -41,4 +68,23 @@ fn is_kubernetes_service_link(name: &str) -> bool {
         || ["POSTERN_PORT_", "POSTERN_SERVICE_HOST", "POSTERN_SERVICE_PORT"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_name_is_near_to_the_right_one() {
+        let known = ["POSTERN_ISSUER", "POSTERN_ACCESS_TOKEN_TTL"].map(str::to_owned);
+        for (name, meant) in [
+            ("POSTERN_ISSUR", Some("POSTERN_ISSUER")),
+            ("POSTERN_ACCES_TOKEN_TLT", Some("POSTERN_ACCESS_TOKEN_TTL")),
+            ("POSTERN_issuer", None),
+            ("POSTERN_PASSWORD", None),
+        ] {
+            assert_eq!(nearest(name, &known).as_deref(), meant, "{name}");
+        }
+        assert_eq!((distance("", "abc"), distance("abc", ""), distance("kitten", "sitting")), (3, 3, 3));
+    }
 }

@@ -58,7 +58,7 @@ pub enum TransportSettings {
 /// Why the transport cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    #[error("{path} cannot be used for mails: {source}")]
+    #[error("POSTERN_MAIL_URL: the directory {path} cannot be used for mails: {source}")]
     Directory { path: PathBuf, source: std::io::Error },
     #[error("TLS to the mail server cannot be set up: {0}")]
     Tls(#[source] lettre::transport::smtp::Error),

@@ -36,7 +36,7 @@ fn an_unknown_variable_is_refused_and_named() {
         ["POSTERN_GRPC_ADRR", "POSTERN_", "POSTERN_PORTS", "POSTERN_SERVICE", "POSTERN_ISSUER_", "POSTERN_issuer"]
     {
         let refusal = check(&["PATH", "POSTERN_ISSUER", name]).expect_err(name);
-        assert!(matches!(&refusal, ConfigError::UnknownVariable(named) if named == name), "{refusal:?}");
+        assert!(matches!(&refusal, ConfigError::UnknownVariable { name: named, .. } if named == name), "{refusal:?}");
         assert!(refusal.to_string().contains(name), "{refusal}");
     }
 }
@@ -160,14 +160,21 @@ fn lifetimes_out_of_range_are_refused_by_name() {
         ("--refresh-lost-answer-window=3651d", "POSTERN_REFRESH_LOST_ANSWER_WINDOW"),
         ("--issuer=", "POSTERN_ISSUER"),
         ("--issuer=http://a b", "POSTERN_ISSUER"),
+        ("--issuer=urn:x", "POSTERN_ISSUER"),
+        ("--issuer=https://a.example?b", "POSTERN_ISSUER"),
+        ("--issuer=https://a.example#b", "POSTERN_ISSUER"),
         ("--audience=", "POSTERN_AUDIENCE"),
         ("--audience=a\nb", "POSTERN_AUDIENCE"),
     ] {
         let refusal = config(&[argument]).tokens.validate().expect_err(argument);
         assert!(refusal.to_string().starts_with(variable), "{refusal}");
     }
-    for fine in ["--access-token-ttl=24h", "--refresh-retry-window=0s", "--refresh-retry-window=60s", "--issuer=urn:x"]
-    {
+    for fine in [
+        "--access-token-ttl=24h",
+        "--refresh-retry-window=0s",
+        "--refresh-retry-window=60s",
+        "--issuer=https://a.example/b",
+    ] {
         config(&[fine]).tokens.validate().expect(fine);
     }
     for nonsense in ["--access-token-ttl=15", "--access-token-ttl=-1s", "--refresh-token-ttl=soon"] {

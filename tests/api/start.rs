@@ -149,7 +149,7 @@ async fn an_address_in_use_is_named_in_the_error() {
     let address = taken.local_addr().expect("an address");
     for flag in ["--grpc-addr", "--http-addr", "--ops-addr"] {
         let refusal = build(&[&argument, &format!("{flag}={address}")]).await.expect_err("it is taken");
-        assert!(matches!(refusal, BuildError::Listen(named, _) if named == address), "{refusal:?}");
+        assert!(matches!(refusal, BuildError::Listen { address: named, .. } if named == address), "{refusal:?}");
         assert!(refusal.to_string().contains(&address.to_string()), "{refusal}");
     }
 }

@@ -101,7 +101,7 @@ def test_after_the_retry_window_a_second_use_is_theft(engine, start_server):
 
 def test_a_refresh_token_past_its_lifetime_is_invalid(engine, start_server):
     # The retry window is long, so that only the lifetime ends the token.
-    server = start_server(engine, refresh_token_ttl="1s", refresh_retry_window="60s")
+    server = start_server(engine, access_token_ttl="1s", refresh_token_ttl="1s", refresh_retry_window="60s")
     person, unused = server.client.newcomer()
     polled = server.client.login(person)
 

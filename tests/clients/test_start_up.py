@@ -9,10 +9,13 @@ import subprocess
 
 import pytest
 
-from support.client import Person
+from support import load
+from support.client import Client, Person
 from support.engine import Sqlite, new_master_key
 from support.environment import own_environment
 from support.outbox import settle
+from support.ports import free_port
+from support.server import CHEAP_HASHES, READY
 
 # In base64 32 bytes, like a master key.
 SECRET = "aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMmh1bnQ="
@@ -156,6 +159,143 @@ def test_healthcheck_tells_a_serving_server_from_none(embedded, start_server):
     assert server.run("healthcheck").returncode == 0
     server.stop()
     assert server.run("healthcheck").returncode != 0
+
+
+# -- what is created, and who may read it --------------------------------------------------------------------------
+
+READERS = [["user", "list"], ["keys", "list"], ["backup", "copy.db"]]
+CHANGERS = [["user", step, "--email", "a@example.com"] for step in ("set-roles", "disable", "enable", "delete")]
+LINK = ["user", "reset-password-link", "--email", "a@example.com"]
+
+
+@pytest.mark.parametrize("arguments", [*READERS, *CHANGERS, LINK], ids=lambda arguments: "-".join(arguments[:2]))
+def test_a_command_on_what_exists_creates_no_database(binary, tmp_path, arguments):
+    missing, keyless = tmp_path / "mistyped", tmp_path / "migrated"
+    run_in = lambda directory, *command: run(binary, tmp_path, *command, data_dir=directory)  # noqa: E731
+    assert run_in(keyless, "migrate").returncode == 0
+    # While SQLite has a database open, it has two more files.
+    files = lambda: [path.name for path in keyless.iterdir() if not path.name.endswith(("-wal", "-shm"))]  # noqa: E731
+    assert files() == ["postern.db"]
+
+    ended = run_in(missing, *arguments)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert str(missing / "postern.db") in ended.stderr
+    assert not missing.exists()
+
+    # Nor does it create the keys of a database that has none.
+    run_in(keyless, *arguments)
+    assert files() == ["postern.db"]
+
+
+def run(binary, directory, *arguments: str, stdin: str = "", **settings) -> subprocess.CompletedProcess:
+    configured = own_environment(log_format="json", **settings)
+    return subprocess.run(
+        [binary, *arguments], env=configured, cwd=directory, input=stdin, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("setting", ["master_key_file", "database_url_file", "mail_url_file", "mail_password_file"])
+def test_a_secret_that_others_can_read_is_made_private_and_that_is_said(binary, tmp_path, setting):
+    text = {
+        "master_key_file": new_master_key(),
+        "database_url_file": f"sqlite:{tmp_path}/a.db",
+        "mail_url_file": "smtp://user:password@127.0.0.1:1",
+        "mail_password_file": "password",
+    }[setting]
+    file = tmp_path / "secret"
+    file.write_text(text)
+    file.chmod(0o644)
+    more = {"mail_url": "smtp://user@127.0.0.1:1"} if setting == "mail_password_file" else {}
+    named = ["--username", "ada", "--email", "ada@example.com"]
+    made = run(
+        binary, tmp_path, "user", "create", *named, stdin=Person().password, data_dir=tmp_path / "data",
+        **{setting: file}, **more, **CHEAP_HASHES,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert str(file) in made.stderr
+    assert "other users had rights" in made.stderr
+
+
+def test_a_path_set_by_mistake_keeps_its_rights(binary, tmp_path):
+    directory, file = tmp_path / "public", tmp_path / "public.txt"
+    directory.mkdir(mode=0o755)
+    file.write_text("This is not a database.")
+    for path, mode in ((directory, 0o755), (file, 0o644)):
+        path.chmod(mode)
+        assert run(binary, tmp_path, "migrate", database_url=f"sqlite:{path}").returncode == 1
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+# -- errors of the configuration ----------------------------------------------------------------------------------
+
+
+def test_all_errors_of_a_configuration_are_told_at_once_and_no_more(refusal):
+    wrong = {
+        "issur": "https://auth.example.com",
+        "issuer": "not a url",
+        "access_token_ttl": "1h",
+        "refresh_token_ttl": "1m",
+        "session_max_lifetime": "soon",
+        "grpc_addr": "localhost:50051",
+        "reflection": "perhaps",
+        "hash_threads": "0",
+        "mail_from": "nobody",
+        "database_url": "mysql://localhost/x",
+        "mail_url": "smtp://user:password@",
+    }
+    said = refusal(**wrong)
+    told = [line.strip() for line in said.splitlines() if line.startswith("  ")]
+    assert "password" not in said
+    for name in set(wrong) - {"mail_from", "refresh_token_ttl"}:
+        assert [line for line in told if line.startswith(f"POSTERN_{name.upper()}")], (name, said)
+    [contradiction] = [line for line in told if "POSTERN_REFRESH_TOKEN_TTL" in line]
+    assert "POSTERN_ACCESS_TOKEN_TTL=1h" in contradiction
+    assert f"{len(told)} settings are wrong" in said
+    # The sender is derived from the URL that is wrong: it would only be noise.
+    assert "POSTERN_MAIL_FROM" not in said
+    assert "POSTERN_MAIL_FROM" in refusal(mail_from="nobody", issuer="https://auth.example.com")
+
+
+# -- closed pipes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["user", "list"], ["openapi"], ["keys", "list"], ["--help"]], ids=" ".join)
+def test_a_command_ends_quietly_when_nobody_reads_its_output(binary, start_server, embedded, arguments):
+    server = start_server(embedded)
+    load.insert(embedded, 1, 3_000)
+    configured = own_environment(**embedded.settings())
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([binary, *arguments], env=configured, **pipes) as process:
+        # All of it is closed at once, so even a short output meets a closed pipe, or none of it is lost.
+        process.stdout.close()
+        said = process.stderr.read()
+        code = process.wait(30)
+    assert said == b""
+    assert code in (0, 141)
+    if arguments[-1] != "--help":
+        assert code == 141, "as a shell reports a tool that SIGPIPE has ended"
+    assert server.client.newcomer()
+
+
+def test_a_server_whose_log_nobody_reads_goes_on(binary, embedded):
+    address = f"127.0.0.1:{free_port()}"
+    settings = {**LOOPBACK, **embedded.settings(), **CHEAP_HASHES, "grpc_addr": address, "lame_duck": "0s"}
+    # At this level there are lines about every call.
+    environment = own_environment(log="debug", **settings)
+    with subprocess.Popen([binary, "serve"], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while READY not in process.stderr.readline():
+                assert process.poll() is None
+            process.stderr.close()
+            client = Client(address, set())
+            for _ in range(5):
+                client.newcomer()
+            client.close()
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def test_a_second_server_cannot_take_a_port_that_is_in_use(embedded, start_server, refusal):

@@ -1,15 +1,11 @@
 """`postern user`: how the first admin is created, and what an operator can do directly on the database.
 
-It tests the five commands on both engines, that no password is ever an argument or shown, and that a running server
+It tests the commands on both engines, that no password is ever an argument or shown, and that a running server
 notices a change. The same steps over the network are in `test_admin`.
 """
 
-import contextlib
-import os
-import pty
 import re
 import subprocess
-import threading
 import time
 import uuid
 from dataclasses import replace
@@ -24,6 +20,7 @@ from support.client import Person
 from support.environment import own_environment
 from support.mail import VERIFY
 from support.server import CHEAP_HASHES
+from support.terminal import at_a_terminal
 from support.wait import wait_until
 
 TOKEN = re.compile(r"[\w-]{64}", re.ASCII)
@@ -87,7 +84,7 @@ def way(engine, start_server, operator):
 def test_the_first_admin_is_made_before_any_server_runs(operator, engine, start_server):
     person = Person()
     id, username, email, roles, state = operator.create(person, "admin", "writer")
-    assert (username, email, roles, state) == (person.username, person.email, "admin,user,writer", "unverified")
+    assert (username, email, roles, state) == (person.username, person.email, "admin,user,writer", "verified")
 
     with any_way("REST", start_server(engine)) as way:
         tokens = way.login(person)
@@ -112,7 +109,9 @@ def test_white_space_around_an_address_is_dropped_by_every_command_that_takes_on
 def test_an_account_is_made_while_a_server_runs_and_its_owner_is_mailed(operator, engine, start_server, start_mailbox):
     mailbox, person = start_mailbox(), Person()
     with any_way("gRPC", start_server(engine, mail_url=mailbox.url)) as way:
-        operator.create(person)
+        named = ["--username", person.username, "--email", person.email]
+        [line] = operator.done("create", *named, "--unverified", stdin=f"{person.password}\n").splitlines()
+        assert line.endswith("\tunverified")
         assert way.me(way.login(person))["roles"] == ["user"]
         assert way.ok("VerifyEmail", token=mailbox.token(person.email, VERIFY))["user"]["emailVerified"]
 
@@ -123,6 +122,33 @@ def test_an_operator_may_give_an_account_a_reserved_username(operator, way):
     assert way.me(way.login(person))["username"] == "Admin"
     fields = {"username": "admin", "email": Person().email, "password": person.password}
     way.refused("SignUp", "INVALID_ARGUMENT", "INVALID_FIELD", {"username"}, **fields)
+
+
+def test_the_first_admin_can_log_in_where_addresses_must_be_verified_and_no_mail_is_sent(
+    binary, embedded, start_server
+):
+    required = {"require_verified_email": "true"}
+    admin, other = Person(), Person()
+
+    def create(person: Person, *more: str) -> subprocess.CompletedProcess:
+        named = ["user", "create", "--username", person.username, "--email", person.email, *more]
+        return command(binary, embedded, *named, stdin=person.password, **required)
+
+    assert create(admin, "--role", "admin").stdout.endswith("\tverified\n")
+    assert embedded.query("SELECT count(*) FROM mail_outbox") == [(0,)]
+    told = create(other, "--unverified")
+    assert told.stdout.endswith("\tunverified\n")
+    assert "reset-password-link" in told.stderr, "the way out is named"
+    details = embedded.query("SELECT detail FROM audit_events WHERE action = 'sign_up' ORDER BY id")
+    assert details == [("an operator vouches for the address",), (None,)]
+
+    with any_way("gRPC", start_server(embedded, **required)) as way:
+        assert way.login(admin)
+        way.refused("Login", "FAILED_PRECONDITION", "EMAIL_NOT_VERIFIED", email=other.email, password=other.password)
+        link = command(binary, embedded, "user", "reset-password-link", "--email", other.email, **required).stdout
+        again = replace(other, password=Person().password)
+        way.ok("ResetPassword", token=TOKEN.findall(link)[0], new_password=again.password)
+        assert way.login(again)
 
 
 def test_the_line_that_tells_of_an_account_has_no_password_and_the_database_has_its_hash(operator, engine):
@@ -182,41 +208,11 @@ def environment(engine) -> dict[str, str]:
     return own_environment(log_format="json", **CHEAP_HASHES, **engine.settings())
 
 
-def at_a_terminal(binary, engine, arguments: list[str], answers: list[str]) -> tuple[int, str]:
-    """Runs a command at a terminal and types the answers. Returns the exit code and the text on the terminal."""
-    master, slave = pty.openpty()
-    # `setsid --ctty` makes this the controlling terminal of the command, as for a login shell.
-    asked = ["setsid", "--ctty", "--wait", binary, *arguments]
-    process = subprocess.Popen(asked, env=environment(engine), stdin=slave, stdout=slave, stderr=slave)
-    os.close(slave)
-    seen = bytearray()
-
-    def read() -> None:
-        # On Linux it is an error to read a terminal that no process has open any more.
-        with contextlib.suppress(OSError):
-            while part := os.read(master, 4096):
-                seen.extend(part)
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        for number, answer in enumerate(answers, start=1):
-            wait_until("it asks", lambda number=number: seen.count(b": ") >= number)
-            os.write(master, f"{answer}\n".encode())
-        code = process.wait(30)
-        reader.join(5)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        os.close(master)
-    return code, seen.decode(errors="replace")
-
-
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(binary, engine, operator, start_server):
     person = Person()
     arguments = ["user", "create", "--username", person.username, "--email", person.email]
-    code, seen = at_a_terminal(binary, engine, arguments, [person.password, person.password])
+    code, seen = at_a_terminal(binary, environment(engine), arguments, [person.password, person.password])
     assert code == 0, seen
     assert person.password not in seen
     with any_way("gRPC", start_server(engine)) as way:
@@ -224,7 +220,7 @@ def test_at_a_terminal_the_password_is_asked_for_twice_and_not_shown(binary, eng
 
     other = Person()
     arguments = ["user", "create", "--username", other.username, "--email", other.email]
-    code, seen = at_a_terminal(binary, engine, arguments, [other.password, person.password])
+    code, seen = at_a_terminal(binary, environment(engine), arguments, [other.password, person.password])
     assert code != 0
     assert "not the same" in seen
     assert other.email not in engine.emails()
@@ -264,7 +260,6 @@ def test_of_a_new_account_the_audit_names_no_actor(operator, engine):
 
 
 def test_accounts_are_listed_one_a_line_and_searched(operator, engine):
-    assert operator.done("list") == ""
     people = [Person() for _ in range(3)]
     roles = [("admin",), (), ("writer",)]
     made = [operator.create(person, *named) for person, named in zip(people, roles, strict=True)]
@@ -332,18 +327,45 @@ def test_an_account_that_is_disabled_is_shut(operator, engine, way):
     operator.done("disable", "--email", somebody.email)
 
 
+def test_an_account_that_is_enabled_again_can_log_in_and_one_that_is_deleted_is_gone(operator, engine, way):
+    admin, somebody = Somebody(way, engine, "admin"), Somebody(way)
+    whose = ["--email", somebody.email]
+    operator.done("disable", *whose)
+    way.expect_wrong(somebody.person)
+    [line] = operator.done("enable", *whose).splitlines()
+    assert line.split("\t")[-1] == "unverified"
+    tokens = way.login(somebody.person)
+
+    [line] = operator.done("delete", *whose).splitlines()
+    assert line.split("\t")[-1] == "deleted"
+    revoked = ("UNAUTHENTICATED", "SESSION_REVOKED")
+    wait_for("it is gone", lambda: is_refused(way, "ListSessions", *revoked, tokens["accessToken"]))
+    way.expect_wrong(somebody.person)
+    assert somebody.email not in engine.emails()
+    for action in ("user_enabled", "user_deleted"):
+        told = everything(way, "ListAuditEvents", admin.credential, "events", user_id=somebody.id, action=action)
+        assert [(event.get("actorId"), event.get("clientIp")) for event in told] == [(None, None)], action
+
+
 def test_the_last_admin_stays(operator, engine):
     person = Person()
     operator.create(person, "admin")
     whose = ["--email", person.email]
-    for steps in (["set-roles", *whose], ["set-roles", *whose, "--role", "writer"], ["disable", *whose]):
+    for steps in (
+        ["set-roles", *whose],
+        ["set-roles", *whose, "--role", "writer"],
+        ["disable", *whose],
+        ["delete", *whose],
+    ):
         assert "last enabled admin" in operator.refused(*steps)
     operator.done("set-roles", *whose, "--role", "admin", "--role", "writer")
     operator.create(Person(), "admin")
     operator.done("disable", *whose)
 
 
-@pytest.mark.parametrize("steps", [["set-roles"], ["disable"], ["reset-password-link"]], ids=lambda steps: steps[0])
+@pytest.mark.parametrize(
+    "steps", [["set-roles"], ["disable"], ["enable"], ["delete"], ["reset-password-link"]], ids=lambda steps: steps[0]
+)
 def test_an_unknown_account_is_reported_as_unknown(operator, steps):
     operator.create(Person())
     assert "no such user" in operator.refused(*steps, "--email", Person().email)

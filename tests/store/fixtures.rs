@@ -71,6 +71,7 @@ pub fn new_account(name: &str) -> NewAccount {
         email: address(&format!("{name}@example.com")),
         password_hash: PasswordHash::from_phc(OLD_HASH.to_owned()),
         context: audit_context(),
+        email_verified: false,
         roles: None,
         verification: mail(MailKind::VerifyEmail, &format!("{name}@example.com"), Some(id)),
         withholds_mail: false,

@@ -62,6 +62,8 @@ pub struct NewAccount {
     pub context: AuditContext,
     /// The roles that an operator gives it besides the role `user`, and the context of their audit row.
     pub roles: Option<(Vec<Role>, AuditContext)>,
+    /// An operator vouches for the address: it counts as verified, and no verification is mailed.
+    pub email_verified: bool,
     /// To the new address.
     pub verification: NewMail,
     /// Set where the caller must not learn that the address is taken: the mail that its owner gets instead.

@@ -79,6 +79,33 @@ pub enum UserOrder {
     ByUsername { prefix: String, after: Option<String> },
 }
 
+impl UserOrder {
+    /// The beginning of a list of all accounts, or of those that a query finds.
+    pub fn of_query(query: &str) -> Self {
+        if query.is_empty() {
+            Self::ById { after: None }
+        } else {
+            Self::ByEmail { prefix: query.to_owned(), after: None }
+        }
+    }
+
+    /// Where the list goes on after a page, with the last account of that page. `None` if it has ended.
+    #[must_use]
+    pub fn after_page(self, last: Option<&User>) -> Option<Self> {
+        match (self, last) {
+            (Self::ById { .. }, Some(user)) => Some(Self::ById { after: Some(user.id) }),
+            (Self::ByEmail { prefix, .. }, Some(user)) => {
+                Some(Self::ByEmail { prefix, after: Some(user.email.as_str().to_owned()) })
+            }
+            (Self::ByUsername { prefix, .. }, Some(user)) => {
+                Some(Self::ByUsername { prefix, after: Some(user.username.as_str().to_ascii_lowercase()) })
+            }
+            (Self::ByEmail { prefix, .. }, None) => Some(Self::ByUsername { prefix, after: None }),
+            (Self::ById { .. } | Self::ByUsername { .. }, None) => None,
+        }
+    }
+}
+
 /// A page of the sessions of an account.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionPage {

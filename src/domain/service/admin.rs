@@ -27,8 +27,7 @@ impl Service {
     pub async fn list_users(&self, size: u32, page_token: &str, query: &str) -> Result<Page<User>, Error> {
         let list = format!("users:{query}");
         let mut order = match self.cursor(&list, page_token)? {
-            None if query.is_empty() => UserOrder::ById { after: None },
-            None => UserOrder::ByEmail { prefix: query.to_owned(), after: None },
+            None => UserOrder::of_query(query),
             Some(cursor) => {
                 user_order(query, &cursor).ok_or_else(|| Error::internal("a page token of another release"))?
             }

@@ -21,6 +21,17 @@ use super::{Service, mail::count_withheld};
 /// How long the command line waits for a hash.
 const COMMAND_PATIENCE: Duration = Duration::from_mins(1);
 
+/// What makes the creation of an account differ from a plain sign-up.
+#[derive(Debug, Default)]
+struct Registration {
+    /// The mail to the owner of a taken address, where the caller must not learn that it is taken.
+    owner_notice: Option<NewMail>,
+    /// The roles that an operator gives it.
+    roles: Option<Vec<Role>>,
+    /// Whether an operator vouches for the address.
+    email_verified: bool,
+}
+
 impl Service {
     /// The username that a caller chooses. `field` names it in the error.
     pub fn chosen_username(&self, field: &'static str, text: &str) -> Result<Username, FieldViolation> {
@@ -44,19 +55,20 @@ impl Service {
         self.store.ensure_reachable()?;
         self.sign_up_limiter.check(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
         let owner_notice = self.owner_notice(&request.email)?;
-        self.register(request, owner_notice, None, Some(client), deadline).await
+        let registration = Registration { owner_notice, ..Registration::default() };
+        self.register(request, registration, Some(client), deadline).await
     }
 
     /// Creates the account. There is no client on the command line.
     async fn register(
         &self,
         request: SignUp,
-        owner_notice: Option<NewMail>,
-        roles: Option<Vec<Role>>,
+        registration: Registration,
         client: Option<&Client>,
         deadline: Deadline,
     ) -> Result<User, Error> {
         let SignUp { username, email, password } = request;
+        let Registration { owner_notice, roles, email_verified } = registration;
         let new = NewPassword::new(&self.passwords, "password", password)?;
         let place = self.admit(client.and_then(|client| client.ip), None, deadline).await?;
         let new = new.of_account([username.as_str(), email.as_str()]);
@@ -87,6 +99,7 @@ impl Service {
             password_hash,
             context,
             roles,
+            email_verified,
             owner_notice,
             verification,
             limit: self.mails.per_address,
@@ -104,11 +117,12 @@ impl Service {
         }
     }
 
-    /// Creates an account with these roles, for an operator, who may choose a reserved username. Its owner gets the same
-    /// mail as after any sign-up.
-    pub async fn create_account(&self, request: SignUp, roles: Vec<Role>) -> Result<User, Error> {
+    /// Creates an account with these roles, for an operator, who may choose a reserved username and vouches for the address
+    /// or does not. In the second case its owner gets the same mail as after any sign-up.
+    pub async fn create_account(&self, request: SignUp, roles: Vec<Role>, email_verified: bool) -> Result<User, Error> {
         let deadline = Deadline(Instant::now() + COMMAND_PATIENCE);
-        self.register(request, None, Some(roles), None, deadline).await
+        let registration = Registration { owner_notice: None, roles: Some(roles), email_verified };
+        self.register(request, registration, None, deadline).await
     }
 
     /// The account with this address.

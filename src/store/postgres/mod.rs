@@ -2,6 +2,7 @@
 //! settings and no advisory locks.
 
 mod accounts;
+mod causes;
 mod clock;
 mod mail;
 mod migration;
@@ -102,26 +103,27 @@ impl PostgresStore {
         notifications: bool,
         migrate: Migrate,
     ) -> Result<Self, OpenError> {
-        let opened = Self::connect(url, max_connections, notifications, migrate).await;
-        opened.map_err(|error| if pooler::has_lost_statement(&error) { OpenError::TransactionPooling } else { error })
+        let options = connect_options(url.expose_secret())?
+            .application_name("postern")
+            .log_statements(tracing::log::LevelFilter::Trace);
+        let opened = Self::connect(&options, max_connections, notifications, migrate).await;
+        opened.map_err(|error| causes::explain(error, &options))
     }
 
     async fn connect(
-        url: &SecretString,
+        options: &PgConnectOptions,
         max_connections: u32,
         notifications: bool,
         migrate: Migrate,
     ) -> Result<Self, OpenError> {
-        let options = connect_options(url.expose_secret())?
-            .application_name("postern")
-            .log_statements(tracing::log::LevelFilter::Trace);
+        with_timeout(CONNECT_TIMEOUT, pooler::check(options)).await?;
         let pool = Pool::new(options.clone(), max_connections)?;
         let revocation_written = Arc::new(Notify::new());
         let listening = listen(options.clone(), Arc::clone(&revocation_written));
         let listener = notifications.then(|| Arc::new(AbortOnDrop(tokio::spawn(listening))));
         let store = Self {
             pool,
-            options,
+            options: options.clone(),
             probe: Arc::default(),
             reachable: Arc::new(AtomicBool::new(true)),
             takes_writes: Arc::new(AtomicBool::new(true)),
@@ -130,7 +132,6 @@ impl PostgresStore {
             mail_queued: Arc::default(),
             _listener: listener,
         };
-        pooler::check(&store.options).await?;
         store.check_encoding().await?;
         match migrate {
             Migrate::Apply => migration::apply(migrator(&MIGRATIONS), &store.options).await?,
@@ -234,8 +235,18 @@ impl PostgresStore {
 /// The options in a URL. Beyond this machine the certificate of the server is verified, unless the URL or `PGSSLMODE` asks
 /// for another `sslmode`: with the default of the protocol, whoever stands in between can turn TLS off.
 fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {
-    let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| OpenError::Url(error.to_string()))?;
+    let options: PgConnectOptions = url.parse().map_err(|error| OpenError::Url(innermost(&error)))?;
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    for (name, file) in form_urlencoded::parse(parameters.as_bytes()) {
+        // The driver would read it after it has connected, and say neither which file nor which parameter.
+        if matches!(
+            name.as_ref(),
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key"
+        ) {
+            let read = std::fs::File::open(file.as_ref());
+            read.map_err(|error| OpenError::Url(format!("{name}={file} cannot be read: {error}")))?;
+        }
+    }
     // `prefer` is the default, which `PGSSLMODE` changes.
     let is_chosen = !matches!(options.get_ssl_mode(), PgSslMode::Prefer)
         || form_urlencoded::parse(parameters.as_bytes()).any(|(name, _)| name == "sslmode" || name == "ssl-mode");
@@ -243,6 +254,15 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {
     let is_local =
         options.get_socket().is_some() || host.starts_with('/') || is_loopback(host.trim_matches(['[', ']']));
     Ok(if is_chosen || is_local { options } else { options.ssl_mode(PgSslMode::VerifyFull) })
+}
+
+/// The cause of an error without what the errors around it say.
+fn innermost(error: &sqlx::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    innermost.to_string()
 }
 
 /// A task that is aborted when its owner is dropped.
@@ -373,7 +393,7 @@ impl Store for PostgresStore {
 async fn with_timeout<T>(limit: Duration, step: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
     match tokio::time::timeout(limit, step).await {
         Ok(outcome) => Ok(outcome?),
-        Err(elapsed) => Err(StoreError::Unavailable(Box::new(elapsed))),
+        Err(_) => Err(StoreError::Unavailable(format!("no answer within {limit:?}").into())),
     }
 }
 

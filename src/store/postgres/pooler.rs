@@ -3,7 +3,7 @@
 
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 
-use crate::{error::StoreError, store::opening::OpenError};
+use crate::store::opening::OpenError;
 
 /// How often it is tried. Other clients of the pooler can come in between.
 const ROUNDS: u32 = 3;
@@ -12,14 +12,14 @@ const ROUNDS: u32 = 3;
 ///
 /// While one connection is in a transaction, a pooler cannot give its server to another one. So the second connection takes
 /// the server that the first has just used, and the first then gets another one, which does not know its statement.
-pub(super) async fn check(options: &PgConnectOptions) -> Result<(), OpenError> {
-    let mut first = options.connect().await.map_err(StoreError::from)?;
-    let mut second = options.connect().await.map_err(StoreError::from)?;
+pub(super) async fn check(options: &PgConnectOptions) -> Result<(), sqlx::Error> {
+    let mut first = options.connect().await?;
+    let mut second = options.connect().await?;
     for _ in 0..ROUNDS {
-        survives(&mut first, &mut second).await.map_err(StoreError::from)?;
+        survives(&mut first, &mut second).await?;
     }
     for connection in [first, second] {
-        connection.close().await.map_err(StoreError::from)?;
+        connection.close().await?;
     }
     Ok(())
 }

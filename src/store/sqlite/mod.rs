@@ -73,23 +73,25 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the file, creating it where missing, and brings the schema up to date or checks that it is.
+    /// Opens the file and brings the schema up to date, or checks that it is. Only the former creates a missing file.
     pub async fn open(path: &Path, migrate: Migrate) -> Result<Self, OpenError> {
         let key = database_url::key_beside(path);
         // Asked first: another process that starts at the same time makes the key after the tables.
-        let has_key = key.exists();
+        let has_key = exists(&key)?;
+        let has_database = exists(path)?;
         let lost = || OpenError::DatabaseLost { database: path.to_owned(), key: key.clone() };
-        if has_key && !path.exists() {
+        if has_key && !has_database {
             return Err(lost());
         }
         if migrate == Migrate::Apply {
-            make_private(path).map_err(|error| StoreError::from(sqlx::Error::Io(error)))?;
+            make_private(path).map_err(|error| unusable(path, error))?;
+        } else if !has_database {
+            return Err(no_database(path));
         }
-        for suffix in ["", "-wal", "-shm"] {
-            let mut file = path.as_os_str().to_owned();
-            file.push(suffix);
-            private_file::keep_private(Path::new(&file)).map_err(OpenError::Exposed)?;
+        if path.is_dir() {
+            return Err(OpenError::NotADatabase(path.to_owned()));
         }
+        private_file::check_access(path).map_err(|error| unusable(path, error))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -97,26 +99,77 @@ impl SqliteStore {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
             .log_statements(tracing::log::LevelFilter::Trace);
-        let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(StoreError::from)?;
-        if has_key && !has_tables(&writer).await? {
+        let in_words = |error| explain(path, error);
+        let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(in_words)?;
+        let (is_ours, is_empty) = content(&writer).await.map_err(in_words)?;
+        if !is_ours && !is_empty {
+            return Err(OpenError::NotADatabase(path.to_owned()));
+        }
+        // Not before it is known that this is our file.
+        for suffix in ["", "-wal", "-shm"] {
+            let mut file = path.as_os_str().to_owned();
+            file.push(suffix);
+            private_file::keep_private(Path::new(&file)).map_err(OpenError::Exposed)?;
+        }
+        if has_key && !is_ours {
             return Err(lost());
         }
         match migrate {
             Migrate::Apply => {
                 apply_migrations(&writer).await?;
             }
-            Migrate::Check => check_schema(&writer).await?,
+            Migrate::Check => {
+                let applied = if is_ours { applied(&writer).await.map_err(in_words)? } else { Vec::new() };
+                if let Some(version) = first_pending(&migrator(&MIGRATIONS), &applied) {
+                    return Err(OpenError::SchemaOutdated(version));
+                }
+            }
         }
         let readers = pool().max_connections(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self { writer, readers, mail_queued: Arc::default() })
     }
 }
 
+fn no_database(path: &Path) -> OpenError {
+    OpenError::NoDatabase(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+fn exists(path: &Path) -> Result<bool, OpenError> {
+    path.try_exists().map_err(|error| unusable(path, private_file::explain(path, error)))
+}
+
+/// Why a file cannot be used.
+fn unusable(path: &Path, source: std::io::Error) -> OpenError {
+    let source = private_file::explain(path, source);
+    let path = path.to_owned();
+    if source.kind() == std::io::ErrorKind::PermissionDenied {
+        OpenError::Denied { path, source }
+    } else {
+        OpenError::File { path, source }
+    }
+}
+
+/// Why SQLite cannot use the file. Waiting only helps where another process has it.
+fn explain(path: &Path, error: sqlx::Error) -> OpenError {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    match code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
+        // BUSY, LOCKED, PROTOCOL
+        Some(5 | 6 | 15) => StoreError::from(error).into(),
+        // NOTADB
+        Some(26) => OpenError::NotADatabase(path.to_owned()),
+        None if matches!(error, sqlx::Error::PoolTimedOut) => {
+            let told = format!("another process has locked {} for {ACQUIRE_TIMEOUT:?}", path.display());
+            StoreError::Unavailable(told.into()).into()
+        }
+        Some(_) | None => OpenError::Sqlite { path: path.to_owned(), source: error },
+    }
+}
+
 /// Copies a database that may be in use to a new file, which only its owner can read: everything that was committed before
 /// the call.
 pub async fn backup(database: &Path, to: &Path) -> Result<(), BackupError> {
-    if !database.exists() {
-        return Err(BackupError::NoDatabase(database.to_owned()));
+    if !exists(database)? {
+        return Err(no_database(database).into());
     }
     // An empty file is one that SQLite may write to. Nothing is ever written over.
     let file = private_file::options().create_new(true).open(to).map_err(|error| BackupError::file(to, error))?;
@@ -140,8 +193,8 @@ async fn copy(database: &Path, to: &Path) -> Result<(), BackupError> {
 /// Why a backup was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    #[error("there is no database {}", .0.display())]
-    NoDatabase(PathBuf),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
@@ -195,22 +248,15 @@ async fn apply_migrations(writer: &SqlitePool) -> Result<(), OpenError> {
     Ok(migrator.run(writer).await?)
 }
 
-async fn has_tables(writer: &SqlitePool) -> Result<bool, StoreError> {
-    let query = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations')";
-    Ok(sqlx::query_scalar(query).fetch_one(writer).await?)
+/// Whether the database is one of Postern, and whether it has no tables at all.
+async fn content(writer: &SqlitePool) -> Result<(bool, bool), sqlx::Error> {
+    let query = "SELECT count(*) FILTER (WHERE name = '_sqlx_migrations') > 0, count(*) = 0 FROM sqlite_master";
+    sqlx::query_as(query).fetch_one(writer).await
 }
 
-async fn check_schema(writer: &SqlitePool) -> Result<(), OpenError> {
-    let known = has_tables(writer).await?;
-    let applied: Vec<i64> = if known {
-        sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
-            .fetch_all(writer)
-            .await
-            .map_err(StoreError::from)?
-    } else {
-        Vec::new()
-    };
-    first_pending(&migrator(&MIGRATIONS), &applied).map_or(Ok(()), |version| Err(OpenError::SchemaOutdated(version)))
+/// The migrations that were applied.
+async fn applied(writer: &SqlitePool) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(writer).await
 }
 
 impl Backend for SqliteStore {

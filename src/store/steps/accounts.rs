@@ -73,10 +73,14 @@ pub(in crate::store) async fn create_account(
         return Ok(outcome);
     }
     tx.add_role(account.id, &Role::user()).await?;
-    if !account.withholds_mail {
+    let mut target = AuditTarget::user(account.id);
+    if account.email_verified {
+        tx.run(Statement::new("UPDATE users SET email_verified = TRUE WHERE id = $1").bind(account.id.0)).await?;
+        target = target.detail("an operator vouches for the address".to_owned());
+    } else if !account.withholds_mail {
         queue_within(&mut tx, &account.verification, account.limit).await?;
     }
-    tx.record(Action::SignUp, &account.context, AuditTarget::user(account.id)).await?;
+    tx.record(Action::SignUp, &account.context, target).await?;
     let mut user = tx.user(account.id).await?;
     if let Some((roles, context)) = account.roles.filter(|(roles, _)| *roles != user.roles) {
         user = replace_roles(&mut tx, &user, &roles, &context).await?;

@@ -1,0 +1,16 @@
+//! Standard output. `println!` panics where nobody reads it any more, or where a disk is full.
+
+use std::io::{self, Write as _};
+
+use super::error::CliError;
+
+/// Prints a line.
+pub(super) fn line(text: &str) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.write_all(b"\n")).map_err(|error| CliError::output(&error))
+}
+
+/// Prints a line for the operator to standard error, apart from the result. It is no failure if nobody reads it.
+pub(super) fn note(text: &str) {
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
+}
