@@ -6,18 +6,18 @@
 use std::{any::TypeId, collections::BTreeMap, error::Error as _, ffi::OsString, path::PathBuf};
 
 use clap::{
-    Arg, Command, CommandFactory as _, FromArgMatches as _,
+    Arg, Command, CommandFactory, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
 use crate::config::{ConfigError, check_variables};
 
-use super::{Cli, secrets::secret_argument};
+use super::secrets::secret_argument;
 
 /// The command line without the variables that are wrong, and what is wrong with those.
 #[derive(Debug)]
-pub(super) struct Given {
-    pub(super) cli: Cli,
+pub(super) struct Given<C> {
+    pub(super) cli: C,
     pub(super) faults: Vec<ConfigError>,
 }
 
@@ -30,18 +30,18 @@ pub(super) enum Unusable {
 }
 
 /// Reads the command line of this process.
-pub(super) fn given() -> Result<Given, Unusable> {
+pub(super) fn given<C: CommandFactory + FromArgMatches>() -> Result<Given<C>, Unusable> {
     let process = Process { arguments: std::env::args_os().collect(), variables: std::env::vars_os().collect() };
     let names = process.variables.keys().filter_map(|name| name.to_str().map(str::to_owned));
-    let mut faults = check_variables::<Cli>(names).err().map_or_else(Vec::new, ConfigError::into_each);
-    let mut command = Cli::command();
+    let mut faults = check_variables::<C>(names).err().map_or_else(Vec::new, ConfigError::into_each);
+    let mut command = C::command();
     loop {
         let error = match command.clone().try_get_matches_from(&process.arguments) {
             Ok(matches) => {
                 if let Some(fault) = secret_argument(&matches) {
                     return Err(Unusable::Config(ConfigError::SecretArgument(fault)));
                 }
-                match Cli::from_arg_matches(&matches) {
+                match C::from_arg_matches(&matches) {
                     Ok(cli) => return Ok(Given { cli, faults }),
                     Err(error) => error,
                 }

@@ -92,7 +92,7 @@ enum Keys {
 /// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the
 /// code of the service is compiled with the library and not once more with the binary.
 pub fn main() -> ExitCode {
-    let given = match arguments::given() {
+    let given = match arguments::given::<Cli>() {
         Ok(given) => given,
         Err(Unusable::Usage(error)) => error.exit(),
         Err(Unusable::Config(error)) => return CliError::from(error).report(),
@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
     runtime.block_on(execute(given)).unwrap_or_else(|error| error.report())
 }
 
-async fn execute(given: Given) -> Result<ExitCode, CliError> {
+async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
     let Given { cli, faults } = given;
     if !faults.is_empty() {
         return Err(ConfigError::with_more(faults, cli.command.check().err()).into());

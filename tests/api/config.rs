@@ -115,7 +115,7 @@ fn plaintext_beyond_loopback_requires_a_setting() {
         for address in ["127.0.0.1:0", "127.8.9.10:50051", "[::1]:50051"] {
             config(&[&format!("{flag}={address}")]).listen.validate().expect(address);
         }
-        for address in ["0.0.0.0:50051", "[::]:50051", "192.0.2.1:0", "169.254.1.1:1"] {
+        for address in ["0.0.0.0:5000", "[::]:5000", "192.0.2.1:0", "169.254.1.1:1"] {
             let argument = format!("{flag}={address}");
             let refusal = config(&[&argument]).listen.validate().expect_err(address);
             assert!(matches!(refusal, ConfigError::Plaintext(..)), "{refusal:?}");
