@@ -38,10 +38,7 @@ use self::{
     progress::Progress,
     wire::Wire,
 };
-pub use self::{
-    heads::{MAX_HEAD, OversizedHead},
-    wire::Protocol,
-};
+pub use self::heads::{MAX_HEAD, OversizedHead};
 
 /// The most open streams of one connection.
 const MAX_STREAMS: u32 = 200;
@@ -129,6 +126,15 @@ fn forwarded_address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let address = bare.parse().or_else(|_| text.parse().map(|address: SocketAddr| address.ip())).ok()?;
     Some(address.to_canonical())
+}
+
+/// The protocol of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 with prior knowledge, as gRPC clients use it.
+    Http2,
+    /// HTTP/1.1, or HTTP/2 with prior knowledge.
+    Http1AndHttp2,
 }
 
 /// How many connections each address may have.
@@ -219,7 +225,7 @@ pub async fn serve(
             stop: stop.clone(),
             ends: stop.child_token(),
         };
-        let wire = Wire::new(stream, protocol, bounds.idle, entered.activity(), entered.close.clone());
+        let wire = Wire::new(stream, protocol == Protocol::Http2, bounds.idle, entered.activity(), entered.close.clone());
         let stream = Heads::new(with_write_timeout(wire), entered.activity(), long_heads.clone(), peer.ip());
         let (router, proxies, entered) = (router.clone(), proxies.clone(), Arc::new(entered));
         let (answers, ends, leftovers) = (life.progress.clone(), life.ends.clone(), leftovers.clone());

@@ -18,15 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::connections::Activity;
 
-/// The protocol of an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/2 with prior knowledge, as gRPC clients use it.
-    Http2,
-    /// HTTP/1.1, or HTTP/2 with prior knowledge.
-    Http1AndHttp2,
-}
-
 /// How long the headers of an HTTP/1.1 request may take, from their first byte.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// An HTTP/2 connection that sends nothing for this long is closed. A working client answers pings, so this closes
@@ -80,18 +71,16 @@ impl Spoken {
 }
 
 impl Wire {
+    /// A connection on which clients speak HTTP/2 only, or either protocol.
     pub(super) fn new(
         stream: TcpStream,
-        protocol: Protocol,
+        is_http2_only: bool,
         idle_timeout: Duration,
         activity: Arc<Activity>,
         close: CancellationToken,
     ) -> Self {
         let now = Instant::now();
-        let protocol = match protocol {
-            Protocol::Http2 => Spoken::Http2,
-            Protocol::Http1AndHttp2 => Spoken::Unknown(Vec::new()),
-        };
+        let protocol = if is_http2_only { Spoken::Http2 } else { Spoken::Unknown(Vec::new()) };
         let timer = Box::pin(tokio::time::sleep_until(now.into()));
         Self {
             stream,

@@ -146,10 +146,8 @@ def test_the_request_id_comes_back_on_successes_and_on_every_refusal(rest):
         ("GET", "/nowhere", None, {}, 404),
         ("GET", "/v1/auth/login", None, {}, 405),
         ("POST", "/v1/auth/login", "{}", {"content-type": "text/plain"}, 415),
+        ("POST", "/v1/auth/login", "x" * 70_000, {}, 413),
     ]
-    if rest.version == "1.1":
-        # Over HTTP/2, curl may lose an answer that is sent before the body was read (see `h2c`).
-        calls.append(("POST", "/v1/auth/login", "x" * 70_000, {}, 413))
     for method, path, body, headers, status in calls:
         sent = f"test-{uuid.uuid4()}"
         answer = rest.call(method, path, body, headers={**headers, "x-request-id": sent})
