@@ -36,7 +36,7 @@ pub struct ListenSettings {
     /// URL at which clients reach the HTTP address [default: the issuer]
     #[arg(long, env = "POSTERN_PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<String>,
-    /// Origins whose web pages may call the REST API, separated by commas [default: none]
+    /// Origins whose web pages may call REST and gRPC-Web, separated by commas [default: none]
     #[arg(long, env = "POSTERN_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub cors_origins: Vec<HeaderValue>,
     /// Allow plaintext on an address that is not loopback, for use behind a proxy or a mesh that provides TLS

@@ -42,7 +42,7 @@ use self::{pages::PageOptions, refusal::ErrorResponse};
 pub struct HttpOptions {
     /// The public URL of this address.
     pub public_url: String,
-    /// The origins whose pages may call the REST API.
+    /// The origins whose pages may call REST and gRPC-Web.
     pub cors_origins: Vec<HeaderValue>,
     pub pages: PageOptions,
     pub env: Env,

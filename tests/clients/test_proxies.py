@@ -199,3 +199,10 @@ def test_an_idle_connection_lives_as_long_as_is_set_and_an_unfinished_header_ten
     assert lived["unfinished"] >= 9.9, lived
     assert lived["begun_late"] >= 9.9, "counted from the first byte of the header"
     assert lived["unfinished"] < lived["idle"], lived
+
+
+@pytest.mark.parametrize("value", ["0s", "2h"])
+def test_an_idle_time_that_cannot_be_meant_stops_the_start(binary, embedded, tmp_path, value):
+    done = Server(binary, embedded, tmp_path, http_idle_timeout=value).run("serve")
+    assert done.returncode != 0
+    assert "POSTERN_HTTP_IDLE_TIMEOUT" in done.stderr
