@@ -1,7 +1,7 @@
 """REST over HTTP/2 by the `h2` library, frame by frame: for requests that are answered before the server has read them.
 
-Such an answer may end with RST_STREAM and NO_ERROR. The client should then stop sending the body, and the answer is still
-valid (RFC 9113 §8.1). curl 7.88 of Debian 12 loses it, so the server reads up to 1 MiB of the body instead.
+Such an answer may end with RST_STREAM and NO_ERROR. The client should then stop sending the body, and the answer is
+still valid (RFC 9113 §8.1). curl 7.88 of Debian 12 loses it, so the server reads up to 1 MiB of the body instead.
 """
 
 import socket
