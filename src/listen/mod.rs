@@ -31,6 +31,7 @@ use tower::ServiceExt;
 
 use crate::shares::Shares;
 
+pub use self::heads::{MAX_HEAD, OversizedHead};
 use self::{
     connections::{Activity, Connections},
     heads::Heads,
@@ -38,7 +39,6 @@ use self::{
     progress::Progress,
     wire::Wire,
 };
-pub use self::heads::{MAX_HEAD, OversizedHead};
 
 /// The most open streams of one connection.
 const MAX_STREAMS: u32 = 200;
@@ -225,7 +225,8 @@ pub async fn serve(
             stop: stop.clone(),
             ends: stop.child_token(),
         };
-        let wire = Wire::new(stream, protocol == Protocol::Http2, bounds.idle, entered.activity(), entered.close.clone());
+        let wire =
+            Wire::new(stream, protocol == Protocol::Http2, bounds.idle, entered.activity(), entered.close.clone());
         let stream = Heads::new(with_write_timeout(wire), entered.activity(), long_heads.clone(), peer.ip());
         let (router, proxies, entered) = (router.clone(), proxies.clone(), Arc::new(entered));
         let (answers, ends, leftovers) = (life.progress.clone(), life.ends.clone(), leftovers.clone());
