@@ -112,7 +112,10 @@ async fn verify_email(
     let EmailVerification { token, session, no_password, context } = verification;
     // Of two callers at the same time, one marks it. The token stays: it tells whoever opens the link again that it has
     // worked, and no other can be made for an address that is verified.
-    if !tx.mark_email_verified(&token, context.now).await? || !tx.has_token(&token, context.now).await? {
+    if token.purpose != Purpose::VerifyEmail
+        || !tx.mark_email_verified(&token, context.now).await?
+        || !tx.has_token(&token, context.now).await?
+    {
         return Ok(None);
     }
     let (id, context) = (token.user_id, context.by(token.user_id));
