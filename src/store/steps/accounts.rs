@@ -114,7 +114,7 @@ async fn verify_email(
     // worked, and no other can be made for an address that is verified.
     if token.purpose != Purpose::VerifyEmail
         || !tx.mark_email_verified(&token, context.now).await?
-        || !tx.has_token(&token, context.now).await?
+        || !tx.lock_token(&token, context.now).await?
     {
         return Ok(None);
     }

@@ -397,10 +397,10 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.changes_one(statement).await
     }
 
-    /// Whether there is a live token with exactly this grant.
-    async fn has_token(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let query = Statement::new(
-            "SELECT 1 FROM one_time_tokens \
+    /// Locks a live token with exactly this grant, if there is one. The update changes nothing.
+    async fn lock_token(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let statement = Statement::new(
+            "UPDATE one_time_tokens SET expire_time = expire_time \
              WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
         )
         .bind(token.id.0)
@@ -408,7 +408,7 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         .bind(token.purpose.as_str())
         .bind(token.email.as_str())
         .bind(now);
-        self.finds(query).await
+        self.changes_one(statement).await
     }
 
     /// Deletes a live token with exactly this grant. Of two callers at the same time, one finds it.
