@@ -48,6 +48,8 @@ const STORE_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const PING_INTERVAL: Duration = Duration::from_millis(250);
 /// How long closing the database may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The background tasks, by the names under which their failures are counted.
+const TASKS: [&str; 6] = ["health", "revocations", "seen", "purge", "limits", "metrics"];
 /// The pause before a background task that failed starts again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long mails in flight may still take after the last call has ended.
@@ -136,6 +138,9 @@ async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mail
     service.load_revocations().await?;
     let metrics = Metrics::of_process();
     count_from_zero();
+    for task in TASKS {
+        metrics::counter!("postern_task_failures_total", "task" => task).increment(0);
+    }
     let readiness = Arc::new(Readiness::default());
     let (grpc_router, health) =
         grpc::router(Arc::clone(&service), env.clone(), config.listen.serves_reflection()).await?;
@@ -412,7 +417,6 @@ fn supervise<F: Future<Output = ()> + Send + 'static>(
     task: impl Fn() -> F + Send + 'static,
 ) -> JoinHandle<()> {
     let failures = metrics::counter!("postern_task_failures_total", "task" => name);
-    failures.increment(0);
     tokio::spawn(async move {
         loop {
             // Aborted together with its supervisor.

@@ -41,6 +41,7 @@ fn discovery(service: &Service, public_url: &str) -> String {
         "subject_types_supported": ["public"],
         "claims_supported": [
             "iss", "aud", "sub", "client_id", "iat", "exp", "jti", "sid", "username", "email", "email_verified", "roles",
+            "gen",
         ],
     })
     .to_string()

@@ -14,14 +14,14 @@ from support.expect import failure_of
 from support.http import Rest
 from support.wait import wait_until
 
-LOGINS = 4
+LOGINS = 3
 IGNORED = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGIO]
 
 
 @pytest.fixture
 def busy_server(start_server, embedded):
     """A server on which a login takes long enough for a signal, and the end of its connection, in the middle of it."""
-    settings = {"argon2_memory_kib": 65536, "argon2_iterations": 8, "hash_threads": 1}
+    settings = {"argon2_memory_kib": 65536, "argon2_iterations": 4, "hash_threads": 1}
     return start_server(embedded, **settings, lame_duck="0s", max_connection_age="400ms")
 
 

@@ -366,7 +366,7 @@ def test_other_headers_of_proxies_are_ignored(embedded, start_server):
 
 def test_an_invalid_trusted_network_stops_the_start_and_is_named(embedded, start_server):
     for bad in ("nonsense", "127.0.0.1/33", "10.0.0.0/8;192.0.2.0/24", "localhost"):
-        with pytest.raises(AssertionError, match="trusted-proxies"):
+        with pytest.raises(AssertionError, match="POSTERN_TRUSTED_PROXIES"):
             start_server(embedded, trusted_proxies=bad)
 
 

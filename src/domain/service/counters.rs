@@ -2,8 +2,9 @@
 //! counter that begins at 1 would raise no alert.
 
 /// Each counter with the values of its label. `tests/clients/test_operations.py` compares them with the documented ones.
-const COUNTERS: [(&str, &str, &[&str]); 4] = [
+const COUNTERS: [(&str, &str, &[&str]); 5] = [
     ("postern_refreshes_total", "outcome", &["rotated", "retried", "reused", "dead"]),
+    ("postern_seen_generations_total", "outcome", &["written", "no_room"]),
     ("postern_logins_throttled_total", "limit", &["account", "client"]),
     ("postern_mails_withheld_total", "limit", &["address", "client"]),
     ("postern_housekeeping_total", "outcome", &["done", "failed"]),

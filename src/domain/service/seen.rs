@@ -35,9 +35,6 @@ impl Service {
 
     /// Writes what was seen once a second, for ever.
     pub async fn run_writing_seen(self: Arc<Self>) {
-        for outcome in ["written", "no_room"] {
-            metrics::counter!("postern_seen_generations_total", "outcome" => outcome).increment(0);
-        }
         let mut ticks = tokio::time::interval(WRITE_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
