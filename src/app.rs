@@ -33,7 +33,10 @@ use crate::{
     grpc::{self, Health},
     http::{self, HttpOptions, ops::Readiness, pages::PageOptions},
     listen::{self, Bounds, ConnectionLimits, Protocol, TrustedProxies},
-    mail::{self, Mailer, outbox::Outbox},
+    mail::{
+        self, Mailer,
+        outbox::{self, Outbox},
+    },
     store::{self, Migrate, OpenError},
     telemetry::Metrics,
 };
@@ -138,6 +141,8 @@ async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mail
     service.load_revocations().await?;
     let metrics = Metrics::of_process();
     count_from_zero();
+    outbox::count_from_zero();
+    listen::count_from_zero();
     for task in TASKS {
         metrics::counter!("postern_task_failures_total", "task" => task).increment(0);
     }

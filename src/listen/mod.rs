@@ -187,6 +187,11 @@ pub struct Bounds {
     pub idle: Duration,
 }
 
+/// Starts the counter of refused connections, so that the first one is a rise.
+pub fn count_from_zero() {
+    metrics::counter!("postern_connections_refused_total").increment(0);
+}
+
 /// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most `DRAIN`, and
 /// returns. A connection that reaches its age ends in the same way.
 pub async fn serve(
@@ -203,7 +208,6 @@ pub async fn serve(
     let connections = Connections::new(bounds.connections);
     let long_heads = Shares::new(heads::LONG_HEADS_AT_ONCE);
     let refusals = metrics::counter!("postern_connections_refused_total");
-    refusals.increment(0);
     let mut complaints = Complaints::default();
     let mut number = 0;
 

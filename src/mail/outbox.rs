@@ -57,7 +57,6 @@ impl Outbox {
     /// Sends mails until `stop`, then lets mails in flight finish.
     pub async fn run(self, stop: CancellationToken) {
         let outbox = Arc::new(self);
-        count_from_zero();
         let (senders, in_flight) = (Arc::new(Semaphore::new(SENDERS)), TaskTracker::new());
         let counting = tokio::spawn(Arc::clone(&outbox).count());
         while let Some(Ok(sender)) = stop.run_until_cancelled(Arc::clone(&senders).acquire_owned()).await {
@@ -166,8 +165,8 @@ impl Outbox {
     }
 }
 
-/// Starts every counter, so that the first event is a rise.
-fn count_from_zero() {
+/// Starts every counter of mails, so that the first event is a rise.
+pub fn count_from_zero() {
     for kind in MailKind::ALL {
         for outcome in ["sent", "failed", "dropped", "dead"] {
             metrics::counter!("postern_mails_total", "kind" => kind.as_str(), "outcome" => outcome).increment(0);
