@@ -11,8 +11,9 @@ use super::Service;
 
 /// The time between two writes. A replica that dies has lost what it saw since the last one.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
-/// How many generations one statement writes.
-const AT_ONCE: usize = 10_000;
+/// How many generations one statement writes. It locks their rows for some ten milliseconds; with SQLite nobody else writes
+/// meanwhile.
+const AT_ONCE: usize = 2_500;
 
 impl Service {
     /// Notes that an access token came back. Costs no I/O, and for a token that was noted before, one look at a flag.
@@ -48,15 +49,22 @@ impl Service {
     /// Writes what was seen since the last time. A row that another step has locked is left for the next time, because
     /// whoever waits for several rows could wait for ever.
     pub async fn write_seen(&self) -> Result<(), StoreError> {
+        while self.write_some_seen().await? {}
+        Ok(())
+    }
+
+    /// `true` if there is more to write.
+    async fn write_some_seen(&self) -> Result<bool, StoreError> {
         let mut batch = self.seen.waiting_at_most(AT_ONCE);
         if batch.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
+        let is_full = batch.len() == AT_ONCE;
         let locked = self.store.write_seen(&batch).await?;
         batch.retain(|seen| !locked.contains(&seen.session));
         self.seen.written(&batch);
         let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
         metrics::counter!("postern_seen_generations_total", "outcome" => "written").increment(count);
-        Ok(())
+        Ok(is_full && locked.is_empty())
     }
 }
