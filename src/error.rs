@@ -2,7 +2,7 @@
 //! `grpc/status.rs` maps each variant to a status. It hides on purpose which of several causes led to
 //! `InvalidCredentials` or `RefreshTokenInvalid`.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 /// One refused field of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,13 @@ impl FieldViolation {
     #[must_use]
     pub fn of(self, field: &'static str) -> Self {
         Self { field: field.into(), ..self }
+    }
+}
+
+/// The field and what is wrong with it.
+impl fmt::Display for FieldViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(format!("{} {}", self.field, self.description).trim_start())
     }
 }
 
@@ -118,8 +125,7 @@ impl Error {
             Self::Internal(cause) => cause.to_string(),
             Self::StoreUnavailable(cause) => cause.to_string(),
             Self::InvalidFields(violations) => {
-                let text = |it: &FieldViolation| format!("{} {}", it.field, it.description).trim_start().to_owned();
-                violations.iter().map(text).collect::<Vec<_>>().join("; ")
+                violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
             }
             other => other.to_string(),
         }
@@ -144,4 +150,18 @@ impl From<FieldViolation> for Error {
     fn from(violation: FieldViolation) -> Self {
         Self::InvalidFields(vec![violation])
     }
+}
+
+/// An error and its causes, without those that repeat the text before them.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
 }

@@ -8,7 +8,7 @@ use std::{error::Error as StdError, io, process::ExitCode};
 use crate::{
     app::BuildError,
     config::ConfigError,
-    error::{Error, FieldViolation, StoreError},
+    error::{Error, FieldViolation, StoreError, causes},
     store::{OpenError, sqlite::BackupError},
     telemetry::TelemetryError,
 };
@@ -64,20 +64,6 @@ impl CliError {
 /// Nobody can be told that standard error is closed.
 fn print(text: &str) {
     let _ = io::Write::write_all(&mut io::stderr(), format!("postern: {text}\n").as_bytes());
-}
-
-/// An error and its causes, without those that repeat the text before them.
-pub(super) fn causes(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 impl From<Error> for CliError {

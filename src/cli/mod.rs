@@ -191,7 +191,7 @@ async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
     let status = ask.await.map_err(|error| {
         CliError::Failed(format!(
             "{address} does not answer: {}: is `postern serve` running, and is POSTERN_GRPC_ADDR its address?",
-            error::causes(error.as_ref())
+            crate::error::causes(error.as_ref())
         ))
     })?;
     output::line(status.as_str_name())?;

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::{
-    error::{Error, MOST_VIOLATIONS},
+    error::{Error, MOST_VIOLATIONS, causes},
     proto::ErrorReason,
 };
 
@@ -85,10 +85,7 @@ impl From<Error> for Status {
         let mut message = error.to_string();
         if let Error::InvalidFields(violations) = &error {
             let named = violations.get(..MOST_VIOLATIONS).unwrap_or(violations);
-            let messages: Vec<_> = named
-                .iter()
-                .map(|violation| format!("{} {}", violation.field, violation.description).trim_start().to_owned())
-                .collect();
+            let messages: Vec<_> = named.iter().map(ToString::to_string).collect();
             message = messages.join("; ");
             if violations.len() > named.len() {
                 message.push_str("; and more");
@@ -141,16 +138,4 @@ pub fn code_name(code: Code) -> &'static str {
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
-}
-
-/// The error and its chain of causes in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -11,6 +11,7 @@ import pytest
 
 from support import pb
 from support.admin import TRANSPORTS, any_way
+from support.browser import Browser, find_chromium
 from support.engine import Postgres, Sqlite, make_template
 from support.faketime import ClockedServer, find_library
 from support.keys import published_keys
@@ -189,6 +190,15 @@ def start_with_clock(binary, tmp_path, left_out):
 
     yield start
     _close_all(started)
+
+
+@pytest.fixture(scope="module")
+def browser(left_out, tmp_path_factory):
+    """The browser that a module's tests share."""
+    chromium = find_chromium() or left_out("everything in a browser: run `scripts/tools chromium`")
+    browser = Browser(chromium, tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

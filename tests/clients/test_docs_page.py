@@ -9,25 +9,13 @@ from urllib.parse import urljoin
 import pytest
 
 from support import contract
-from support.browser import PHONE, Browser, find_chromium
+from support.browser import PHONE
 from support.http import Rest
 from support.wait import wait_until
 
 pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
 
 FILES = ("/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css")
-
-
-@pytest.fixture(scope="session")
-def chromium(left_out) -> str:
-    return find_chromium() or left_out("the page of the API in a browser: run `scripts/tools chromium`")
-
-
-@pytest.fixture(scope="module")
-def browser(chromium, tmp_path_factory):
-    browser = Browser(chromium, tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
 
 
 @pytest.mark.parametrize("size", [(1280, 800), PHONE], ids=["desktop", "phone"])

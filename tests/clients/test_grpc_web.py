@@ -14,7 +14,6 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from support import pb
-from support.browser import Browser, find_chromium
 from support.client import Person
 from support.h2c import H2c
 from support.http import Rest, address_of
@@ -158,18 +157,6 @@ const call = async (path, message, token) => {
 Promise.all([call(ME, [], TOKEN), call(ME, [], null)]).then(
   done => { document.title = JSON.stringify(done); }, error => { document.title = JSON.stringify(String(error)); });
 """
-
-
-@pytest.fixture(scope="session")
-def chromium(left_out) -> str:
-    return find_chromium() or left_out("gRPC-Web in a browser: run `scripts/tools chromium`")
-
-
-@pytest.fixture
-def browser(chromium, tmp_path):
-    browser = Browser(chromium, tmp_path)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

@@ -52,6 +52,14 @@ def expect_theft(client, presented, child) -> None:
     expect_dead(client, child)
 
 
+def used_once(client):
+    """The pair of tokens of a new session that was refreshed, and whose access token has come back."""
+    _, parent = client.newcomer()
+    child = client.refresh(parent.refresh_token)
+    assert client.me(child.access_token)
+    return child
+
+
 @pytest.fixture
 def family(server):
     """A session that was refreshed once: its used refresh token, and the pair that replaced it."""
@@ -175,18 +183,14 @@ def test_a_thief_and_an_owner_in_turn_are_noticed_within_one_generation(engine, 
 
 def test_a_clean_stop_writes_what_was_seen(engine, start_server):
     server = start_server(engine)
-    _, parent = server.client.newcomer()
-    child = server.client.refresh(parent.refresh_token)
-    assert server.client.me(child.access_token)
+    child = used_once(server.client)
     server.restart()
     assert seen_generation(engine, child) == 1
 
 
 def test_a_server_that_is_killed_ends_no_session(engine, start_server):
     server = start_server(engine)
-    _, parent = server.client.newcomer()
-    child = server.client.refresh(parent.refresh_token)
-    assert server.client.me(child.access_token)
+    child = used_once(server.client)
     server.kill()
     server.start()
     # It has forgotten at most a second of what it saw, in favour of the owner.

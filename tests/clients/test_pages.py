@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
-from support.browser import DESKTOP, PHONE, Browser, Page, find_chromium
+from support.browser import DESKTOP, PHONE, Page
 from support.client import Person
 from support.engine import Sqlite
 from support.expect import expect_unauthenticated
@@ -35,18 +35,6 @@ LOOKS = [
 ]
 # The minimum contrast of text (WCAG 2.2, 1.4.3).
 CONTRAST = 4.5
-
-
-@pytest.fixture(scope="session")
-def chromium(left_out) -> str:
-    return find_chromium() or left_out("the pages in a browser: run `scripts/tools chromium`")
-
-
-@pytest.fixture(scope="module")
-def browser(chromium, tmp_path_factory):
-    browser = Browser(chromium, tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(params=LOOKS)

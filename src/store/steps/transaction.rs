@@ -30,6 +30,13 @@ use crate::store::{
     statement::Statement,
 };
 
+/// The live token with a grant, whose values [`of_live_token`] binds.
+macro_rules! live_token {
+    () => {
+        " WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5"
+    };
+}
+
 /// The queries that differ between the dialects.
 pub(in crate::store) struct Dialect {
     /// At most `$1` users by address, after `$2`, from `$3` on and before `$4`.
@@ -399,30 +406,14 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
 
     /// Locks a live token with exactly this grant, if there is one. The update changes nothing.
     async fn lock_token(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let statement = Statement::new(
-            "UPDATE one_time_tokens SET expire_time = expire_time \
-             WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
-        )
-        .bind(token.id.0)
-        .bind(token.user_id.0)
-        .bind(token.purpose.as_str())
-        .bind(token.email.as_str())
-        .bind(now);
-        self.changes_one(statement).await
+        let sql = concat!("UPDATE one_time_tokens SET expire_time = expire_time", live_token!());
+        self.changes_one(of_live_token(sql, token, now)).await
     }
 
     /// Deletes a live token with exactly this grant. Of two callers at the same time, one finds it.
     async fn delete_token(&mut self, token: &OneTimeGrant, now: OffsetDateTime) -> Result<bool, StoreError> {
-        let statement = Statement::new(
-            "DELETE FROM one_time_tokens \
-             WHERE id = $1 AND user_id = $2 AND purpose = $3 AND email = $4 AND expire_time > $5",
-        )
-        .bind(token.id.0)
-        .bind(token.user_id.0)
-        .bind(token.purpose.as_str())
-        .bind(token.email.as_str())
-        .bind(now);
-        self.changes_one(statement).await
+        let sql = concat!("DELETE FROM one_time_tokens", live_token!());
+        self.changes_one(of_live_token(sql, token, now)).await
     }
 
     async fn delete_tokens(&mut self, user: UserId, purpose: Purpose) -> Result<(), StoreError> {
@@ -465,6 +456,15 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
 /// Whether an enabled admin other than account `$1` exists.
 pub(in crate::store) const ANOTHER_ADMIN_ENABLED: &str = "SELECT EXISTS (SELECT 1 FROM user_roles r JOIN users u ON u.id = r.user_id \
      WHERE r.role = 'admin' AND NOT u.disabled AND u.id <> $1)";
+
+fn of_live_token(sql: &'static str, token: &OneTimeGrant, now: OffsetDateTime) -> Statement {
+    Statement::new(sql)
+        .bind(token.id.0)
+        .bind(token.user_id.0)
+        .bind(token.purpose.as_str())
+        .bind(token.email.as_str())
+        .bind(now)
+}
 
 /// Settles an attempt whose password was right: earlier failures no longer count.
 pub(in crate::store) fn forgive_attempts(subject: AttemptSubject) -> Statement {
