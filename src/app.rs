@@ -332,7 +332,8 @@ async fn keys(
 pub async fn migrate(config: &crate::config::StoreSettings) -> Result<(), BuildError> {
     let database = config.database()?;
     create_directory(&database)?;
-    open_store(&database, Migrate::Apply, STORE_TIMEOUT).await?;
+    // A store that is not closed leaves an SQLite log behind, and then the file alone is not the whole database.
+    close_store(open_store(&database, Migrate::Apply, STORE_TIMEOUT).await?.as_ref()).await;
     Ok(())
 }
 
