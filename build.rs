@@ -6,11 +6,12 @@ use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 use prost_reflect::{DescriptorPool, FieldDescriptor, MessageDescriptor, prost_types::FileDescriptorSet};
 
 /// The files to compile. The compiler finds the files that they import.
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "postern/auth/v1/account_service.proto",
     "postern/auth/v1/admin_service.proto",
     "postern/auth/v1/auth_service.proto",
     "postern/auth/v1/errors.proto",
+    "postern/auth/v1/token_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -27,7 +27,7 @@ use postern::{
         ids::{SessionId, UserId},
         ports::Store,
         revocation::Revocations,
-        role::Caller,
+        role::{self, Caller},
         seen::SeenGeneration,
     },
     proto::{
@@ -221,8 +221,13 @@ async fn revocations(database_url: String, lines: i64) -> Value {
 
     // A multiplication spreads the ids over the set.
     let id = |number: u128| Uuid::from_u128(number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-    let caller =
-        |number| Caller { user_id: UserId(id(number)), session_id: SessionId(id(number + 1)), roles: Vec::new() };
+    let caller = |number| {
+        Caller::Person(role::Person {
+            user_id: UserId(id(number)),
+            session_id: SessionId(id(number + 1)),
+            roles: Vec::new(),
+        })
+    };
     let callers: Vec<_> = (0..200_000).map(caller).collect();
     let (count, started) = (callers.len(), Instant::now());
     let accepted = callers.into_iter().filter(|caller| set.check(caller.clone()).is_ok()).count();

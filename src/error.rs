@@ -89,6 +89,15 @@ pub enum Error {
     /// The caller is authenticated but lacks the role that the RPC requires.
     #[error("the caller lacks the role that this call needs")]
     RoleRequired,
+    /// A service called what only a person can call.
+    #[error("this call is for people, and the token is that of a service")]
+    UserRequired,
+    /// A person called what only a service can call.
+    #[error("this call is for services, and the token is that of a person")]
+    ServiceRequired,
+    /// The credentials of a service are unknown, wrong, expired, deleted or disabled.
+    #[error("the client id or the client secret is wrong")]
+    InvalidClient,
     /// A rate limit of this caller or of this account was reached.
     #[error("too many attempts")]
     Throttled { retry_after: Duration },

@@ -31,6 +31,9 @@ pub struct TokenSettings {
     /// How long an access token is valid; not longer than a refresh token
     #[arg(long, env = "POSTERN_ACCESS_TOKEN_TTL", default_value = "15m", value_parser = duration, value_name = "DURATION")]
     pub access_token_ttl: Duration,
+    /// How long the access token of a service account is valid
+    #[arg(long, env = "POSTERN_SERVICE_TOKEN_TTL", default_value = "15m", value_parser = duration, value_name = "DURATION")]
+    pub service_token_ttl: Duration,
     /// How long a refresh token is valid after it was issued
     #[arg(long, env = "POSTERN_REFRESH_TOKEN_TTL", default_value = "7d", value_parser = duration, value_name = "DURATION")]
     pub refresh_token_ttl: Duration,
@@ -61,10 +64,11 @@ impl TokenSettings {
         let mut faults = Faults::default();
         let (second, day) = (Duration::from_secs(1), Duration::from_hours(24));
         let access = ("POSTERN_ACCESS_TOKEN_TTL", self.access_token_ttl, second, day);
+        let service = ("POSTERN_SERVICE_TOKEN_TTL", self.service_token_ttl, second, day);
         let refresh = ("POSTERN_REFRESH_TOKEN_TTL", self.refresh_token_ttl, second, 3_650 * day);
         let session = ("POSTERN_SESSION_MAX_LIFETIME", self.session_max_lifetime, second, 3_650 * day);
         let retry = ("POSTERN_REFRESH_RETRY_WINDOW", self.refresh_retry_window, Duration::ZERO, Duration::from_mins(1));
-        for (variable, value, least, most) in [access, refresh, session, retry] {
+        for (variable, value, least, most) in [access, service, refresh, session, retry] {
             faults.take(in_range(variable, value, least, most));
         }
         // A refresh token ends with its session at the latest. An access token does not, because others verify it.
@@ -93,7 +97,12 @@ impl TokenSettings {
     }
 
     pub fn token_config(&self) -> TokenConfig {
-        TokenConfig { issuer: self.issuer.clone(), audience: self.audience.clone(), access_ttl: self.access_token_ttl }
+        TokenConfig {
+            issuer: self.issuer.clone(),
+            audience: self.audience.clone(),
+            access_ttl: self.access_token_ttl,
+            service_ttl: self.service_token_ttl,
+        }
     }
 
     /// Whoever has switched the retry window off wants each refresh token to work once.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::error::FieldViolation;
 
 use super::{
-    ids::UserId,
+    ids::ActorId,
     role::{Caller, Role},
     session::Client,
 };
@@ -32,13 +32,13 @@ pub struct Page<T> {
 /// Who asks for an administrative step: an admin over the network, or an operator on the command line.
 #[derive(Debug, Clone, Copy)]
 pub struct Administrator {
-    pub id: Option<UserId>,
+    pub id: Option<ActorId>,
     pub ip: Option<IpAddr>,
 }
 
 impl Administrator {
     pub fn new(caller: &Caller, client: &Client) -> Self {
-        Self { id: Some(caller.user_id), ip: client.ip }
+        Self { id: Some(caller.id()), ip: client.ip }
     }
 
     /// An operator on the command line, who works on the store itself.
@@ -56,11 +56,20 @@ pub fn page_size(asked: i32) -> Result<u32, FieldViolation> {
 
 /// The roles with these names, and `user`; sorted.
 pub fn role_set(names: &[String]) -> Result<Vec<Role>, FieldViolation> {
+    let mut roles = roles(names)?;
+    roles.push(Role::user());
+    roles.sort();
+    roles.dedup();
+    Ok(roles)
+}
+
+/// The roles with these names; sorted.
+pub fn roles(names: &[String]) -> Result<Vec<Role>, FieldViolation> {
     let violation = |description| Err(FieldViolation::new("roles", description));
     if names.len() > MAX_ROLES {
         return violation("must be at most 32");
     }
-    let mut roles = vec![Role::user()];
+    let mut roles = Vec::new();
     for name in names {
         let Some(role) = Role::parse(name) else {
             return violation("must each be a name such as billing-read: a-z, then a-z, 0-9, _ or -, at most 64");

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use super::ids::{AuditEventId, SessionId, UserId};
+use super::ids::{ActorId, AuditEventId, SessionId, UserId};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +35,16 @@ pub enum Action {
     UserDisabled,
     UserEnabled,
     UserDeleted,
+    ServiceCreated,
+    ServiceDisabled,
+    ServiceEnabled,
+    ServiceDeleted,
+    ServiceKeyCreated,
+    ServiceKeyDeleted,
 }
 
 impl Action {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 26] = [
         Self::SignUp,
         Self::Login,
         Self::LoginFailed,
@@ -59,6 +65,12 @@ impl Action {
         Self::UserDisabled,
         Self::UserEnabled,
         Self::UserDeleted,
+        Self::ServiceCreated,
+        Self::ServiceDisabled,
+        Self::ServiceEnabled,
+        Self::ServiceDeleted,
+        Self::ServiceKeyCreated,
+        Self::ServiceKeyDeleted,
     ];
 
     /// The name of the action in the database and in the contract.
@@ -84,6 +96,12 @@ impl Action {
             Self::UserDisabled => "user_disabled",
             Self::UserEnabled => "user_enabled",
             Self::UserDeleted => "user_deleted",
+            Self::ServiceCreated => "service_created",
+            Self::ServiceDisabled => "service_disabled",
+            Self::ServiceEnabled => "service_enabled",
+            Self::ServiceDeleted => "service_deleted",
+            Self::ServiceKeyCreated => "service_key_created",
+            Self::ServiceKeyDeleted => "service_key_deleted",
         }
     }
 
@@ -100,7 +118,7 @@ pub struct AuditContext {
     pub event: AuditEventId,
     pub now: OffsetDateTime,
     /// `None` for anonymous callers and for the command line.
-    pub actor: Option<UserId>,
+    pub actor: Option<ActorId>,
     pub client_ip: Option<IpAddr>,
     /// When the last access token from before the step has expired.
     pub retain_until: OffsetDateTime,
@@ -109,8 +127,8 @@ pub struct AuditContext {
 impl AuditContext {
     /// The same context with the actor that the step has identified.
     #[must_use]
-    pub fn by(self, actor: UserId) -> Self {
-        Self { actor: Some(actor), ..self }
+    pub fn by(self, actor: impl Into<ActorId>) -> Self {
+        Self { actor: Some(actor.into()), ..self }
     }
 }
 
@@ -143,7 +161,7 @@ pub struct AuditEvent {
     pub create_time: OffsetDateTime,
     /// Text, because another release may have written an action that this one does not know.
     pub action: String,
-    pub actor: Option<UserId>,
+    pub actor: Option<ActorId>,
     pub user: Option<UserId>,
     pub session: Option<SessionId>,
     pub client_ip: Option<String>,

@@ -46,3 +46,30 @@ id! {
     /// A session's id: the `sid` of its tokens.
     SessionId
 }
+
+id! {
+    /// The id of a service account: the `sub` and the `client_id` of its tokens.
+    ServiceAccountId
+}
+
+id! {
+    /// The id of a key of a service account: the `sid` of the tokens that it gets.
+    ServiceKeyId
+}
+
+id! {
+    /// Who did something: the id of a user or of a service account.
+    ActorId
+}
+
+impl From<UserId> for ActorId {
+    fn from(id: UserId) -> Self {
+        Self(id.0)
+    }
+}
+
+impl From<ServiceAccountId> for ActorId {
+    fn from(id: ServiceAccountId) -> Self {
+        Self(id.0)
+    }
+}

@@ -26,6 +26,7 @@ pub mod revocation;
 pub mod role;
 pub mod seen;
 pub mod service;
+pub mod service_account;
 pub mod session;
 pub mod throttle;
 pub mod token;

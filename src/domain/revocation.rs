@@ -40,7 +40,7 @@ const NOTE_INTERVAL: Duration = Duration::from_mins(1);
 pub struct Revocations {
     /// Each with the time until which it has to be kept, in milliseconds since `started`. No clock can move that.
     sessions: DashMap<SessionId, u64>,
-    roles: DashMap<UserId, (Vec<Role>, u64)>,
+    roles: DashMap<UserId, (Standing, u64)>,
     /// How long an entry is kept at least, whatever the clocks say: as long as an access token can be presented.
     shortest: Duration,
     started: Instant,
@@ -60,6 +60,16 @@ struct LogReader {
     notes: VecDeque<(u64, i64)>,
     /// Up to which number every entry has been in memory for as long as an access token can be presented.
     settled: i64,
+}
+
+/// What the tokens of an account are good for now.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    Roles(Vec<Role>),
+    /// For the roles that everybody has: what others it has is not known after a restore.
+    Unsure,
+    /// For nothing.
+    Refused,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -176,7 +186,7 @@ impl Revocations {
         let until = self.kept_until(Duration::ZERO);
         for user in reader.of_another_log.drain(..) {
             if !self.roles.contains_key(&user) {
-                self.roles.insert(user, (vec![Role::user()], until));
+                self.roles.insert(user, (Standing::Unsure, until));
                 reader.forgetting.push(Reverse((until, Forgotten::Roles(user))));
             }
         }
@@ -201,6 +211,7 @@ impl Revocations {
                     Forgotten::Session(session)
                 }
                 Revoked::Roles(user, roles) => {
+                    let roles = roles.map_or(Standing::Refused, Standing::Roles);
                     if let Some(before) = self.roles.get(&user) {
                         until = until.max(before.1);
                         if before.0 == roles {
@@ -235,12 +246,15 @@ impl Revocations {
         if read_at == 0 || milliseconds(self.started.elapsed()) >= read_at + milliseconds(MAX_STALENESS) {
             return Err(AccessTokenError::RevocationUnknown);
         }
-        if self.sessions.contains_key(&caller.session_id) {
+        if self.sessions.contains_key(&caller.session()) {
             return Err(AccessTokenError::Revoked);
         }
-        match self.roles.get(&caller.user_id) {
-            Some(current) if current.0.is_empty() => Err(AccessTokenError::Revoked),
-            Some(current) => Ok(Caller { roles: current.0.clone(), ..caller }),
+        match self.roles.get(&caller.account()) {
+            Some(current) => match &current.0 {
+                Standing::Roles(roles) => Ok(caller.with_roles(roles.clone())),
+                Standing::Unsure => Ok(caller.with_least_roles()),
+                Standing::Refused => Err(AccessTokenError::Revoked),
+            },
             None => Ok(caller),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ids::{SessionId, UserId};
+use super::ids::{ActorId, ServiceAccountId, ServiceKeyId, SessionId, UserId};
 
 /// A role's name: `[a-z][a-z0-9_-]{0,63}`. `user` and `admin` are built in; a platform may add its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,17 +38,95 @@ impl fmt::Display for Role {
     }
 }
 
-/// The caller that a verified access token identifies.
+/// The caller that a verified access token identifies. A person never passes for a service, nor a service for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
+pub enum Caller {
+    Person(Person),
+    Service(ServiceCaller),
+}
+
+/// A person, in one of their sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
     pub user_id: UserId,
     pub session_id: SessionId,
     pub roles: Vec<Role>,
 }
 
+/// A service, with one of its keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceCaller {
+    pub account_id: ServiceAccountId,
+    pub key_id: ServiceKeyId,
+    pub roles: Vec<Role>,
+}
+
 impl Caller {
     pub fn has_role(&self, name: &str) -> bool {
-        self.roles.iter().any(|role| role.as_str() == name)
+        self.roles().iter().any(|role| role.as_str() == name)
+    }
+
+    pub fn roles(&self) -> &[Role] {
+        match self {
+            Self::Person(person) => &person.roles,
+            Self::Service(service) => &service.roles,
+        }
+    }
+
+    /// The same caller with the roles that it has now.
+    #[must_use]
+    pub fn with_roles(self, roles: Vec<Role>) -> Self {
+        match self {
+            Self::Person(person) => Self::Person(Person { roles, ..person }),
+            Self::Service(service) => Self::Service(ServiceCaller { roles, ..service }),
+        }
+    }
+
+    /// The same caller with the roles that every caller of its kind has: people have one, services none.
+    #[must_use]
+    pub fn with_least_roles(self) -> Self {
+        let roles = match self {
+            Self::Person(_) => vec![Role::user()],
+            Self::Service(_) => Vec::new(),
+        };
+        self.with_roles(roles)
+    }
+
+    /// Who it is, in the audit log and as the `sub` of its tokens.
+    pub fn id(&self) -> ActorId {
+        match self {
+            Self::Person(person) => person.user_id.into(),
+            Self::Service(service) => service.account_id.into(),
+        }
+    }
+
+    /// The `sid` of its tokens. The log of revocations treats a key like a session: whoever gets tokens from it loses them
+    /// when it ends.
+    pub fn session(&self) -> SessionId {
+        match self {
+            Self::Person(person) => person.session_id,
+            Self::Service(service) => service.key_id.into(),
+        }
+    }
+
+    /// The account in the log of revocations, which treats a service account like a user.
+    pub fn account(&self) -> UserId {
+        match self {
+            Self::Person(person) => person.user_id,
+            Self::Service(service) => service.account_id.into(),
+        }
+    }
+}
+
+impl From<ServiceKeyId> for SessionId {
+    fn from(key: ServiceKeyId) -> Self {
+        Self(key.0)
+    }
+}
+
+impl From<ServiceAccountId> for UserId {
+    fn from(account: ServiceAccountId) -> Self {
+        Self(account.0)
     }
 }
 

@@ -28,7 +28,8 @@ use super::{
     ids::SessionId,
     keyring::Keyring,
     master_key::MasterKey,
-    role::{Caller, Role},
+    role::{Caller, Person, Role, ServiceCaller},
+    service_account::{ServiceAccount, ServiceKey},
     session::RefreshGrant,
 };
 
@@ -38,7 +39,7 @@ const ACCESS_TYPE: &str = "at+jwt";
 const REFRESH_TYPE: &str = "rt+jwt";
 /// `aud` of a refresh token. No resource server has this name.
 const REFRESH_AUDIENCE: &str = "postern:refresh";
-/// `client_id`, which RFC 9068 §2.2 requires. Postern has one client: the platform itself.
+/// `client_id` of a person's tokens, which RFC 9068 §2.2 requires. People have one client: the platform itself.
 const CLIENT_ID: &str = "postern";
 /// How far the clock of the machine that minted a token may be ahead, when `iat` is checked, or behind, for `exp`.
 const LEEWAY: Duration = Duration::from_secs(5);
@@ -47,7 +48,10 @@ const CLOCK_SKEW: Duration = Duration::from_mins(1);
 /// No token that Postern mints is longer. A longer one is refused before it is decoded.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// How many verified access tokens are remembered. Each takes about 400 bytes.
+/// The last second that a token may name: the end of the year 9998.
+const LATEST_TIME: i64 = 253_370_764_799;
+
+/// How many verified access tokens are remembered. Each takes about 500 bytes.
 const REMEMBERED_TOKENS: usize = 10_000;
 
 /// The settings of tokens.
@@ -58,6 +62,8 @@ pub struct TokenConfig {
     /// `aud` of access tokens.
     pub audience: String,
     pub access_ttl: Duration,
+    /// How long the access token of a service lives.
+    pub service_ttl: Duration,
 }
 
 /// Mints and verifies tokens.
@@ -80,15 +86,32 @@ impl std::fmt::Debug for Tokens {
 #[derive(Debug)]
 pub struct VerifiedToken {
     pub caller: Caller,
+    /// What the token says of the caller's account, as it was when the token was minted.
+    pub account: AccountClaims,
     /// `gen`: how many times the session had been rotated when the token was minted.
     pub generation: i64,
-    /// `iat`, a NumericDate.
-    issue_time: i64,
-    /// `exp`, a NumericDate.
-    expire_time: i64,
+    pub issue_time: OffsetDateTime,
+    pub expire_time: OffsetDateTime,
     kid: String,
     /// Whether it was noted that this token came back.
     is_noted: AtomicBool,
+}
+
+/// The claims of an access token about the account that it was minted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountClaims {
+    pub client_id: String,
+    /// The name of the person or of the service.
+    pub username: String,
+    /// `None` for a service.
+    pub email: Option<EmailClaim>,
+}
+
+/// A person's address in an access token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmailClaim {
+    pub address: String,
+    pub is_verified: bool,
 }
 
 impl VerifiedToken {
@@ -144,7 +167,16 @@ struct JoseHeader {
     kid: Option<String>,
 }
 
-#[derive(Serialize, Deserialize)]
+/// `subject_type` of an access token.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SubjectType {
+    #[default]
+    User,
+    Service,
+}
+
+#[derive(Default, Serialize, Deserialize)]
 struct AccessClaims {
     iss: String,
     aud: String,
@@ -155,8 +187,15 @@ struct AccessClaims {
     jti: String,
     sid: String,
     username: String,
-    email: String,
-    email_verified: bool,
+    /// What kind of caller the token is for. Nobody but Postern writes this claim. A token without it is a person's: there
+    /// were no others before there was this claim.
+    #[serde(default)]
+    subject_type: SubjectType,
+    /// A person's tokens have this and the next claim, a service's neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email_verified: Option<bool>,
     roles: Vec<String>,
     /// Generation, as in the refresh token that was minted with this one. A token from before there was this claim counts
     /// as one of a session that was never refreshed.
@@ -194,29 +233,59 @@ impl Tokens {
 
     /// The longest time between minting an access token and the last moment that any replica accepts it.
     pub fn max_access_token_lifetime(&self) -> Duration {
-        self.config.access_ttl + LEEWAY + CLOCK_SKEW
+        self.config.access_ttl.max(self.config.service_ttl) + LEEWAY + CLOCK_SKEW
     }
 
     /// Mints an access token with the user's current data, to go with the refresh token of `generation`.
     pub fn mint_access(&self, user: &User, session_id: SessionId, generation: i64, env: &Env) -> Result<Minted, Error> {
-        let now = env.now();
-        let expire_time = whole_seconds(now + self.config.access_ttl);
         let claims = AccessClaims {
-            iss: self.config.issuer.clone(),
-            aud: self.config.audience.clone(),
             sub: user.id.to_string(),
             client_id: CLIENT_ID.to_owned(),
-            exp: expire_time.unix_timestamp(),
-            iat: now.unix_timestamp(),
-            jti: env.uuid()?.to_string(),
             sid: session_id.to_string(),
             username: user.username.as_str().to_owned(),
-            email: user.email.as_str().to_owned(),
-            email_verified: user.email_verified,
-            roles: user.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+            subject_type: SubjectType::User,
+            email: Some(user.email.as_str().to_owned()),
+            email_verified: Some(user.email_verified),
+            roles: names(&user.roles),
             generation,
+            ..self.common_claims(self.config.access_ttl, env)?
         };
-        let token = self.keyring.signing().sign(ACCESS_TYPE, &claims)?;
+        self.mint(&claims)
+    }
+
+    /// Mints an access token for a service that has presented one of its keys. It does not outlive the key.
+    pub fn mint_service_access(&self, account: &ServiceAccount, key: &ServiceKey, env: &Env) -> Result<Minted, Error> {
+        let common = self.common_claims(self.config.service_ttl, env)?;
+        let key_end = key.expire_time.map_or(i64::MAX, OffsetDateTime::unix_timestamp);
+        let claims = AccessClaims {
+            exp: common.exp.min(key_end),
+            sub: account.id.to_string(),
+            client_id: account.id.to_string(),
+            sid: key.id.to_string(),
+            username: account.name.as_str().to_owned(),
+            subject_type: SubjectType::Service,
+            roles: names(&account.roles),
+            ..common
+        };
+        self.mint(&claims)
+    }
+
+    /// What all access tokens have in common.
+    fn common_claims(&self, ttl: Duration, env: &Env) -> Result<AccessClaims, Error> {
+        let now = env.now();
+        Ok(AccessClaims {
+            iss: self.config.issuer.clone(),
+            aud: self.config.audience.clone(),
+            exp: (now + ttl).unix_timestamp(),
+            iat: now.unix_timestamp(),
+            jti: env.uuid()?.to_string(),
+            ..AccessClaims::default()
+        })
+    }
+
+    fn mint(&self, claims: &AccessClaims) -> Result<Minted, Error> {
+        let token = self.keyring.signing().sign(ACCESS_TYPE, claims)?;
+        let expire_time = OffsetDateTime::from_unix_timestamp(claims.exp).map_err(Error::internal)?;
         Ok(Minted { token, expire_time })
     }
 
@@ -235,12 +304,12 @@ impl Tokens {
                 verified
             }
         };
-        let (now, leeway) = (now.unix_timestamp(), LEEWAY.as_secs().cast_signed());
-        if now >= verified.expire_time.saturating_add(leeway) {
+        let now = whole_seconds(now);
+        if now >= verified.expire_time + LEEWAY {
             return Err(AccessTokenError::Expired);
         }
         // A clock was wrong, and this token would outlive what revokes it.
-        if verified.issue_time > now.saturating_add(leeway) {
+        if verified.issue_time > now + LEEWAY {
             return Err(AccessTokenError::Invalid);
         }
         Ok(verified)
@@ -258,16 +327,16 @@ impl Tokens {
         if claims.iss != self.config.issuer || claims.aud != self.config.audience {
             return Err(invalid);
         }
-        let caller = Caller {
-            user_id: claims.sub.parse().map_err(|_| invalid)?,
-            session_id: claims.sid.parse().map_err(|_| invalid)?,
-            roles: claims.roles.iter().map(|name| Role::parse(name)).collect::<Option<_>>().ok_or(invalid)?,
-        };
+        let (caller, email) = caller_of(&claims).ok_or(invalid)?;
+        // Far enough from the ends of time that a leeway can be added.
+        let time =
+            |date: i64| OffsetDateTime::UNIX_EPOCH + Duration::from_secs(date.clamp(0, LATEST_TIME).unsigned_abs());
         Ok(VerifiedToken {
             caller,
+            account: AccountClaims { client_id: claims.client_id, username: claims.username, email },
             generation: claims.generation,
-            issue_time: claims.iat,
-            expire_time: claims.exp,
+            issue_time: time(claims.iat),
+            expire_time: time(claims.exp),
             kid: header.kid.unwrap_or_default(),
             is_noted: AtomicBool::new(false),
         })
@@ -321,6 +390,28 @@ impl Tokens {
     pub fn jwks(&self) -> JwkSet {
         self.keyring.jwks()
     }
+}
+
+/// The caller of these claims, and the address that only a person's token has. `None` if they are not the claims of one kind
+/// of caller.
+fn caller_of(claims: &AccessClaims) -> Option<(Caller, Option<EmailClaim>)> {
+    let roles = claims.roles.iter().map(|name| Role::parse(name)).collect::<Option<_>>()?;
+    match (claims.subject_type, &claims.email, claims.email_verified) {
+        (SubjectType::User, Some(email), Some(is_verified)) => {
+            let (user_id, session_id) = (claims.sub.parse().ok()?, claims.sid.parse().ok()?);
+            let email = EmailClaim { address: email.clone(), is_verified };
+            Some((Caller::Person(Person { user_id, session_id, roles }), Some(email)))
+        }
+        (SubjectType::Service, None, None) if claims.client_id == claims.sub => {
+            let (account_id, key_id) = (claims.sub.parse().ok()?, claims.sid.parse().ok()?);
+            Some((Caller::Service(ServiceCaller { account_id, key_id, roles }), None))
+        }
+        _ => None,
+    }
+}
+
+fn names(roles: &[Role]) -> Vec<String> {
+    roles.iter().map(|role| role.as_str().to_owned()).collect()
 }
 
 /// Drops the fraction of a second: NumericDates in our tokens are whole seconds (RFC 7519 §2).

@@ -89,12 +89,15 @@ fn decide(access: Access, identity: Identity) -> Result<Option<Caller>, Error> {
     match (access, identity) {
         // A public RPC needs no caller. In particular, an expired token must not prevent a login.
         (Access::Public, Identity::Anonymous | Identity::Invalid(_)) => Ok(None),
-        (Access::Authenticated | Access::Admin, Identity::Anonymous) => Err(Error::TokenMissing),
-        (Access::Authenticated | Access::Admin, Identity::Invalid(fault)) => Err(fault.into()),
-        (Access::Public | Access::Authenticated, Identity::Known(caller)) => Ok(Some(caller)),
+        (Access::Authenticated | Access::Admin | Access::Service, Identity::Anonymous) => Err(Error::TokenMissing),
+        (Access::Authenticated | Access::Admin | Access::Service, Identity::Invalid(fault)) => Err(fault.into()),
+        // Every authenticated RPC is about the caller's own account, and a service has none.
+        (Access::Authenticated, Identity::Known(Caller::Service(_))) => Err(Error::UserRequired),
+        (Access::Service, Identity::Known(Caller::Person(_))) => Err(Error::ServiceRequired),
+        (Access::Public | Access::Authenticated | Access::Service, Identity::Known(caller)) => Ok(Some(caller)),
         (Access::Admin, Identity::Known(caller)) if caller.has_role(Role::ADMIN) => Ok(Some(caller)),
-        // Service credentials do not exist yet, and an undeclared RPC is denied: both are refused for every caller.
-        (Access::Admin, Identity::Known(_)) | (Access::Service | Access::Unspecified, _) => Err(Error::RoleRequired),
+        // An undeclared RPC is refused for every caller.
+        (Access::Admin, Identity::Known(_)) | (Access::Unspecified, _) => Err(Error::RoleRequired),
     }
 }
 
@@ -108,13 +111,14 @@ mod tests {
     use super::*;
     use crate::domain::{
         ids::{SessionId, UserId},
+        role::Person,
         token::AccessTokenError,
     };
 
     fn caller(role: &str) -> Identity {
         let id = uuid::Uuid::nil();
         let roles = vec![Role::parse(role).expect("a role")];
-        Identity::Known(Caller { user_id: UserId(id), session_id: SessionId(id), roles })
+        Identity::Known(Caller::Person(Person { user_id: UserId(id), session_id: SessionId(id), roles }))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     proto::{self, account_service_server::AccountService},
 };
 
-use super::request::{Violations, caller, client, deadline, id, optional_caller, required, single_field, timestamp};
+use super::request::{Violations, client, deadline, id, optional_person, person, required, single_field, timestamp};
 
 /// The RPCs of `AccountService`.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::VerifyEmailRequest>,
     ) -> Result<Response<proto::VerifyEmailResponse>, Status> {
-        let (client, caller) = (client(&request), optional_caller(&request).cloned());
+        let (client, caller) = (client(&request), optional_person(&request).cloned());
         let token = single_field(required("token", request.into_inner().token))?;
         let user = self.service.verify_email(&token, caller.as_ref(), &client).await?;
         Ok(Response::new(proto::VerifyEmailResponse { user: Some(user.into()) }))
@@ -77,7 +77,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::ChangePasswordRequest>,
     ) -> Result<Response<proto::ChangePasswordResponse>, Status> {
-        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let (deadline, client, caller) = (deadline(&request), client(&request), person(&request)?.clone());
         let proto::ChangePasswordRequest { current_password, new_password } = request.into_inner();
         let mut violations = Violations::default();
         let current = violations.collect(Password::parse("current_password", current_password));
@@ -93,7 +93,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::RequestEmailChangeRequest>,
     ) -> Result<Response<proto::RequestEmailChangeResponse>, Status> {
-        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let (deadline, client, caller) = (deadline(&request), client(&request), person(&request)?.clone());
         let proto::RequestEmailChangeRequest { new_email, password } = request.into_inner();
         let mut violations = Violations::default();
         let new_email = violations.collect(Email::parse(&new_email).map_err(|violation| violation.of("new_email")));
@@ -119,7 +119,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::ChangeUsernameRequest>,
     ) -> Result<Response<proto::ChangeUsernameResponse>, Status> {
-        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let (deadline, client, caller) = (deadline(&request), client(&request), person(&request)?.clone());
         let proto::ChangeUsernameRequest { new_username, password } = request.into_inner();
         let mut violations = Violations::default();
         let new_username = violations.collect(self.service.chosen_username("new_username", &new_username));
@@ -135,7 +135,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::ListSessionsRequest>,
     ) -> Result<Response<proto::ListSessionsResponse>, Status> {
-        let caller = caller(&request)?.clone();
+        let caller = person(&request)?.clone();
         let proto::ListSessionsRequest { page_size: size, page_token } = request.into_inner();
         let size = single_field(page_size(size))?;
         let page = self.service.list_sessions(&caller, size, &page_token).await?;
@@ -149,7 +149,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::RevokeSessionRequest>,
     ) -> Result<Response<proto::RevokeSessionResponse>, Status> {
-        let (client, caller) = (client(&request), caller(&request)?.clone());
+        let (client, caller) = (client(&request), person(&request)?.clone());
         let session_id = single_field(id("session_id", &request.into_inner().session_id))?;
         self.service.revoke_session(&caller, session_id, &client).await?;
         Ok(Response::new(proto::RevokeSessionResponse {}))
@@ -159,7 +159,7 @@ impl AccountService for AccountRpcs {
         &self,
         request: Request<proto::DeleteAccountRequest>,
     ) -> Result<Response<proto::DeleteAccountResponse>, Status> {
-        let (deadline, client, caller) = (deadline(&request), client(&request), caller(&request)?.clone());
+        let (deadline, client, caller) = (deadline(&request), client(&request), person(&request)?.clone());
         let password = single_field(Password::parse("password", request.into_inner().password))?;
         self.service.delete_account(&caller, password, &client, deadline).await?;
         Ok(Response::new(proto::DeleteAccountResponse {}))

@@ -6,16 +6,17 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::{
-        admin::{Administrator, page_size, reason, role_set, search_text},
+        admin::{Administrator, page_size, reason, role_set, roles, search_text},
         audit::{Action, AuditEvent},
-        ids::UserId,
+        ids::{ServiceAccountId, UserId},
         service::Service,
+        service_account::{ServiceAccount, ServiceKey, ServiceName, description},
     },
     error::{Error, FieldViolation},
     proto::{self, admin_service_server::AdminService},
 };
 
-use super::request::{Violations, caller, client, id, single_field, timestamp};
+use super::request::{Violations, caller, client, id, moment, single_field, timestamp};
 
 /// The RPCs of `AdminService`.
 #[derive(Debug, Clone)]
@@ -138,6 +139,169 @@ impl AdminService for AdminRpcs {
             events: page.entries.into_iter().map(Into::into).collect(),
             next_page_token: page.next.unwrap_or_default(),
         }))
+    }
+
+    async fn create_service_account(
+        &self,
+        request: Request<proto::CreateServiceAccountRequest>,
+    ) -> Result<Response<proto::CreateServiceAccountResponse>, Status> {
+        let by = administrator(&request)?;
+        let proto::CreateServiceAccountRequest { name, roles: names } = request.into_inner();
+        let mut violations = Violations::default();
+        let name = violations.collect(ServiceName::parse(&name));
+        let roles = violations.collect(roles(&names));
+        let (Some(name), Some(roles)) = (name, roles) else {
+            return Err(violations.into_status());
+        };
+        let service_account = Some(self.service.create_service(name, roles, by).await?.into());
+        Ok(Response::new(proto::CreateServiceAccountResponse { service_account }))
+    }
+
+    async fn list_service_accounts(
+        &self,
+        request: Request<proto::ListServiceAccountsRequest>,
+    ) -> Result<Response<proto::ListServiceAccountsResponse>, Status> {
+        let proto::ListServiceAccountsRequest { page_size: size, page_token } = request.into_inner();
+        let page = self.service.list_services(single_field(page_size(size))?, &page_token).await?;
+        Ok(Response::new(proto::ListServiceAccountsResponse {
+            service_accounts: page.entries.into_iter().map(Into::into).collect(),
+            next_page_token: page.next.unwrap_or_default(),
+        }))
+    }
+
+    async fn get_service_account(
+        &self,
+        request: Request<proto::GetServiceAccountRequest>,
+    ) -> Result<Response<proto::GetServiceAccountResponse>, Status> {
+        let id = service_account_id(&request.into_inner().service_account_id)?;
+        let service_account = Some(self.service.service(id).await?.into());
+        Ok(Response::new(proto::GetServiceAccountResponse { service_account }))
+    }
+
+    async fn set_service_account_roles(
+        &self,
+        request: Request<proto::SetServiceAccountRolesRequest>,
+    ) -> Result<Response<proto::SetServiceAccountRolesResponse>, Status> {
+        let by = administrator(&request)?;
+        let proto::SetServiceAccountRolesRequest { service_account_id, roles: names } = request.into_inner();
+        let mut violations = Violations::default();
+        let account = violations.collect(id("service_account_id", &service_account_id));
+        let roles = violations.collect(roles(&names));
+        let (Some(account), Some(roles)) = (account, roles) else {
+            return Err(violations.into_status());
+        };
+        let service_account = Some(self.service.set_service_roles(account, roles, by).await?.into());
+        Ok(Response::new(proto::SetServiceAccountRolesResponse { service_account }))
+    }
+
+    async fn disable_service_account(
+        &self,
+        request: Request<proto::DisableServiceAccountRequest>,
+    ) -> Result<Response<proto::DisableServiceAccountResponse>, Status> {
+        let by = administrator(&request)?;
+        let proto::DisableServiceAccountRequest { service_account_id, reason: text } = request.into_inner();
+        let mut violations = Violations::default();
+        let account = violations.collect(id("service_account_id", &service_account_id));
+        let reason = violations.collect(reason(text));
+        let (Some(account), Some(reason)) = (account, reason) else {
+            return Err(violations.into_status());
+        };
+        let service_account = Some(self.service.disable_service(account, reason, by).await?.into());
+        Ok(Response::new(proto::DisableServiceAccountResponse { service_account }))
+    }
+
+    async fn enable_service_account(
+        &self,
+        request: Request<proto::EnableServiceAccountRequest>,
+    ) -> Result<Response<proto::EnableServiceAccountResponse>, Status> {
+        let by = administrator(&request)?;
+        let id = service_account_id(&request.into_inner().service_account_id)?;
+        let service_account = Some(self.service.enable_service(id, by).await?.into());
+        Ok(Response::new(proto::EnableServiceAccountResponse { service_account }))
+    }
+
+    async fn delete_service_account(
+        &self,
+        request: Request<proto::DeleteServiceAccountRequest>,
+    ) -> Result<Response<proto::DeleteServiceAccountResponse>, Status> {
+        let by = administrator(&request)?;
+        let id = service_account_id(&request.into_inner().service_account_id)?;
+        self.service.delete_service(id, by).await?;
+        Ok(Response::new(proto::DeleteServiceAccountResponse {}))
+    }
+
+    async fn create_service_key(
+        &self,
+        request: Request<proto::CreateServiceKeyRequest>,
+    ) -> Result<Response<proto::CreateServiceKeyResponse>, Status> {
+        let by = administrator(&request)?;
+        let proto::CreateServiceKeyRequest { service_account_id, description: text, expire_time } =
+            request.into_inner();
+        let mut violations = Violations::default();
+        let account = violations.collect(id("service_account_id", &service_account_id));
+        let description = violations.collect(description(text));
+        let expire_time = violations.collect(expire_time.map(|time| moment("expire_time", time)).transpose());
+        let (Some(account), Some(description), Some(expire_time)) = (account, description, expire_time) else {
+            return Err(violations.into_status());
+        };
+        let (key, secret) = self.service.create_service_key(account, description, expire_time, by).await?;
+        let client_secret = secret.expose().to_owned();
+        Ok(Response::new(proto::CreateServiceKeyResponse { key: Some(key.into()), client_secret }))
+    }
+
+    async fn list_service_keys(
+        &self,
+        request: Request<proto::ListServiceKeysRequest>,
+    ) -> Result<Response<proto::ListServiceKeysResponse>, Status> {
+        let id = service_account_id(&request.into_inner().service_account_id)?;
+        let keys = self.service.list_service_keys(id).await?.into_iter().map(Into::into).collect();
+        Ok(Response::new(proto::ListServiceKeysResponse { keys }))
+    }
+
+    async fn delete_service_key(
+        &self,
+        request: Request<proto::DeleteServiceKeyRequest>,
+    ) -> Result<Response<proto::DeleteServiceKeyResponse>, Status> {
+        let by = administrator(&request)?;
+        let proto::DeleteServiceKeyRequest { service_account_id, key_id } = request.into_inner();
+        let mut violations = Violations::default();
+        let account = violations.collect(id("service_account_id", &service_account_id));
+        let key = violations.collect(id("key_id", &key_id));
+        let (Some(account), Some(key)) = (account, key) else {
+            return Err(violations.into_status());
+        };
+        self.service.delete_service_key(account, key, by).await?;
+        Ok(Response::new(proto::DeleteServiceKeyResponse {}))
+    }
+}
+
+fn service_account_id(text: &str) -> Result<ServiceAccountId, Error> {
+    single_field(id("service_account_id", text))
+}
+
+impl From<ServiceAccount> for proto::ServiceAccount {
+    fn from(account: ServiceAccount) -> Self {
+        Self {
+            id: account.id.to_string(),
+            name: account.name.as_str().to_owned(),
+            roles: account.roles.iter().map(|role| role.as_str().to_owned()).collect(),
+            disabled: account.disabled,
+            create_time: Some(timestamp(account.create_time)),
+            update_time: Some(timestamp(account.update_time)),
+        }
+    }
+}
+
+impl From<ServiceKey> for proto::ServiceKey {
+    fn from(key: ServiceKey) -> Self {
+        Self {
+            id: key.id.to_string(),
+            service_account_id: key.account.to_string(),
+            description: key.description,
+            create_time: Some(timestamp(key.create_time)),
+            expire_time: key.expire_time.map(timestamp),
+            last_use_time: key.last_use_time.map(timestamp),
+        }
     }
 }
 

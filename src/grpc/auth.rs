@@ -13,7 +13,7 @@ use crate::{
     proto::{self, auth_service_server::AuthService},
 };
 
-use super::request::{Violations, caller, client, deadline, required, single_field};
+use super::request::{Violations, client, deadline, person, required, single_field};
 
 /// The RPCs of `AuthService`.
 #[derive(Debug, Clone)]
@@ -81,7 +81,7 @@ impl AuthService for AuthRpcs {
     }
 
     async fn get_me(&self, request: Request<proto::GetMeRequest>) -> Result<Response<proto::GetMeResponse>, Status> {
-        let user = self.service.me(caller(&request)?).await?;
+        let user = self.service.me(person(&request)?).await?;
         Ok(Response::new(proto::GetMeResponse { user: Some(user.into()) }))
     }
 }

@@ -13,6 +13,7 @@ mod reflection;
 mod request;
 mod response;
 mod status;
+mod token;
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ use crate::{
     error::Error,
     proto::{
         account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
-        auth_service_server::AuthServiceServer,
+        auth_service_server::AuthServiceServer, token_service_server::TokenServiceServer,
     },
 };
 
@@ -39,8 +40,13 @@ pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIV
 pub use status::{ERROR_DOMAIN, code_name, is_spent_link, reason_name};
 
 /// The services whose health is reported. `""` is the server as a whole (grpc.health.v1).
-const HEALTH_OF: [&str; 4] =
-    ["", "postern.auth.v1.AuthService", "postern.auth.v1.AccountService", "postern.auth.v1.AdminService"];
+const HEALTH_OF: [&str; 5] = [
+    "",
+    "postern.auth.v1.AuthService",
+    "postern.auth.v1.AccountService",
+    "postern.auth.v1.AdminService",
+    "postern.auth.v1.TokenService",
+];
 
 /// The health of the services, as `grpc.health.v1` reports it.
 #[derive(Debug, Clone)]
@@ -77,8 +83,13 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
     let auth = bounded!(AuthServiceServer::new(auth::AuthRpcs::new(Arc::clone(&service))));
     let account = bounded!(AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service))));
     let admin = bounded!(AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))));
-    let services =
-        Routes::default().add_service(health_service).add_service(auth).add_service(account).add_service(admin);
+    let token = bounded!(TokenServiceServer::new(token::TokenRpcs::new(Arc::clone(&service))));
+    let services = Routes::default()
+        .add_service(health_service)
+        .add_service(auth)
+        .add_service(account)
+        .add_service(admin)
+        .add_service(token);
     let router = if reflection {
         // Some clients use v1 and some v1alpha; grpcurl tries v1 first.
         let server = bounded!(reflection::server()?, limits::MAX_REFLECTION);

@@ -8,7 +8,13 @@ use time::OffsetDateTime;
 use tonic::{Request, Status};
 
 use crate::{
-    domain::{account::User, env::Deadline, role::Caller, session::Client, token::TokenPair},
+    domain::{
+        account::User,
+        env::Deadline,
+        role::{Caller, Person},
+        session::Client,
+        token::TokenPair,
+    },
     error::{Error, FieldViolation},
     listen::ClientAddr,
     proto,
@@ -61,8 +67,23 @@ pub fn caller<T>(request: &Request<T>) -> Result<&Caller, Error> {
     optional_caller(request).ok_or_else(|| Error::internal("the access layer passed a call on without its caller"))
 }
 
-/// The caller of a public RPC, if a valid access token came with the call.
-pub fn optional_caller<T>(request: &Request<T>) -> Option<&Caller> {
+/// The caller of an RPC about the caller's own account.
+pub fn person<T>(request: &Request<T>) -> Result<&Person, Error> {
+    match caller(request)? {
+        Caller::Person(person) => Ok(person),
+        Caller::Service(_) => Err(Error::UserRequired),
+    }
+}
+
+/// The person who calls a public RPC, if a valid access token of a person came with the call.
+pub fn optional_person<T>(request: &Request<T>) -> Option<&Person> {
+    match optional_caller(request)? {
+        Caller::Person(person) => Some(person),
+        Caller::Service(_) => None,
+    }
+}
+
+fn optional_caller<T>(request: &Request<T>) -> Option<&Caller> {
     request.extensions().get()
 }
 
@@ -100,6 +121,14 @@ impl From<TokenPair> for proto::TokenPair {
             token_type: "Bearer".to_owned(),
         }
     }
+}
+
+/// A time in a request, in whole microseconds, which is what the stores keep.
+pub fn moment(field: &'static str, time: Timestamp) -> Result<OffsetDateTime, FieldViolation> {
+    let nanoseconds = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos / 1_000 * 1_000);
+    let is_valid = (0..1_000_000_000).contains(&time.nanos);
+    let parsed = OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok();
+    parsed.filter(|_| is_valid).ok_or_else(|| FieldViolation::new(field, "must be a time"))
 }
 
 pub fn timestamp(time: OffsetDateTime) -> Timestamp {

@@ -63,6 +63,9 @@ impl From<Error> for Status {
                 (Code::InvalidArgument, ErrorReason::OneTimeTokenInvalid, None)
             }
             Error::RoleRequired => (Code::PermissionDenied, ErrorReason::RoleRequired, None),
+            Error::UserRequired => (Code::PermissionDenied, ErrorReason::UserRequired, None),
+            Error::ServiceRequired => (Code::PermissionDenied, ErrorReason::ServiceRequired, None),
+            Error::InvalidClient => (Code::Unauthenticated, ErrorReason::InvalidClient, None),
             Error::Throttled { retry_after } => (Code::ResourceExhausted, ErrorReason::Throttled, Some(*retry_after)),
             Error::Overloaded { retry_after } => (Code::ResourceExhausted, ErrorReason::Overloaded, Some(*retry_after)),
             // The health monitor logs when the database goes down and comes back, so failed calls are only debug

@@ -11,13 +11,14 @@ use crate::{
     domain::{
         account::{Email, User, Username},
         audit::AuditEvent,
-        ids::{AuditEventId, MailId, SessionId, UserId},
+        ids::{ActorId, AuditEventId, MailId, ServiceAccountId, ServiceKeyId, SessionId, UserId},
         mail::{MailKind, NewMail},
         one_time::{OneTimeGrant, Purpose},
         password::PasswordHash,
         ports::{ClaimedMail, Credentials, MailQueue, OneTimeToken, Revocation, Revoked, SealedSigningKey},
         refresh::{LogoutTarget, StoredSession},
         role::Role,
+        service_account::{SecretHash, ServiceAccount, ServiceKey, ServiceName},
         session::{RefreshHash, RevokeReason, SessionSummary},
     },
     error::StoreError,
@@ -45,6 +46,31 @@ macro_rules! audit_events {
     };
 }
 pub(super) use audit_events;
+
+/// The columns of [`ServiceRow`], of a table `service_accounts a`.
+macro_rules! service_columns {
+    () => {
+        "a.id AS service_id, a.name, a.roles AS service_roles, a.disabled AS service_disabled, \
+         a.create_time AS service_create_time, a.update_time AS service_update_time"
+    };
+}
+pub(super) use service_columns;
+
+/// The columns of [`ServiceKeyRow`], of a table `service_keys k`.
+macro_rules! service_key_columns {
+    () => {
+        "k.id AS key_id, k.service_account_id, k.description, k.create_time AS key_create_time, k.expire_time, \
+         k.last_use_time"
+    };
+}
+pub(super) use service_key_columns;
+
+/// The service account with id `$1`.
+pub(super) const SERVICE_BY_ID: &str =
+    concat!("SELECT ", service_columns!(), " FROM service_accounts a WHERE a.id = $1");
+
+/// In the log of revocations: enabled, and without any role. An empty text means that all tokens are refused.
+pub(super) const NO_ROLES: &str = " ";
 
 /// The account with id `$1`. The same in both dialects, as are the next ones.
 pub(super) const USER_BY_ID: &str = concat!("SELECT ", user_columns!(), " FROM users u WHERE u.id = $1");
@@ -395,7 +421,7 @@ impl AuditRow {
             id: AuditEventId(self.id),
             create_time: self.create_time.0,
             action: self.action,
-            actor: self.actor_id.map(UserId),
+            actor: self.actor_id.map(ActorId),
             user: self.user_id.map(UserId),
             session: self.session_id.map(SessionId),
             client_ip: self.client_ip,
@@ -419,9 +445,91 @@ impl RevocationRow {
     pub(super) fn into_revocation(self) -> Result<Revocation, StoreError> {
         let what = match (self.session_id, self.user_id) {
             (Some(session), None) => Revoked::Session(SessionId(session)),
-            (None, Some(user)) => Revoked::Roles(UserId(user), read_roles(&self.roles.unwrap_or_default())?),
+            (None, Some(user)) => {
+                let roles = self.roles.unwrap_or_default();
+                let roles = if roles.is_empty() { None } else { Some(read_roles(&roles)?) };
+                Revoked::Roles(UserId(user), roles)
+            }
             (Some(_), Some(_)) | (None, None) => return Err(bad_column("revocations.session_id or user_id")),
         };
         Ok(Revocation { number: self.number, what, retain_until: self.forget_time.0 })
+    }
+}
+
+row! {
+    ServiceRow {
+        service_id: Uuid,
+        name: String,
+        service_roles: String,
+        service_disabled: bool,
+        service_create_time: Stamp,
+        service_update_time: Stamp,
+    }
+}
+
+impl ServiceRow {
+    pub(super) fn into_account(self) -> Result<ServiceAccount, StoreError> {
+        Ok(ServiceAccount {
+            id: ServiceAccountId(self.service_id),
+            name: ServiceName::parse(&self.name).map_err(|_| bad_column("service_accounts.name"))?,
+            roles: read_roles(&self.service_roles)?,
+            disabled: self.service_disabled,
+            create_time: self.service_create_time.0,
+            update_time: self.service_update_time.0,
+        })
+    }
+}
+
+row! {
+    ServiceKeyRow {
+        key_id: Uuid,
+        service_account_id: Uuid,
+        description: String,
+        key_create_time: Stamp,
+        expire_time: Option<Stamp>,
+        last_use_time: Option<Stamp>,
+    }
+}
+
+impl ServiceKeyRow {
+    pub(super) fn into_key(self) -> ServiceKey {
+        ServiceKey {
+            id: ServiceKeyId(self.key_id),
+            account: ServiceAccountId(self.service_account_id),
+            description: self.description,
+            create_time: self.key_create_time.0,
+            expire_time: self.expire_time.map(|time| time.0),
+            last_use_time: self.last_use_time.map(|time| time.0),
+        }
+    }
+}
+
+/// A service account with one of its keys and the hash of the key's secret.
+pub(super) struct ServiceSecretRow {
+    account: ServiceRow,
+    key: ServiceKeyRow,
+    secret_hash: Vec<u8>,
+}
+
+macro_rules! service_secret_row {
+    ($row:ty) => {
+        impl FromRow<'_, $row> for ServiceSecretRow {
+            fn from_row(row: &$row) -> Result<Self, sqlx::Error> {
+                Ok(Self {
+                    account: ServiceRow::from_row(row)?,
+                    key: ServiceKeyRow::from_row(row)?,
+                    secret_hash: row.try_get("secret_hash")?,
+                })
+            }
+        }
+    };
+}
+service_secret_row!(PgRow);
+service_secret_row!(SqliteRow);
+
+impl ServiceSecretRow {
+    pub(super) fn into_parts(self) -> Result<(ServiceAccount, ServiceKey, SecretHash), StoreError> {
+        let secret = self.secret_hash.try_into().map_err(|_| bad_column("service_keys.secret_hash"))?;
+        Ok((self.account.into_account()?, self.key.into_key(), SecretHash(secret)))
     }
 }

@@ -25,7 +25,7 @@ pub(super) enum Value {
     Flag(bool),
     Integer(i64),
     Real(f64),
-    Time(OffsetDateTime),
+    Time(Option<OffsetDateTime>),
     Span(Duration),
 }
 
@@ -50,7 +50,7 @@ impl Statement {
         bool: Encode<'static, DB> + Type<DB>,
         i64: Encode<'static, DB> + Type<DB>,
         f64: Encode<'static, DB> + Type<DB>,
-        Stamp: Encode<'static, DB> + Type<DB>,
+        Option<Stamp>: Encode<'static, DB> + Type<DB>,
         Span: Encode<'static, DB> + Type<DB>,
     {
         self.values.into_iter().fold(sqlx::query(self.sql), |query, value| match value {
@@ -60,7 +60,7 @@ impl Statement {
             Value::Flag(flag) => query.bind(flag),
             Value::Integer(number) => query.bind(number),
             Value::Real(number) => query.bind(number),
-            Value::Time(time) => query.bind(Stamp(time)),
+            Value::Time(time) => query.bind(time.map(Stamp)),
             Value::Span(length) => query.bind(Span(length)),
         })
     }
@@ -88,6 +88,7 @@ values! {
     bool: |flag| Self::Flag(flag);
     i64: |number| Self::Integer(number);
     f64: |number| Self::Real(number);
-    OffsetDateTime: |time| Self::Time(time);
+    OffsetDateTime: |time| Self::Time(Some(time));
+    Option<OffsetDateTime>: |time| Self::Time(time);
     Duration: |length| Self::Span(length);
 }

@@ -153,7 +153,7 @@ fn every_secret_field_is_declared_as_secret() {
     for message in pool().all_messages().filter(|message| message.package_name() == PACKAGE) {
         for field in message.fields().filter(|field| field.kind() == Kind::String) {
             // A page token is no credential: it is encrypted and bound to its query.
-            let bears_secret = ["token", "password"].iter().any(|ending| field.name().ends_with(ending))
+            let bears_secret = ["token", "password", "secret"].iter().any(|ending| field.name().ends_with(ending))
                 && !field.name().ends_with("page_token");
             let redacted = field.options().get_field_by_name("debug_redact").expect("an option").as_bool();
             assert_eq!(redacted, Some(bears_secret), "{}", field.full_name());
@@ -167,7 +167,11 @@ fn every_secret_field_is_declared_as_secret() {
         "ChangePasswordRequest.new_password",
         "ChangeUsernameRequest.password",
         "ConfirmEmailChangeRequest.token",
+        "CreateServiceKeyResponse.client_secret",
         "DeleteAccountRequest.password",
+        "IntrospectTokenRequest.token",
+        "IssueServiceTokenRequest.client_secret",
+        "IssueServiceTokenResponse.access_token",
         "LoginRequest.password",
         "LogoutRequest.refresh_token",
         "RefreshRequest.refresh_token",

@@ -48,7 +48,7 @@ fn event(context: &AuditContext, action: Action, actor: Option<UserId>, user: Us
         id: context.event,
         create_time: context.now,
         action: action.as_str().to_owned(),
-        actor,
+        actor: actor.map(Into::into),
         user: Some(user),
         session: None,
         client_ip: Some("2001:db8::7".to_owned()),

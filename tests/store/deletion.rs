@@ -78,7 +78,7 @@ async fn deleting_an_account_logs_the_revocation_of_its_open_sessions(database: 
 
     let mut entries = store.revocations(entries[0].number, &[]).await.expect("the store");
     let of_the_account = entries.pop().expect("an entry");
-    assert_eq!(of_the_account.what, Revoked::Roles(user.id, Vec::new()), "no token of the account is valid");
+    assert_eq!(of_the_account.what, Revoked::Roles(user.id, None), "no token of the account is valid");
     assert_eq!(entries.len(), 2, "{entries:?}");
     for entry in &entries {
         assert_eq!(entry.retain_until, context.retain_until);

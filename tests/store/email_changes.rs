@@ -341,7 +341,7 @@ async fn a_confirmation_deletes_the_account_that_never_verified_the_address(data
     let events: Vec<_> =
         audit(store).await.into_iter().filter(|row| contexts.iter().any(|c| c.event == row.id)).collect();
     for event in &events {
-        assert_eq!(event.actor, Some(user.id));
+        assert_eq!(event.actor, Some(user.id.into()));
     }
     let mut events: Vec<_> = events.into_iter().map(|event| (event.action, event.user)).collect();
     events.sort();

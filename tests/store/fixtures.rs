@@ -345,6 +345,7 @@ pub fn username_change(user: &User, new: &str) -> UsernameChange {
 /// An audit context with a client address and a time later than [`NOW`], so that a test sees both in the audit row.
 pub fn audit_context_by(actor: Option<UserId>) -> AuditContext {
     let client_ip = Some("2001:db8::7".parse().expect("an address"));
+    let actor = actor.map(Into::into);
     AuditContext { actor, client_ip, ..audit_context_at(NOW + 90.seconds() + 7.microseconds()) }
 }
 

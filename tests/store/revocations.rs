@@ -12,7 +12,7 @@ use postern::domain::{
         UserDeletion,
     },
     revocation::Revocations,
-    role::Caller,
+    role::{Caller, Person},
     token::AccessTokenError,
 };
 use time::ext::NumericalDuration as _;
@@ -215,8 +215,8 @@ async fn a_log_that_is_longer_than_one_read_is_read_whole(database: &Database) {
 
     let revocations = Revocations::new(Duration::from_mins(15));
     revocations.poll(store, NOW).await.expect("the store");
-    let caller = Caller { user_id: user.id, session_id: last.grant.session_id, roles: Vec::new() };
-    assert_eq!(revocations.check(caller), Err(AccessTokenError::Revoked));
+    let person = Person { user_id: user.id, session_id: last.grant.session_id, roles: Vec::new() };
+    assert_eq!(revocations.check(Caller::Person(person)), Err(AccessTokenError::Revoked));
 }
 
 async fn new_revocations_are_returned_in_the_order_of_their_numbers(database: &Database) {

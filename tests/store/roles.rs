@@ -66,7 +66,7 @@ async fn a_change_of_roles_is_logged_with_the_new_roles(database: &Database) {
     let entries = store.revocations(0, &[]).await.expect("the store");
     let expected = |number, names| Revocation {
         number,
-        what: Revoked::Roles(user.id, roles(names)),
+        what: Revoked::Roles(user.id, Some(roles(names))),
         retain_until: context.retain_until,
     };
     assert_eq!(entries, [expected(1, &["admin", "support", "user"][..]), expected(2, &["user"])]);

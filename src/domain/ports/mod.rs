@@ -10,6 +10,7 @@ mod admin;
 mod mail;
 mod purge;
 mod queries;
+mod services;
 mod sessions;
 
 use std::{fmt, time::Duration};
@@ -24,6 +25,7 @@ pub use admin::*;
 pub use mail::*;
 pub use purge::*;
 pub use queries::*;
+pub use services::*;
 pub use sessions::*;
 
 /// The longest that a write may take. A store gives a slower one up, so what was not committed by then never will be.
@@ -36,7 +38,7 @@ const _: () = assert!(ATTEMPT_LIFETIME.as_secs() > LONGEST_WRITE.as_secs() + 10,
 /// A store: all its steps, and what belongs to the store as a whole.
 #[async_trait]
 pub trait Store:
-    AccountStore + AdminStore + SessionStore + MailStore + PurgeStore + Queries + Send + Sync + 'static
+    AccountStore + AdminStore + SessionStore + ServiceStore + MailStore + PurgeStore + Queries + Send + Sync + 'static
 {
     /// Asks the database whether it answers. A backend whose database can go away fails every other step at once from a
     /// failed ping until the next successful one, so that callers do not queue for a database that is down.

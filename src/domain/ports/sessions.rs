@@ -234,6 +234,6 @@ pub struct Revocation {
 pub enum Revoked {
     /// The session ended.
     Session(SessionId),
-    /// The account has these roles from now on. One that has none is disabled or deleted.
-    Roles(UserId, Vec<Role>),
+    /// The account, or the service account, has these roles from now on. `None`: it is disabled or deleted.
+    Roles(UserId, Option<Vec<Role>>),
 }

@@ -12,7 +12,7 @@ use crate::{
         ids::{AuditEventId, SessionId, UserId},
         password::Password,
         ports::{AuditPage, SessionPage, UserChange, UserDeletion, UserDeletionOutcome, UserOrder, UserPage},
-        role::{Caller, Role},
+        role::{Person, Role},
         session::{Client, SessionSummary},
         throttle::AttemptSubject,
     },
@@ -94,7 +94,7 @@ impl Service {
     /// Deletes the caller's own account.
     pub async fn delete_account(
         &self,
-        caller: &Caller,
+        caller: &Person,
         password: Password,
         client: &Client,
         deadline: Deadline,
@@ -106,7 +106,7 @@ impl Service {
         let deletion = UserDeletion {
             user: caller.user_id,
             password_version: Some(account.password_version),
-            context: self.audit_context(Some(caller.user_id), client.ip)?,
+            context: self.audit_context(Some(caller.user_id.into()), client.ip)?,
         };
         self.delete(deletion).await
     }
@@ -114,7 +114,7 @@ impl Service {
     /// A page of the caller's open sessions, newest first.
     pub async fn list_sessions(
         &self,
-        caller: &Caller,
+        caller: &Person,
         size: u32,
         page_token: &str,
     ) -> Result<Page<SessionSummary>, Error> {
@@ -125,8 +125,8 @@ impl Service {
     }
 
     /// Ends one of the caller's sessions.
-    pub async fn revoke_session(&self, caller: &Caller, id: SessionId, client: &Client) -> Result<(), Error> {
-        let context = self.audit_context(Some(caller.user_id), client.ip)?;
+    pub async fn revoke_session(&self, caller: &Person, id: SessionId, client: &Client) -> Result<(), Error> {
+        let context = self.audit_context(Some(caller.user_id.into()), client.ip)?;
         if !self.store.revoke_session(id, caller.user_id, context).await? {
             return Err(Error::NotFound("session"));
         }
@@ -150,7 +150,7 @@ impl Service {
     }
 
     /// A page of `size` entries at most. One more entry shows that there is a next page.
-    fn page<T>(
+    pub(super) fn page<T>(
         &self,
         list: &str,
         size: u32,
@@ -166,7 +166,7 @@ impl Service {
     }
 
     /// The id in a page token; `None` for the first page.
-    fn id_cursor<T: FromStr>(&self, list: &str, page_token: &str) -> Result<Option<T>, Error> {
+    pub(super) fn id_cursor<T: FromStr>(&self, list: &str, page_token: &str) -> Result<Option<T>, Error> {
         let id = |cursor: String| cursor.parse().map_err(|_| Error::internal("a page token of another release"));
         self.cursor(list, page_token)?.map(id).transpose()
     }
@@ -180,7 +180,7 @@ impl Service {
         cursor.map(Some).ok_or_else(|| Error::field("page_token", "was not issued for this query"))
     }
 
-    fn administrative(&self, by: Administrator) -> Result<AuditContext, Error> {
+    pub(super) fn administrative(&self, by: Administrator) -> Result<AuditContext, Error> {
         self.audit_context(by.id, by.ip)
     }
 

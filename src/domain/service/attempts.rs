@@ -15,7 +15,7 @@ use crate::{
         admission::{Applicant, Place},
         env::Deadline,
         hasher::Verification,
-        ids::UserId,
+        ids::{ActorId, UserId},
         password::Password,
         ports::{Credentials, LoginAttempt, LoginStart, Reservation, Store},
         session::Client,
@@ -121,7 +121,7 @@ impl Service {
         &self,
         mut attempt: Attempt,
         user: Option<UserId>,
-        actor: Option<UserId>,
+        actor: Option<ActorId>,
         client: &Client,
     ) -> Result<(), Error> {
         let context = self.audit_context(actor, client.ip)?;
@@ -145,7 +145,7 @@ impl Service {
         match self.hasher.verify(place, password, Some(account.password_hash.clone()), deadline).await? {
             Verification::Match { rehash: _ } => attempt.succeeded().await,
             Verification::Mismatch => {
-                self.attempt_failed(attempt, Some(user.id), Some(user.id), client).await?;
+                self.attempt_failed(attempt, Some(user.id), Some(user.id.into()), client).await?;
                 Err(Error::InvalidCredentials)
             }
         }

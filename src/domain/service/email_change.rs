@@ -13,7 +13,7 @@ use crate::{
             EmailChange, EmailChangeRequest, EmailConfirmation, EmailConfirmationOutcome, EmailVerification,
             OneTimeToken,
         },
-        role::Caller,
+        role::Person,
         session::Client,
         throttle::AttemptSubject,
     },
@@ -27,7 +27,7 @@ impl Service {
     ///
     /// This proves who owns the address, and not who chose the password. A `caller` with an open session of the account
     /// proves that both are the same person. Without one, all sessions and a pending change of address end.
-    pub async fn verify_email(&self, token: &str, caller: Option<&Caller>, client: &Client) -> Result<User, Error> {
+    pub async fn verify_email(&self, token: &str, caller: Option<&Person>, client: &Client) -> Result<User, Error> {
         let grant = self.verification_token(token).await?.grant;
         let verification = EmailVerification {
             token: grant,
@@ -60,7 +60,7 @@ impl Service {
     /// Mails a token to the new address, and a notice to the current one.
     pub async fn request_email_change(
         &self,
-        caller: &Caller,
+        caller: &Person,
         new_email: Email,
         password: Password,
         client: &Client,
@@ -84,7 +84,7 @@ impl Service {
             confirmation: with_new_email(confirmation),
             notice: with_new_email(notice),
             owner_notice: self.owner_notice(&new_email)?,
-            context: self.audit_context(Some(caller.user_id), client.ip)?,
+            context: self.audit_context(Some(caller.user_id.into()), client.ip)?,
             limit: self.mails.per_address,
         };
         match self.store.request_email_change(change).await? {

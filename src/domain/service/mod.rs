@@ -13,6 +13,7 @@ mod password_change;
 mod purge;
 mod revocations;
 mod seen;
+mod services;
 mod sessions;
 mod sign_up;
 mod username_change;
@@ -27,7 +28,7 @@ use super::{
     audit::AuditContext,
     env::Env,
     hasher::Hasher,
-    ids::{AuditEventId, UserId},
+    ids::{ActorId, AuditEventId},
     mail::MailPolicy,
     one_time::OneTimeTokens,
     page_token::PageTokens,
@@ -72,7 +73,7 @@ impl fmt::Debug for Service {
 
 impl Service {
     /// The context of a step that runs now.
-    fn audit_context(&self, actor: Option<UserId>, client_ip: Option<IpAddr>) -> Result<AuditContext, Error> {
+    fn audit_context(&self, actor: Option<ActorId>, client_ip: Option<IpAddr>) -> Result<AuditContext, Error> {
         let now = self.env.now();
         let event = AuditEventId(self.env.uuid()?);
         Ok(AuditContext { event, now, actor, client_ip, retain_until: now + self.tokens.max_access_token_lifetime() })

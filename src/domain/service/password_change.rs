@@ -9,7 +9,7 @@ use crate::{
         one_time::{OneTimeGrant, Purpose},
         password::{NewPassword, Password},
         ports::{Credentials, PasswordChange, PasswordReset, PasswordResetOutcome, SessionOpening},
-        role::Caller,
+        role::Person,
         session::Client,
         throttle::AttemptSubject,
         token::TokenPair,
@@ -77,7 +77,7 @@ impl Service {
     /// Changes the caller's password and opens a new session, the only one that is open afterwards.
     pub async fn change_password(
         &self,
-        caller: &Caller,
+        caller: &Person,
         current: Password,
         new: Password,
         client: Client,
@@ -109,12 +109,12 @@ impl Service {
     }
 
     /// Why a step of a caller whose password was right was refused: its session has ended, or the password has changed.
-    pub(super) async fn why_refused(&self, caller: &Caller) -> Error {
+    pub(super) async fn why_refused(&self, caller: &Person) -> Error {
         self.credentials_of(caller).await.err().unwrap_or(Error::InvalidCredentials)
     }
 
     /// The caller's account with its password hash, while the caller's session is open.
-    pub(super) async fn credentials_of(&self, caller: &Caller) -> Result<Credentials, Error> {
+    pub(super) async fn credentials_of(&self, caller: &Person) -> Result<Credentials, Error> {
         self.store.credentials_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
     }
 }

@@ -24,7 +24,7 @@ impl Service {
         if token.generation <= 0 || self.sessions.lost_answer_window.is_zero() {
             return;
         }
-        let seen = SeenGeneration { session: token.caller.session_id, generation: token.generation };
+        let seen = SeenGeneration { session: token.caller.session(), generation: token.generation };
         token.note_once(|| {
             let has_room = self.seen.note(seen);
             if !has_room {

@@ -17,7 +17,7 @@ use crate::{
         },
         role::Caller,
         session::{Client, RefreshGrant, RefreshHash},
-        token::{AccessTokenError, Minted, TokenPair, whole_seconds},
+        token::{AccessTokenError, Minted, TokenPair, VerifiedToken, whole_seconds},
     },
     error::Error,
 };
@@ -31,10 +31,24 @@ const SURPLUS_PAUSE: Duration = Duration::from_millis(20);
 impl Service {
     /// The caller of an access token, with its current roles. Costs no I/O.
     pub fn identify(&self, access_token: &str) -> Result<Caller, AccessTokenError> {
+        self.verified(access_token).map(|(_, caller)| caller)
+    }
+
+    /// What an access token says, and its caller with its current roles; `None` if it is not accepted. Costs no I/O. An error
+    /// means that it is unknown whether the token was revoked.
+    pub fn introspect(&self, access_token: &str) -> Result<Option<(Arc<VerifiedToken>, Caller)>, Error> {
+        match self.verified(access_token) {
+            Ok(found) => Ok(Some(found)),
+            Err(AccessTokenError::RevocationUnknown) => Err(Error::RevocationsUnknown),
+            Err(AccessTokenError::Invalid | AccessTokenError::Expired | AccessTokenError::Revoked) => Ok(None),
+        }
+    }
+
+    fn verified(&self, access_token: &str) -> Result<(Arc<VerifiedToken>, Caller), AccessTokenError> {
         let token = self.tokens.verify_access(access_token, self.env.now())?;
         let caller = self.revocations.check(token.caller.clone())?;
         self.note_seen(&token);
-        Ok(caller)
+        Ok((token, caller))
     }
 
     /// `iss` of every token.
@@ -121,7 +135,7 @@ impl Service {
     /// `true` if there are still too many.
     async fn end_some_surplus_sessions(&self, user: UserId, client_ip: Option<IpAddr>) -> Result<bool, Error> {
         let events = (0..SURPLUS_AT_ONCE).map(|_| Ok(AuditEventId(self.env.uuid()?))).collect::<Result<_, Error>>()?;
-        let context = self.audit_context(Some(user), client_ip)?;
+        let context = self.audit_context(Some(user.into()), client_ip)?;
         let surplus = SurplusSessions { user, most: self.sessions.most_per_user, context, events };
         let more = self.store.end_surplus_sessions(surplus).await?;
         self.sync_revocations().await;
@@ -135,7 +149,7 @@ impl Service {
         password_version: i64,
         client: Client,
     ) -> Result<(NewSession, Minted), Error> {
-        let context = self.audit_context(Some(user_id), client.ip)?;
+        let context = self.audit_context(Some(user_id.into()), client.ip)?;
         let now = context.now;
         let session_end_time = whole_seconds(now + self.sessions.max_lifetime);
         let grant = RefreshGrant {

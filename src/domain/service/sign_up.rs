@@ -10,7 +10,7 @@ use crate::{
         mail::{MailKind, NewMail},
         password::{NewPassword, Password},
         ports::{AccountCreation, NewAccount},
-        role::{Caller, Role},
+        role::{Person, Role},
         session::Client,
     },
     error::{Error, FieldViolation},
@@ -76,7 +76,7 @@ impl Service {
         drop(place);
         let id = UserId(self.env.uuid()?);
         let verification = self.new_mail(MailKind::VerifyEmail, email.clone(), Some(id))?;
-        let context = self.audit_context(client.map(|_| id), client.and_then(|client| client.ip))?;
+        let context = self.audit_context(client.map(|_| id.into()), client.and_then(|client| client.ip))?;
         let roles = match roles {
             Some(roles) => Some((roles, self.audit_context_after(&context)?)),
             None => None,
@@ -132,7 +132,7 @@ impl Service {
 
     /// The caller's account as it is now. The session is looked up with it, so a session is refused from the moment it
     /// ends.
-    pub async fn me(&self, caller: &Caller) -> Result<User, Error> {
+    pub async fn me(&self, caller: &Person) -> Result<User, Error> {
         self.store.user_of_session(caller.session_id, caller.user_id).await?.ok_or(Error::SessionRevoked)
     }
 }

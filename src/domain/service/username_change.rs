@@ -6,7 +6,7 @@ use crate::{
         env::Deadline,
         password::Password,
         ports::{UsernameChange, UsernameChangeOutcome},
-        role::Caller,
+        role::Person,
         session::Client,
         throttle::AttemptSubject,
     },
@@ -20,7 +20,7 @@ impl Service {
     /// expire. `username` is from [`Service::chosen_username`].
     pub async fn change_username(
         &self,
-        caller: &Caller,
+        caller: &Person,
         username: Username,
         password: Password,
         client: &Client,
@@ -38,7 +38,7 @@ impl Service {
             caller: caller.session_id,
             password_version: account.password_version,
             username,
-            context: self.audit_context(Some(caller.user_id), client.ip)?,
+            context: self.audit_context(Some(caller.user_id.into()), client.ip)?,
         };
         match self.store.change_username(change).await? {
             UsernameChangeOutcome::Changed(user) => Ok(user),

@@ -53,7 +53,7 @@ use super::{
 };
 
 /// The files below `migrations/postgres`, with their names.
-const MIGRATIONS: [(&str, &str); 10] = [
+const MIGRATIONS: [(&str, &str); 11] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
@@ -64,6 +64,7 @@ const MIGRATIONS: [(&str, &str); 10] = [
     ("0008_names_in_any_locale.sql", include_str!("../../../migrations/postgres/0008_names_in_any_locale.sql")),
     ("0009_open_sessions.sql", include_str!("../../../migrations/postgres/0009_open_sessions.sql")),
     ("0010_seen_generations.sql", include_str!("../../../migrations/postgres/0010_seen_generations.sql")),
+    ("0011_service_accounts.sql", include_str!("../../../migrations/postgres/0011_service_accounts.sql")),
 ];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.

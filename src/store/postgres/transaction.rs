@@ -18,11 +18,12 @@ use crate::{
         ids::{MailId, SessionId, UserId},
         mail::NewMail,
         ports::NewSession,
+        service_account::ServiceAccount,
         session::RevokeReason,
     },
     error::StoreError,
     store::{
-        rows::{StoredRow, USER_BY_EMAIL, USER_BY_ID, UserRow},
+        rows::{ServiceRow, StoredRow, USER_BY_EMAIL, USER_BY_ID, UserRow},
         statement::Statement,
         steps::{ANOTHER_ADMIN_ENABLED, Budget, WriteTransaction, bind_mail, bind_session},
     },
@@ -141,6 +142,7 @@ impl Tx {
 impl WriteTransaction for Tx {
     const USERNAME_TAKEN: &'static str =
         "SELECT EXISTS (SELECT 1 FROM users WHERE lower(username COLLATE \"C\") = $1 COLLATE \"C\")";
+    const LOCK_SERVICE: &'static str = "SELECT id FROM service_accounts WHERE id = $1 FOR UPDATE";
     const LOG_ROLES: &'static str = concat!(
         "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) \
          SELECT $1, $2, $3, ",
@@ -190,6 +192,10 @@ impl WriteTransaction for Tx {
 
     async fn find_user(&mut self, query: Statement) -> Result<Option<User>, StoreError> {
         self.find::<UserRow>(query).await?.map(UserRow::into_user).transpose()
+    }
+
+    async fn find_service(&mut self, query: Statement) -> Result<Option<ServiceAccount>, StoreError> {
+        self.find::<ServiceRow>(query).await?.map(ServiceRow::into_account).transpose()
     }
 
     async fn lock_user(&mut self, id: UserId) -> Result<Option<User>, StoreError> {

@@ -15,11 +15,12 @@ use crate::{
         ids::{MailId, SessionId, UserId},
         mail::NewMail,
         ports::NewSession,
+        service_account::ServiceAccount,
         session::RevokeReason,
     },
     error::StoreError,
     store::{
-        rows::{USER_BY_EMAIL, USER_BY_ID, UserRow},
+        rows::{ServiceRow, USER_BY_EMAIL, USER_BY_ID, UserRow},
         statement::Statement,
         steps::{ANOTHER_ADMIN_ENABLED, Budget, WriteTransaction, bind_mail, bind_session},
     },
@@ -91,6 +92,7 @@ impl Tx {
 #[async_trait]
 impl WriteTransaction for Tx {
     const USERNAME_TAKEN: &'static str = "SELECT EXISTS (SELECT 1 FROM users WHERE lower(username) = $1)";
+    const LOCK_SERVICE: &'static str = "SELECT id FROM service_accounts WHERE id = $1";
     const LOG_ROLES: &'static str = "INSERT INTO revocations (user_id, roles, revoke_time, forget_time) \
          SELECT $1, $2, $3, max($3, coalesce(max(refresh_issue_time), 0), coalesce(max(newest_token_time), 0)) + ($4 - $3) \
          FROM sessions WHERE user_id = $1";
@@ -135,6 +137,11 @@ impl WriteTransaction for Tx {
     async fn find_user(&mut self, query: Statement) -> Result<Option<User>, StoreError> {
         let row = query.into_query().fetch_optional(&mut *self.sql).await?;
         row.map(|row| UserRow::from_row(&row)?.into_user()).transpose()
+    }
+
+    async fn find_service(&mut self, query: Statement) -> Result<Option<ServiceAccount>, StoreError> {
+        let row = query.into_query().fetch_optional(&mut *self.sql).await?;
+        row.map(|row| ServiceRow::from_row(&row)?.into_account()).transpose()
     }
 
     async fn lock_user(&mut self, id: UserId) -> Result<Option<User>, StoreError> {

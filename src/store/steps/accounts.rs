@@ -25,7 +25,8 @@ use crate::{
 
 use super::{
     admin::{erase_user, replace_roles},
-    transaction::{Backend, Budget, WriteTransaction, consume_token, queue_within, void_mails, void_tokens, write},
+    mail::{consume_token, queue_within, void_mails, void_tokens},
+    transaction::{Backend, Budget, WriteTransaction, write},
 };
 
 #[async_trait]

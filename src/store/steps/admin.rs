@@ -16,7 +16,10 @@ use crate::{
     store::rows::roles_text,
 };
 
-use super::transaction::{Backend, WriteTransaction, void_tokens, write};
+use super::{
+    mail::void_tokens,
+    transaction::{Backend, WriteTransaction, write},
+};
 
 #[async_trait]
 impl<B: Backend> AdminStore for B {

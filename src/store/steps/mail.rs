@@ -1,12 +1,14 @@
-//! The steps of mail and one-time tokens that are the same on every backend.
+//! The steps of mail and one-time tokens that are the same on every backend, and what other steps do with both.
 
 use time::OffsetDateTime;
 
 use crate::{
     domain::{
+        account::Email,
         audit::{Action, AuditContext, AuditTarget},
-        mail::NewMail,
-        one_time::OneTimeGrant,
+        ids::UserId,
+        mail::{MailKind, NewMail},
+        one_time::{OneTimeGrant, Purpose},
         ports::{Enqueued, MailClaim},
         throttle::AddressLimit,
     },
@@ -14,7 +16,7 @@ use crate::{
     store::rows::LeasedMail,
 };
 
-use super::transaction::{WriteTransaction, queue_within};
+use super::transaction::{Budget, WriteTransaction};
 
 pub(in crate::store) async fn request_mail(
     mut tx: impl WriteTransaction,
@@ -83,4 +85,62 @@ async fn put_token<T: WriteTransaction>(
     let create_time = create_time.min(now);
     let expire_time = create_time + token.purpose.lifetime();
     Ok(expire_time > now && tx.put_token(token, create_time, expire_time, now).await?)
+}
+
+/// Queues a mail, if its address is within its limit.
+pub(super) async fn queue_within<T: WriteTransaction>(
+    tx: &mut T,
+    mail: &NewMail,
+    limit: AddressLimit,
+) -> Result<Enqueued, StoreError> {
+    let furthest = limit.furthest();
+    let mut has_room = tx.count_mail(Budget::All, mail, limit, furthest).await?;
+    if mail.kind == MailKind::ResetPassword {
+        // Other mails cannot spend the last way in of the owner: a few resets are sent beyond the common budget, unless
+        // there were many resets lately.
+        let own = if has_room { limit.unlimited() } else { limit.kept_for_resets() };
+        has_room = tx.count_mail(Budget::Resets, mail, own, furthest).await?;
+    }
+    if !has_room {
+        return Ok(Enqueued::OverLimit);
+    }
+    tx.queue(mail).await?;
+    Ok(Enqueued::Queued)
+}
+
+/// Consumes a live token, if it has this purpose.
+pub(super) async fn consume_token<T: WriteTransaction>(
+    tx: &mut T,
+    purpose: Purpose,
+    token: &OneTimeGrant,
+    now: OffsetDateTime,
+) -> Result<bool, StoreError> {
+    Ok(token.purpose == purpose && tx.delete_token(token, now).await?)
+}
+
+/// Ends an account's tokens for these purposes, and the mails that would bring new ones. The caller holds the lock on
+/// the user. `email` is the address that mails were requested for.
+pub(super) async fn void_tokens<T: WriteTransaction>(
+    tx: &mut T,
+    user: UserId,
+    email: &Email,
+    purposes: &[Purpose],
+) -> Result<(), StoreError> {
+    for purpose in purposes {
+        tx.delete_tokens(user, *purpose).await?;
+        void_mails(tx, user, email, *purpose).await?;
+    }
+    Ok(())
+}
+
+/// Deletes the mails that would bring an account a new token for this purpose.
+pub(super) async fn void_mails<T: WriteTransaction>(
+    tx: &mut T,
+    user: UserId,
+    email: &Email,
+    purpose: Purpose,
+) -> Result<(), StoreError> {
+    let kind = MailKind::carrying(purpose);
+    tx.delete_mails_of(user, kind).await?;
+    tx.delete_mails_to(email, kind).await
 }

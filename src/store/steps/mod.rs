@@ -9,6 +9,7 @@ mod accounts;
 mod admin;
 mod mail;
 mod purge;
+mod services;
 mod sessions;
 mod transaction;
 

@@ -11,12 +11,13 @@ use crate::{
     domain::{
         account::{Email, User, Username},
         audit::{Action, AuditContext, AuditTarget},
-        ids::{MailId, SessionId, UserId},
+        ids::{MailId, ServiceAccountId, SessionId, UserId},
         mail::{MailKind, NewMail},
         one_time::{OneTimeGrant, Purpose},
         password::PasswordHash,
-        ports::{AccountCreation, Enqueued, NewAccount, NewSession},
+        ports::{AccountCreation, NewAccount, NewSession},
         role::Role,
+        service_account::ServiceAccount,
         session::RevokeReason,
         throttle::{AddressLimit, AttemptSubject},
     },
@@ -25,7 +26,7 @@ use crate::{
 
 use crate::store::{
     purges::Purges,
-    rows::{StoredRow, USER_BY_EMAIL, USER_BY_ID, roles_text},
+    rows::{SERVICE_BY_ID, StoredRow, USER_BY_EMAIL, USER_BY_ID, roles_text},
     shared::run_to_completion,
     statement::Statement,
 };
@@ -94,6 +95,8 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     fn count_mail_in(budget: Budget) -> &'static str;
     /// Whether an account has a username that is `$1` in lower case.
     const USERNAME_TAKEN: &'static str;
+    /// Locks service account `$1` against every other step that changes it.
+    const LOCK_SERVICE: &'static str;
 
     // What each backend implements.
 
@@ -110,6 +113,8 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     async fn find_id(&mut self, query: Statement) -> Result<Option<Uuid>, StoreError>;
     /// The account that a query of [`user_columns!`] finds.
     async fn find_user(&mut self, query: Statement) -> Result<Option<User>, StoreError>;
+    /// The service account that a query of [`service_columns!`] finds.
+    async fn find_service(&mut self, query: Statement) -> Result<Option<ServiceAccount>, StoreError>;
     /// The account, locked against every other step that changes it.
     async fn lock_user(&mut self, id: UserId) -> Result<Option<User>, StoreError>;
     /// The account with this address, locked likewise.
@@ -443,13 +448,34 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
     /// Tells every replica which roles an account has from now on. One without any is disabled or deleted: then its tokens
     /// are refused, also those of sessions that a restored database does not know.
     async fn log_roles(&mut self, user: UserId, roles: &[Role], context: &AuditContext) -> Result<(), StoreError> {
-        let statement = Statement::new(Self::LOG_ROLES)
-            .bind(user.0)
-            .bind(roles_text(roles).as_str())
-            .bind(context.now)
-            .bind(context.retain_until);
+        self.log_roles_text(user, &roles_text(roles), context).await
+    }
+
+    /// The same with the roles as the log has them.
+    async fn log_roles_text(&mut self, user: UserId, roles: &str, context: &AuditContext) -> Result<(), StoreError> {
+        let statement =
+            Statement::new(Self::LOG_ROLES).bind(user.0).bind(roles).bind(context.now).bind(context.retain_until);
         self.run(statement).await?;
         self.announce_revocations().await
+    }
+
+    /// Tells every replica that the tokens of a key are refused from now on.
+    async fn log_session(&mut self, session: SessionId, context: &AuditContext) -> Result<(), StoreError> {
+        let statement =
+            Statement::new("INSERT INTO revocations (session_id, revoke_time, forget_time) VALUES ($1, $2, $3)")
+                .bind(session.0)
+                .bind(context.now)
+                .bind(context.retain_until);
+        self.run(statement).await?;
+        self.announce_revocations().await
+    }
+
+    /// The service account, locked against every other step that changes it. It is read after the lock is held.
+    async fn lock_service(&mut self, id: ServiceAccountId) -> Result<Option<ServiceAccount>, StoreError> {
+        if !self.finds(Statement::new(Self::LOCK_SERVICE).bind(id.0)).await? {
+            return Ok(None);
+        }
+        self.find_service(Statement::new(SERVICE_BY_ID).bind(id.0)).await
     }
 }
 
@@ -508,27 +534,6 @@ pub(in crate::store) fn bind_mail(statement: Statement, mail: &NewMail) -> State
         .bind(mail.create_time)
 }
 
-/// Queues a mail, if its address is within its limit.
-pub(super) async fn queue_within<T: WriteTransaction>(
-    tx: &mut T,
-    mail: &NewMail,
-    limit: AddressLimit,
-) -> Result<Enqueued, StoreError> {
-    let furthest = limit.furthest();
-    let mut has_room = tx.count_mail(Budget::All, mail, limit, furthest).await?;
-    if mail.kind == MailKind::ResetPassword {
-        // Other mails cannot spend the last way in of the owner: a few resets are sent beyond the common budget, unless
-        // there were many resets lately.
-        let own = if has_room { limit.unlimited() } else { limit.kept_for_resets() };
-        has_room = tx.count_mail(Budget::Resets, mail, own, furthest).await?;
-    }
-    if !has_room {
-        return Ok(Enqueued::OverLimit);
-    }
-    tx.queue(mail).await?;
-    Ok(Enqueued::Queued)
-}
-
 /// What the mails to an address are counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) enum Budget {
@@ -538,41 +543,4 @@ pub(in crate::store) enum Budget {
     Resets,
     /// Notices about the account to an address that nobody has verified.
     Notices,
-}
-
-/// Consumes a live token, if it has this purpose.
-pub(super) async fn consume_token<T: WriteTransaction>(
-    tx: &mut T,
-    purpose: Purpose,
-    token: &OneTimeGrant,
-    now: OffsetDateTime,
-) -> Result<bool, StoreError> {
-    Ok(token.purpose == purpose && tx.delete_token(token, now).await?)
-}
-
-/// Ends an account's tokens for these purposes, and the mails that would bring new ones. The caller holds the lock on
-/// the user. `email` is the address that mails were requested for.
-pub(super) async fn void_tokens<T: WriteTransaction>(
-    tx: &mut T,
-    user: UserId,
-    email: &Email,
-    purposes: &[Purpose],
-) -> Result<(), StoreError> {
-    for purpose in purposes {
-        tx.delete_tokens(user, *purpose).await?;
-        void_mails(tx, user, email, *purpose).await?;
-    }
-    Ok(())
-}
-
-/// Deletes the mails that would bring an account a new token for this purpose.
-pub(super) async fn void_mails<T: WriteTransaction>(
-    tx: &mut T,
-    user: UserId,
-    email: &Email,
-    purpose: Purpose,
-) -> Result<(), StoreError> {
-    let kind = MailKind::carrying(purpose);
-    tx.delete_mails_of(user, kind).await?;
-    tx.delete_mails_to(email, kind).await
 }
