@@ -46,6 +46,9 @@ pub struct Cli {
 enum Command {
     /// Serve until SIGINT, SIGTERM or SIGQUIT
     Serve(Box<Config>),
+    /// Look at the settings without a start
+    #[command(subcommand, name = "config")]
+    Settings(Settings),
     /// Apply the missing database migrations; with SQLite, `serve` does this itself
     Migrate(StoreSettings),
     /// Copy the embedded database to a new file, also while a server uses it
@@ -60,6 +63,13 @@ enum Command {
     /// Show the keys that sign access tokens
     #[command(subcommand)]
     Keys(Keys),
+}
+
+#[derive(Debug, Subcommand)]
+enum Settings {
+    /// Check the settings of `serve`, and print every error; the exit code is 0 if there is none. Nothing is opened but
+    /// the files that settings name
+    Check(Box<Config>),
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +122,11 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
     telemetry::start(&cli.log)?;
     match cli.command {
         Command::Serve(config) => serve(&config).await,
+        Command::Settings(Settings::Check(config)) => {
+            config.check()?;
+            output::line("the settings are valid")?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Migrate(config) => {
             app::migrate(&config).await?;
             tracing::info!("the database schema is up to date");
@@ -134,7 +149,7 @@ impl Command {
     /// Checks the settings of a command.
     fn check(&self) -> Result<(), ConfigError> {
         match self {
-            Self::Serve(config) => config.check().map(drop),
+            Self::Serve(config) | Self::Settings(Settings::Check(config)) => config.check().map(drop),
             Self::Migrate(store) | Self::Backup(Backup { store, .. }) => store.database().map(drop),
             Self::Keys(Keys::List { store, master_key }) => master_key.configured(&store.database()?).map(drop),
             Self::User(command) => command.config().check().map(drop),

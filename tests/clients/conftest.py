@@ -192,9 +192,9 @@ def start_with_clock(binary, tmp_path, left_out):
     _close_all(started)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(left_out, tmp_path_factory):
-    """The browser that a module's tests share."""
+    """The browser that the tests of one process share: each page has a profile of its own in it."""
     chromium = find_chromium() or left_out("everything in a browser: run `scripts/tools chromium`")
     browser = Browser(chromium, tmp_path_factory.mktemp("chromium"))
     yield browser

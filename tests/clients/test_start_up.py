@@ -154,6 +154,19 @@ def test_migrating_again_changes_nothing(engine, start_server):
     assert server.client.login(person)
 
 
+def test_settings_can_be_checked_without_a_start(binary, tmp_path):
+    def check(**settings) -> subprocess.CompletedProcess:
+        given = own_environment(data_dir=tmp_path / "data", **settings)
+        return subprocess.run([binary, "config", "check"], env=given, capture_output=True, text=True, timeout=60)
+
+    assert (check().returncode, check().stdout) == (0, "the settings are valid\n")
+    wrong = check(hash_threads="0", issuer="not a url", acces_token_ttl="5m")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    for name in ("POSTERN_HASH_THREADS", "POSTERN_ISSUER", "POSTERN_ACCES_TOKEN_TTL"):
+        assert name in wrong.stderr
+    assert not (tmp_path / "data").exists(), "nothing is created"
+
+
 def test_healthcheck_tells_a_serving_server_from_none(embedded, start_server):
     server = start_server(embedded)
     assert server.run("healthcheck").returncode == 0
