@@ -26,6 +26,7 @@ use crate::{
         revocation::Revocations,
         seen::SeenGenerations,
         service::{Service, count_from_zero},
+        service_account::VerifiedSecrets,
         throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
     },
@@ -258,6 +259,7 @@ async fn open(config: &Config, checked: Checked, env: Env, opening: Opening) -> 
         login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &master)?,
         login_limiter: RateLimiter::per_minute(config.limits.client_limit()),
         sign_up_limiter: RateLimiter::per_minute(config.limits.sign_up_limit()),
+        service_secrets: VerifiedSecrets::default(),
         pages: PageTokens::new(&master)?,
         audit_retention: config.limits.audit_retention,
     }))

@@ -1,8 +1,14 @@
 //! Service accounts: how another service proves who it is. An account has a name and roles, and keys; the secret of a key is
 //! shown once. There can be several keys, so that a secret is replaced without a gap.
 
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
 use aws_lc_rs::{constant_time, digest};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use quick_cache::sync::Cache;
 use secrecy::{ExposeSecret as _, SecretString};
 use time::OffsetDateTime;
 
@@ -11,7 +17,7 @@ use crate::error::{Error, FieldViolation};
 use super::{
     env::Env,
     ids::{ServiceAccountId, ServiceKeyId},
-    role::Role,
+    role::{Role, ServiceCaller},
 };
 
 /// The start of every secret, so that scanners of source code can find one.
@@ -122,9 +128,91 @@ impl SecretHash {
     }
 }
 
+/// How long a verified secret is remembered. It is shorter than the memory of revocations, which is at least a minute longer
+/// than the life of a token (`Tokens::max_access_token_lifetime`): what ends the tokens of a key is still known.
+const REMEMBERED_FOR: Duration = Duration::from_mins(1);
+/// How many verified secrets are remembered.
+const REMEMBERED_SECRETS: usize = 1_000;
+
+/// A secret as it was presented with the id of an account, in a form that cannot be presented again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PresentedSecret([u8; 32]);
+
+/// Not the hash: it would tell whether two logs are about the same secret.
+impl fmt::Debug for PresentedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PresentedSecret").finish_non_exhaustive()
+    }
+}
+
+impl PresentedSecret {
+    pub fn of(account: ServiceAccountId, secret: &ClientSecret) -> Self {
+        let mut bytes = [0; 32];
+        let text = [account.0.as_bytes().as_slice(), &secret.hash().0].concat();
+        bytes.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
+        Self(bytes)
+    }
+}
+
+/// The secrets that were verified within the last minute, and whose they are. Whether the key has ended since then is decided
+/// by the revocations. The ones that were not used for the longest time go first.
+pub struct VerifiedSecrets(Cache<PresentedSecret, VerifiedSecret>);
+
+impl fmt::Debug for VerifiedSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifiedSecrets").finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct VerifiedSecret {
+    service: ServiceCaller,
+    /// No clock can move it.
+    verified_at: Instant,
+    /// When the key expires.
+    expire_time: Option<OffsetDateTime>,
+}
+
+impl Default for VerifiedSecrets {
+    fn default() -> Self {
+        Self(Cache::new(REMEMBERED_SECRETS))
+    }
+}
+
+impl VerifiedSecrets {
+    pub fn get(&self, presented: &PresentedSecret, now: OffsetDateTime) -> Option<ServiceCaller> {
+        let found = self.0.get(presented)?;
+        let is_live = found.verified_at.elapsed() < REMEMBERED_FOR && found.expire_time.is_none_or(|end| now < end);
+        is_live.then_some(found.service)
+    }
+
+    pub fn insert(&self, presented: PresentedSecret, service: ServiceCaller, expire_time: Option<OffsetDateTime>) {
+        self.0.insert(presented, VerifiedSecret { service, verified_at: Instant::now(), expire_time });
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use time::ext::NumericalDuration as _;
+    use uuid::Uuid;
+
     use super::*;
+
+    #[test]
+    fn a_verified_secret_is_remembered_for_its_account_and_until_its_key_expires() {
+        let [secret, other] = [(); 2].map(|()| ClientSecret::generate(&Env::system()).expect("randomness"));
+        let [account, stranger] = [1, 2].map(|number| ServiceAccountId(Uuid::from_u128(number)));
+        let service = ServiceCaller { account_id: account, key_id: ServiceKeyId(Uuid::nil()), roles: Vec::new() };
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let secrets = VerifiedSecrets::default();
+        secrets.insert(PresentedSecret::of(account, &secret), service.clone(), Some(now + 1.seconds()));
+        assert_eq!(secrets.get(&PresentedSecret::of(account, &secret), now), Some(service));
+        for (id, secret, at) in
+            [(stranger, &secret, now), (account, &other, now), (account, &secret, now + 1.seconds())]
+        {
+            assert_eq!(secrets.get(&PresentedSecret::of(id, secret), at), None);
+        }
+    }
 
     #[test]
     fn a_secret_has_a_prefix_and_256_bits_and_is_never_printed() {

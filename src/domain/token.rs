@@ -40,7 +40,7 @@ const REFRESH_TYPE: &str = "rt+jwt";
 /// `aud` of a refresh token. No resource server has this name.
 const REFRESH_AUDIENCE: &str = "postern:refresh";
 /// `client_id` of a person's tokens, which RFC 9068 §2.2 requires. People have one client: the platform itself.
-const CLIENT_ID: &str = "postern";
+pub const CLIENT_ID: &str = "postern";
 /// How far the clock of the machine that minted a token may be ahead, when `iat` is checked, or behind, for `exp`.
 const LEEWAY: Duration = Duration::from_secs(5);
 /// How far the clocks of replicas may differ before a revocation could be dropped too early.
@@ -384,6 +384,11 @@ impl Tokens {
     /// `iss` of every token.
     pub fn issuer(&self) -> &str {
         &self.config.issuer
+    }
+
+    /// `aud` of access tokens.
+    pub fn audience(&self) -> &str {
+        &self.config.audience
     }
 
     /// The public keys as a JWK Set.

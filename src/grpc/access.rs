@@ -68,13 +68,21 @@ pub fn declared_access(method: &MethodDescriptor) -> Access {
     }
 }
 
+/// In the extensions of a call: only a service may make it, although the RPC is open to others. The OAuth endpoints ask for
+/// that where their RFC requires an authenticated caller.
+#[derive(Debug, Clone, Copy)]
+pub struct ServicesOnly;
+
 /// Passes a call on or refuses it. Adds the `Caller` of an authenticated call to its extensions.
 pub async fn authorize(State(rules): State<Arc<AccessRules>>, mut request: Request, next: Next) -> Response {
     let Some(access) = rules.of(request.uri().path()) else {
         return respond(Status::unimplemented("no such RPC"));
     };
     let identity = request.extensions_mut().remove::<Identity>().unwrap_or(Identity::Anonymous);
-    match decide(access, identity) {
+    let services_only = request.extensions_mut().remove::<ServicesOnly>().is_some();
+    let decision = decide(access, identity.clone())
+        .and_then(|caller| if services_only { decide(Access::Service, identity) } else { Ok(caller) });
+    match decision {
         Ok(Some(caller)) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

@@ -1,5 +1,8 @@
-//! Authentication: turns the `authorization` metadata into an [`Identity`]. It never rejects a call; `access.rs`
-//! decides. Checking a token needs only CPU and memory.
+//! Authentication: turns the `authorization` metadata into an [`Identity`]. It never rejects a call for its token;
+//! `access.rs` decides. Checking a token needs only CPU and memory.
+//!
+//! A call of the OAuth endpoints may have the [`ClientCredentials`] of a service in the place of a token. Those are verified
+//! here too, so that they pass the same limits. A call with wrong ones is rejected (RFC 6749 section 5.2).
 
 use std::sync::Arc;
 
@@ -11,9 +14,19 @@ use axum::{
 use http::{HeaderMap, header::AUTHORIZATION};
 
 use crate::{
-    domain::{role::Caller, service::Service, token::AccessTokenError},
+    domain::{role::Caller, service::Service, service_account::ClientSecret, session::Client, token::AccessTokenError},
     error::Error,
+    listen::ClientAddr,
 };
+
+use super::response::respond;
+
+/// The credentials of a service account. Only code of this process can add them to the extensions of a call.
+#[derive(Debug, Clone)]
+pub struct ClientCredentials {
+    pub id: String,
+    pub secret: ClientSecret,
+}
 
 /// The caller, as the metadata of a call identifies it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +52,17 @@ impl From<AccessTokenError> for Error {
 
 /// Adds the identity of the caller to the extensions of the call.
 pub async fn authenticate(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
-    let identity = identify(request.headers(), &service);
+    let identity = match request.extensions_mut().remove::<ClientCredentials>() {
+        None => identify(request.headers(), &service),
+        Some(ClientCredentials { id, secret }) => {
+            let ip = request.extensions().get::<ClientAddr>().map(|peer| peer.0.ip());
+            let client = Client { ip, user_agent: None };
+            match service.authenticate_service(id.parse().ok(), &secret, &client).await {
+                Ok(caller) => Identity::Known(caller),
+                Err(error) => return respond(error.into()),
+            }
+        }
+    };
     request.extensions_mut().insert(identity);
     next.run(request).await
 }

@@ -34,7 +34,8 @@ use crate::{
     },
 };
 
-pub use access::{AccessRules, contract_rules, declared_access};
+pub use access::{AccessRules, ServicesOnly, contract_rules, declared_access};
+pub use authenticate::ClientCredentials;
 pub use context::{REQUEST_ID, assign_request_id, oversized_head};
 pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIVED_AT_ONCE};
 pub use status::{ERROR_DOMAIN, code_name, is_spent_link, reason_name};

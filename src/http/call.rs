@@ -1,5 +1,5 @@
 //! A call from the HTTP address to the gRPC layers in this process: it sends one framed message and returns one message
-//! or status. `gateway.rs` and `pages` use it.
+//! or status. `gateway.rs`, `oauth` and `pages` use it.
 
 use axum::{
     Router,
@@ -8,7 +8,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, header};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use prost::Message;
@@ -61,15 +61,28 @@ pub async fn call(
     metadata: HeaderMap,
     peer: Option<ClientAddr>,
 ) -> Result<Bytes, Status> {
+    let mut extensions = Extensions::new();
+    if let Some(peer) = peer {
+        extensions.insert(peer);
+    }
+    call_with(grpc, rpc_path, message, metadata, extensions).await
+}
+
+/// The same with everything that layers of this process are to know of the call, such as the address of the client.
+pub async fn call_with(
+    grpc: Router,
+    rpc_path: &str,
+    message: &impl Message,
+    metadata: HeaderMap,
+    extensions: Extensions,
+) -> Result<Bytes, Status> {
     let mut call = Request::new(Body::from(frame(message)));
     *call.method_mut() = Method::POST;
     *call.uri_mut() = rpc_path.parse().map_err(Error::internal)?;
     *call.headers_mut() = metadata;
     call.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     call.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
-    if let Some(peer) = peer {
-        call.extensions_mut().insert(peer);
-    }
+    *call.extensions_mut() = extensions;
     let answer = grpc.oneshot(call).await.unwrap_or_else(|never| match never {});
 
     // A call that fails before its first message has its status in the headers, otherwise in the trailers.

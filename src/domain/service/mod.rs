@@ -37,6 +37,7 @@ use super::{
     reserved::ReservedUsernames,
     revocation::Revocations,
     seen::SeenGenerations,
+    service_account::VerifiedSecrets,
     session::SessionPolicy,
     throttle::{LoginAttempts, RateLimiter},
     token::Tokens,
@@ -60,6 +61,8 @@ pub struct Service {
     pub(crate) sign_up_limiter: RateLimiter,
     pub(crate) revocations: Revocations,
     pub(crate) seen: SeenGenerations,
+    /// Secrets of services that were verified a moment ago.
+    pub(crate) service_secrets: VerifiedSecrets,
     pub(crate) pages: PageTokens,
     /// How long audit rows are kept.
     pub(crate) audit_retention: Duration,

@@ -7,8 +7,8 @@ use crate::{
         admin::{Administrator, Page},
         ids::{ServiceAccountId, ServiceKeyId},
         ports::{KeyCreation, NewServiceKey},
-        role::Role,
-        service_account::{ClientSecret, MOST_KEYS, ServiceAccount, ServiceKey, ServiceName},
+        role::{Caller, Role, ServiceCaller},
+        service_account::{ClientSecret, MOST_KEYS, PresentedSecret, ServiceAccount, ServiceKey, ServiceName},
         session::Client,
         token::Minted,
     },
@@ -28,6 +28,46 @@ impl Service {
         secret: &ClientSecret,
         client: &Client,
     ) -> Result<Minted, Error> {
+        let verified = self.verify_service_secret(id, secret, client).await;
+        if matches!(verified, Err(Error::InvalidClient | Error::Throttled { .. })) {
+            metrics::counter!("postern_service_tokens_total", "outcome" => "refused").increment(1);
+        }
+        let (account, key) = verified?;
+        let token = self.tokens.mint_service_access(&account, &key, &self.env)?;
+        metrics::counter!("postern_service_tokens_total", "outcome" => "issued").increment(1);
+        Ok(token)
+    }
+
+    /// The service that has presented the secret of one of its keys, for a call that it makes with that secret in the place of
+    /// a token. A secret that was verified within the last minute costs no statement, and what has ended its tokens meanwhile
+    /// has ended this too. The rules are those of [`Self::issue_service_token`].
+    pub async fn authenticate_service(
+        &self,
+        id: Option<ServiceAccountId>,
+        secret: &ClientSecret,
+        client: &Client,
+    ) -> Result<Caller, Error> {
+        let presented = id.map(|id| PresentedSecret::of(id, secret));
+        let remembered = presented.as_ref().and_then(|presented| self.service_secrets.get(presented, self.env.now()));
+        // Whatever is not sure is looked up again.
+        if let Some(caller) = remembered.and_then(|service| self.revocations.check(Caller::Service(service)).ok()) {
+            return Ok(caller);
+        }
+        let (account, key) = self.verify_service_secret(id, secret, client).await?;
+        let service = ServiceCaller { account_id: account.id, key_id: key.id, roles: account.roles };
+        if let Some(presented) = presented {
+            self.service_secrets.insert(presented, service.clone(), key.expire_time);
+        }
+        Ok(Caller::Service(service))
+    }
+
+    /// The account and the key whose secret was presented.
+    async fn verify_service_secret(
+        &self,
+        id: Option<ServiceAccountId>,
+        secret: &ClientSecret,
+        client: &Client,
+    ) -> Result<(ServiceAccount, ServiceKey), Error> {
         let presented = secret.hash();
         // An id that cannot be one is looked up too, so that it takes as long.
         let id = id.unwrap_or(ServiceAccountId(uuid::Uuid::nil()));
@@ -39,15 +79,12 @@ impl Service {
             same.map(|(key, _)| key.clone()).next()
         });
         let (Some(found), Some(key)) = (found, key) else {
-            metrics::counter!("postern_service_tokens_total", "outcome" => "refused").increment(1);
             let too_many = |retry_after| Error::Throttled { retry_after };
             self.login_limiter.check(client.ip).map_err(too_many)?;
             return Err(Error::InvalidClient);
         };
-        let token = self.tokens.mint_service_access(&found.account, &key, &self.env)?;
         self.note_use(&key, now).await;
-        metrics::counter!("postern_service_tokens_total", "outcome" => "issued").increment(1);
-        Ok(token)
+        Ok((found.account, key))
     }
 
     /// Writes once an hour that a key is in use. A failure is left to the next use.

@@ -56,6 +56,11 @@ impl Service {
         self.tokens.issuer()
     }
 
+    /// `aud` of access tokens.
+    pub fn audience(&self) -> &str {
+        self.tokens.audience()
+    }
+
     /// The public keys of access tokens.
     pub fn jwks(&self) -> JwkSet {
         self.tokens.jwks()
