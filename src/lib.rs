@@ -9,7 +9,7 @@
 //! | [`database_url`] | names a database | `private_file` |
 //! | [`listen`] | connections | `body`, `shares` |
 //! | [`grpc`] | the RPCs, and the layers in front of them | `body`, `domain`, `error`, `proto`, `listen` (the client's address), `shares` |
-//! | [`http`] | REST from the contract, the pages that mails link to, keys and discovery, probes and metrics | `body`, `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics) |
+//! | [`http`] | REST from the contract, the endpoints of OAuth, the pages that mails link to, keys and discovery, probes and metrics | `body`, `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics) |
 //! | [`domain`] | the rules, and the ports that a store implements | `error` |
 //! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error`, `private_file`, `this_machine` |
 //! | [`body`] | reading bodies within bounds, and keeping something as long as one lives | `shares` |

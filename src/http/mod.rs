@@ -1,11 +1,13 @@
-//! The HTTP address: REST and gRPC-Web through the gRPC layers, the pages that mails link to, the public keys, and the
-//! OpenAPI description with a page that shows it. `ops.rs` is the operations address, which has its own listener.
+//! The HTTP address: REST, gRPC-Web and the endpoints of OAuth through the gRPC layers, the pages that mails link to, the
+//! public keys, and the OpenAPI description with a page that shows it. `ops.rs` is the operations address, which has its own
+//! listener.
 
 mod call;
 mod docs;
 mod gateway;
 mod grpc_web;
 mod json;
+mod oauth;
 pub mod openapi;
 pub mod ops;
 pub mod pages;
@@ -61,6 +63,7 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     };
     let mut surface = gateway::router(routes, grpc_router)?
         .merge(grpc_web::router(&contract, grpc_router))
+        .merge(oauth::router(grpc_router, &service, options.env.clone()))
         .merge(wellknown::router(service, &options.public_url))
         .route("/openapi.json", get(description))
         .fallback(|| async { ErrorResponse::not_found() })
@@ -72,7 +75,9 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     let surface = surface.merge(pages::router(grpc_router, &options.pages)?).merge(docs::router());
     let surface = surface
         .layer(from_fn_with_state(Shares::new(grpc::RECEIVED_AT_ONCE), call::bound_receiving))
-        .layer(from_fn(call::refuse_oversized_head));
+        .layer(from_fn(call::refuse_oversized_head))
+        // Around all layers that refuse requests.
+        .layer(from_fn(oauth::normalize));
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
 }
 

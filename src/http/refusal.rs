@@ -33,6 +33,10 @@ pub struct ErrorResponse {
     status: Box<Status>,
 }
 
+/// In the extensions of the response of a failed request: its status, for whoever answers in another form.
+#[derive(Debug, Clone)]
+pub struct Refused(pub Status);
+
 impl From<Status> for ErrorResponse {
     fn from(status: Status) -> Self {
         Self { http: http_status(status.code()), status: Box::new(status) }
@@ -100,6 +104,7 @@ impl IntoResponse for ErrorResponse {
         if let Some(seconds) = retry_after(&status) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        response.extensions_mut().insert(Refused(*status));
         response
     }
 }

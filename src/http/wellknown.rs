@@ -1,4 +1,4 @@
-//! The documents that verifiers of tokens fetch: the public keys, and discovery.
+//! The documents that verifiers of tokens and clients of OAuth fetch: the public keys, discovery, and metadata.
 
 use std::sync::Arc;
 
@@ -10,41 +10,66 @@ use axum::{
     routing::get,
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde_json::json;
 
 use crate::{domain::service::Service, error::Error};
 
-use super::refusal::ErrorResponse;
+use super::{oauth, refusal::ErrorResponse};
 
 const JWKS_PATH: &str = "/.well-known/jwks.json";
 /// How long a verifier may cache the keys.
 const JWKS_CACHE: &str = "public, max-age=300";
 
-/// The two documents.
+/// The documents.
 pub fn router(service: Arc<Service>, public_url: &str) -> Router {
     let discovery = discovery(&service, public_url);
-    Router::new().route(JWKS_PATH, get(jwks).with_state(service)).route(
-        "/.well-known/openid-configuration",
-        get(move |headers: HeaderMap| async move { cacheable(&headers, discovery) }),
-    )
+    let metadata = oauth::metadata(service.issuer(), public_url, &jwks_uri(public_url)).to_string();
+    let of_issuer = (oauth::path_for(service.issuer()), metadata.clone());
+    Router::new()
+        .route(JWKS_PATH, get(jwks).with_state(service))
+        .route(
+            "/.well-known/openid-configuration",
+            get(move |headers: HeaderMap| async move { cacheable(&headers, discovery) }),
+        )
+        .route(oauth::METADATA_PATH, get(move |headers: HeaderMap| async move { cacheable(&headers, metadata) }))
+        // Compared as text, because a path of the configuration is no pattern.
+        .route(
+            &format!("{}/{{*path}}", oauth::METADATA_PATH),
+            get(move |uri: Uri, headers: HeaderMap| async move {
+                let (path, metadata) = of_issuer;
+                if uri.path() == path {
+                    cacheable(&headers, metadata)
+                } else {
+                    ErrorResponse::not_found().into_response()
+                }
+            }),
+        )
 }
 
 /// The discovery document (OpenID Connect Discovery 1.0 §3), with the parts that apply to Postern. Istio, Envoy and JWT
 /// libraries read the issuer and the URL of the keys from it. A member that would be empty is left out (§4.2), such as
 /// `response_types_supported`: there is no authorization endpoint.
 fn discovery(service: &Service, public_url: &str) -> String {
-    json!({
+    let mut document = json!({
         "issuer": service.issuer(),
-        "jwks_uri": format!("{}{JWKS_PATH}", public_url.trim_end_matches('/')),
+        "jwks_uri": jwks_uri(public_url),
         "id_token_signing_alg_values_supported": ["ES256"],
         "subject_types_supported": ["public"],
         "claims_supported": [
             "iss", "aud", "sub", "client_id", "iat", "exp", "jti", "sid", "username", "email", "email_verified", "roles",
             "gen",
         ],
-    })
-    .to_string()
+    });
+    if let Some(members) = document.as_object_mut() {
+        members.extend(oauth::members(public_url));
+    }
+    document.to_string()
+}
+
+/// The URL of the public keys.
+fn jwks_uri(public_url: &str) -> String {
+    format!("{}{JWKS_PATH}", public_url.trim_end_matches('/'))
 }
 
 async fn jwks(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {

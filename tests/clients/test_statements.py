@@ -8,8 +8,11 @@ from dataclasses import replace
 import grpc
 import pytest
 
+from support import jose
+from support.admin import Somebody
 from support.client import Person
 from support.engine import Postgres
+from support.oauth import INTROSPECT, OAuth, Service
 
 CALLS = 5
 # What a replica does by itself: it reads the log of revocations, and looks for mails and sends them.
@@ -94,6 +97,30 @@ def test_a_sign_up_is_one_statement(client, people, statements):
     new = [Person() for _ in range(CALLS)]
     sent = statements(lambda: times(client.sign_up, new), ignored=BY_ITSELF + PREPARING)
     assert len(sent) == CALLS, sent
+
+
+def test_a_token_is_introspected_by_oauth_without_a_statement(logged, start_server, statements):
+    """By a token of a service; and by its secret, but for the first time in a minute."""
+    server = start_server(logged)
+    service, oauth = Service(server), OAuth(server)
+    person = Somebody(service.way)
+    token, bearer = person.tokens["accessToken"], service.bearer()
+    forged = [jose.with_header(token, kid="x"), jose.with_header(token, jku="http://127.0.0.1:9"), f"{token}A", "x"]
+    forged.append(person.tokens["refreshToken"])
+    oauth.ok(INTROSPECT, {"token": token}, authorization=bearer)
+    time.sleep(1)
+
+    def ask(authorization: str) -> None:
+        for _ in range(CALLS):
+            assert oauth.ok(INTROSPECT, {"token": token}, authorization=authorization)["active"]
+            for dead in forged:
+                assert oauth.ok(INTROSPECT, {"token": dead}, authorization=authorization) == {"active": False}
+
+    sent = statements(lambda: ask(bearer))
+    assert not sent, sent
+    sent = statements(lambda: ask(service.basic()))
+    assert len(sent) == 1, sent
+    assert sent[0].startswith("SELECT"), "a use of a key is written once an hour"
 
 
 def test_a_replica_at_rest_sends_at_most_three_statements_a_second(client, people, statements):
