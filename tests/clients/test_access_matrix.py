@@ -17,6 +17,7 @@ from support.client import Client, Person
 from support.expect import reason_of
 from support.http import Rest
 from support.refusal import detail, expect_refusal
+from support.services import ServiceAccount
 from support.wait import wait_until
 
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
@@ -26,7 +27,9 @@ NO_SENSE = ("UNAUTHENTICATED", "TOKEN_INVALID")
 EXPIRED = ("UNAUTHENTICATED", "TOKEN_EXPIRED")
 REVOKED = ("UNAUTHENTICATED", "SESSION_REVOKED")
 NO_ROLE = ("PERMISSION_DENIED", "ROLE_REQUIRED")
-ACCESS_REASONS = {reason for _, reason in (NO_TOKEN, NO_SENSE, EXPIRED, REVOKED, NO_ROLE)}
+NO_PERSON = ("PERMISSION_DENIED", "USER_REQUIRED")
+NO_SERVICE = ("PERMISSION_DENIED", "SERVICE_REQUIRED")
+ACCESS_REASONS = {reason for _, reason in (NO_TOKEN, NO_SENSE, EXPIRED, REVOKED, NO_ROLE, NO_PERSON, NO_SERVICE)}
 
 # The callers that an RPC refuses if it requires a valid access token, each with its error. Other callers are let in.
 WITHOUT_A_GOOD_TOKEN = {
@@ -37,10 +40,16 @@ WITHOUT_A_GOOD_TOKEN = {
     "revoked": REVOKED,
     "disabled": REVOKED,
     "deleted": REVOKED,
+    "expired service": EXPIRED,
+    "disabled service": REVOKED,
+    "deleted service": REVOKED,
+    "service with a deleted key": REVOKED,
 }
-# "service" is an account with a role of that name: services have no credential of their own yet.
-WITH_A_GOOD_TOKEN = ("user", "service", "demoted", "promoted", "admin")
-CALLERS = (*WITHOUT_A_GOOD_TOKEN, *WITH_A_GOOD_TOKEN)
+# The first of these has a role that is named `service`, which makes no service of a person.
+PEOPLE = ("user in the role service", "user", "demoted", "promoted", "admin")
+SERVICES = ("service", "demoted service", "promoted service", "service with admin")
+CALLERS = (*WITHOUT_A_GOOD_TOKEN, *PEOPLE, *SERVICES)
+ADMINS = ("promoted", "admin", "promoted service", "service with admin")
 
 
 def wanted(access: str, caller: str) -> tuple[str, str] | None:
@@ -49,9 +58,11 @@ def wanted(access: str, caller: str) -> tuple[str, str] | None:
         case "ACCESS_PUBLIC":
             return None
         case "ACCESS_AUTHENTICATED":
-            return WITHOUT_A_GOOD_TOKEN.get(caller)
+            return WITHOUT_A_GOOD_TOKEN.get(caller, NO_PERSON if caller in SERVICES else None)
+        case "ACCESS_SERVICE":
+            return WITHOUT_A_GOOD_TOKEN.get(caller, None if caller in SERVICES else NO_SERVICE)
         case "ACCESS_ADMIN":
-            return WITHOUT_A_GOOD_TOKEN.get(caller, None if caller in ("admin", "promoted") else NO_ROLE)
+            return WITHOUT_A_GOOD_TOKEN.get(caller, None if caller in ADMINS else NO_ROLE)
         case _:
             return NO_ROLE
 
@@ -80,13 +91,16 @@ def undeclared(rpcs) -> list[str]:
 @pytest.fixture(scope="module")
 def credentials(server) -> dict[str, str | None]:
     """The access token of each caller, on the server as it is configured by default."""
-    server.restart(access_token_ttl="1s")
+    server.restart(service_token_ttl="1s")
+    way = AnyByRest(Rest(server))
+    stale_service = ServiceAccount(way, Somebody(way, server.engine, "admin")).token()
+    server.restart(access_token_ttl="1s", service_token_ttl=None)
     stale = Somebody(AnyByRest(Rest(server)))
     server.restart(access_token_ttl=None)
     way = AnyByRest(Rest(server))
     admin = Somebody(way, server.engine, "admin")
     people = {name: Somebody(way, server.engine) for name in ("revoked", "disabled", "deleted", "user", "promoted")}
-    people["service"] = Somebody(way, server.engine, "service")
+    people["user in the role service"] = Somebody(way, server.engine, "service")
     people["demoted"] = Somebody(way, server.engine, "admin")
     way.ok("Logout", refresh_token=people["revoked"].tokens["refreshToken"])
     way.ok("DisableUser", credential=admin.credential, user_id=people["disabled"].id)
@@ -94,16 +108,33 @@ def credentials(server) -> dict[str, str | None]:
     way.ok("SetUserRoles", credential=admin.credential, user_id=people["demoted"].id, roles=[])
     way.ok("SetUserRoles", credential=admin.credential, user_id=people["promoted"].id, roles=["admin"])
     tokens = {name: somebody.credential for name, somebody in people.items()}
-    # The token is valid for one second, plus at most five seconds of leeway.
-    wait_until("the token expires", lambda: is_expired(way, stale.credential), pause=0.2)
+    # The tokens are valid for one second, plus at most five seconds of leeway.
+    for token in (stale_service, stale.credential):
+        wait_until("the token expires", lambda token=token: is_expired(way, token), pause=0.2)
     return {
         **tokens,
+        **service_tokens(way, admin),
+        "expired service": stale_service,
         "anonymous": None,
         "nonsense for a token": "nonsense",
         "a refresh token": admin.tokens["refreshToken"],
         "expired": stale.credential,
         "admin": admin.credential,
     }
+
+
+def service_tokens(way, admin: Somebody) -> dict[str, str]:
+    """The access token of each service."""
+    first_roles = {"demoted service": ["admin"], "service with admin": ["admin"]}
+    names = ("disabled service", "deleted service", "service with a deleted key", *SERVICES)
+    accounts = {name: ServiceAccount(way, admin, *first_roles.get(name, ())) for name in names}
+    tokens = {name: account.token() for name, account in accounts.items()}
+    accounts["disabled service"].change("DisableServiceAccount")
+    accounts["deleted service"].change("DeleteServiceAccount")
+    accounts["service with a deleted key"].delete_key()
+    accounts["demoted service"].change("SetServiceAccountRoles", roles=[])
+    accounts["promoted service"].change("SetServiceAccountRoles", roles=["admin"])
+    return tokens
 
 
 def is_expired(way, credential: str) -> bool:
@@ -185,8 +216,9 @@ def test_every_rpc_treats_everybody_as_the_contract_says(call, credentials, call
 @pytest.mark.parametrize("call", TRANSPORTS, indirect=True)
 @pytest.mark.parametrize("caller", CALLERS)
 def test_who_is_refused_changes_nothing(server, call, credentials, caller):
-    victim = Somebody(AnyByRest(Rest(server)), server.engine)
-    calls = well_formed(victim)
+    way = AnyByRest(Rest(server))
+    victim, admin = Somebody(way, server.engine), Somebody(way, server.engine, "admin")
+    calls = well_formed(victim, ServiceAccount(way, admin))
     before = state_of(server.engine)
     for rpc, fields in calls.items():
         refusal = wanted(access_of(method_of(rpc)), caller)
@@ -195,10 +227,11 @@ def test_who_is_refused_changes_nothing(server, call, credentials, caller):
     assert state_of(server.engine) == before
 
 
-def well_formed(victim: Somebody) -> dict[str, dict]:
+def well_formed(victim: Somebody, service: ServiceAccount) -> dict[str, dict]:
     """Calls that would change something if an admin or the victim made them."""
     account, admin = f"{pb.PACKAGE}.AccountService", f"{pb.PACKAGE}.AdminService"
     password = {"password": victim.person.password}
+    of_service = {"service_account_id": service.id}
     return {
         f"{account}/ChangePassword": {"current_password": password["password"], "new_password": Person().password},
         f"{account}/RequestEmailChange": {"new_email": Person().email, **password},
@@ -209,12 +242,22 @@ def well_formed(victim: Somebody) -> dict[str, dict]:
         f"{admin}/EnableUser": {"user_id": victim.id},
         f"{admin}/RevokeUserSessions": {"user_id": victim.id},
         f"{admin}/DeleteUser": {"user_id": victim.id},
+        f"{admin}/CreateServiceAccount": {"name": f"{service.name}-2", "roles": ["admin"]},
+        f"{admin}/SetServiceAccountRoles": {**of_service, "roles": ["admin"]},
+        f"{admin}/DisableServiceAccount": {**of_service, "reason": "none"},
+        f"{admin}/EnableServiceAccount": of_service,
+        f"{admin}/CreateServiceKey": {**of_service, "description": "none"},
+        f"{admin}/DeleteServiceKey": {**of_service, "key_id": service.key["id"]},
+        f"{admin}/DeleteServiceAccount": of_service,
     }
 
 
 def state_of(engine) -> list[list[str]]:
     """Everything that an RPC could change, except the tables that sending mail also changes."""
-    tables = ("users", "user_roles", "sessions", "audit_events", "revocations", "login_attempts")
+    tables = (
+        "users", "user_roles", "sessions", "audit_events", "revocations", "login_attempts", "service_accounts",
+        "service_keys",
+    )  # fmt: skip
     return [sorted(map(repr, engine.query(f"SELECT * FROM {table}"))) for table in tables]
 
 

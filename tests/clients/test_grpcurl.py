@@ -14,11 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from support import pb
-from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, TIMEOUT, Person
+from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, TIMEOUT, TOKEN_SERVICE, Person
 from support.expect import failure_of
 from support.mail import RESET
 
-SERVICES = {SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, "grpc.health.v1.Health"}
+SERVICES = {SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, TOKEN_SERVICE, "grpc.health.v1.Health"}
 RPCS = {
     SERVICE: {"SignUp", "Login", "Refresh", "Logout", "GetMe"},
     ACCOUNT_SERVICE: {
@@ -43,7 +43,18 @@ RPCS = {
         "RevokeUserSessions",
         "DeleteUser",
         "ListAuditEvents",
+        "CreateServiceAccount",
+        "ListServiceAccounts",
+        "GetServiceAccount",
+        "SetServiceAccountRoles",
+        "DisableServiceAccount",
+        "EnableServiceAccount",
+        "DeleteServiceAccount",
+        "CreateServiceKey",
+        "ListServiceKeys",
+        "DeleteServiceKey",
     },
+    TOKEN_SERVICE: {"IntrospectToken", "IssueServiceToken"},
 }
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 ASK = reflection_pb2.ServerReflectionRequest
@@ -187,7 +198,7 @@ def test_reflection_can_be_switched_off(embedded, start_server):
     assert server.client.health() == "SERVING"
 
 
-@pytest.mark.parametrize("service", ["", SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE])
+@pytest.mark.parametrize("service", ["", SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, TOKEN_SERVICE])
 def test_health_is_serving(grpcurl, service):
     answer = json.loads(grpcurl("grpc.health.v1.Health/Check", data={"service": service}))
     assert answer == {"status": "SERVING"}

@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from support import metrics, pb
-from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, Person
+from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, TOKEN_SERVICE, Person
 from support.expect import expect_error, expect_unauthenticated, failure_of, reason_of
 from support.http import Rest
 from support.timing import expect_alike
@@ -285,7 +285,7 @@ def test_an_unknown_method_is_unimplemented(client):
 
 def test_every_rpc_declares_who_may_call_it():
     declared = {}
-    services = [pb.service(name) for name in ("AuthService", "AccountService", "AdminService")]
+    services = [pb.service(name) for name in ("AuthService", "AccountService", "AdminService", "TokenService")]
     for method in (method for service in services for method in service.methods):
         options = {option.name: value for option, value in method.GetOptions().ListFields()}
         declared[method.name] = options.get("access")
@@ -316,11 +316,23 @@ def test_every_rpc_declares_who_may_call_it():
         "RevokeUserSessions": admin,
         "DeleteUser": admin,
         "ListAuditEvents": admin,
+        "CreateServiceAccount": admin,
+        "ListServiceAccounts": admin,
+        "GetServiceAccount": admin,
+        "SetServiceAccountRoles": admin,
+        "DisableServiceAccount": admin,
+        "EnableServiceAccount": admin,
+        "DeleteServiceAccount": admin,
+        "CreateServiceKey": admin,
+        "ListServiceKeys": admin,
+        "DeleteServiceKey": admin,
+        "IntrospectToken": public,
+        "IssueServiceToken": public,
     }
 
 
 def test_health_is_serving_for_the_server_and_each_service(client):
     assert client.health("") == "SERVING"
-    for service in (SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE):
+    for service in (SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, TOKEN_SERVICE):
         assert client.health(service) == "SERVING"
     assert failure_of(lambda: client.health("no.such.Service")).code() is grpc.StatusCode.NOT_FOUND

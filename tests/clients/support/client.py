@@ -16,6 +16,7 @@ from support import pb
 SERVICE = f"{pb.PACKAGE}.AuthService"
 ACCOUNT_SERVICE = f"{pb.PACKAGE}.AccountService"
 ADMIN_SERVICE = f"{pb.PACKAGE}.AdminService"
+TOKEN_SERVICE = f"{pb.PACKAGE}.TokenService"
 # Longer than the server's deadline of ten seconds, so that a test sees the server's error and not the client's.
 TIMEOUT = 15
 
@@ -37,7 +38,7 @@ class Person:
 
 def service_of(method: str) -> str:
     """The full name of the service that has this method."""
-    for service in (ADMIN_SERVICE, ACCOUNT_SERVICE, SERVICE):
+    for service in (TOKEN_SERVICE, ADMIN_SERVICE, ACCOUNT_SERVICE, SERVICE):
         if method in pb.service(service.rpartition(".")[2]).methods_by_name:
             return service
     return SERVICE
@@ -49,7 +50,8 @@ class Client:
     def __init__(self, address: str, remembered: set[str] | None = None, channel_options=CHANNEL_OPTIONS, **options):
         self.address = address
         self.channel = grpc.insecure_channel(address, options=channel_options, **options)
-        self._stubs = [pb.stub(name, self.channel) for name in ("AuthService", "AccountService", "AdminService")]
+        names = ("AuthService", "AccountService", "AdminService", "TokenService")
+        self._stubs = [pb.stub(name, self.channel) for name in names]
         self._health = health_pb2_grpc.HealthStub(self.channel)
         self._remembered = remembered if remembered is not None else set()
 
