@@ -9,22 +9,26 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from urllib.parse import urlencode
 
 import pytest
 
 from support import contract, jose
-from support.admin import give_role
+from support import admin as administration
+from support.admin import AnyByRest, give_role
 from support.client import Person
 from support.envoy import Envoy, ThroughEnvoy
 from support.http import Rest
 from support.mail import CHANGE, RESET, VERIFY
+from support.services import ServiceAccount
 
 pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6}|\.\d{9})?Z")
 UUID_V7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
+CLIENT_SECRET = re.compile(r"postern_[\w-]{43}")
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +68,16 @@ class Somebody:
         give_role(self.server.engine, admin.id, "admin")
         return self.server.client.login(admin.person).access_token
 
+    @cached_property
+    def service(self) -> ServiceAccount:
+        """A service account with a key."""
+        way = AnyByRest(Rest(self.server))
+        return ServiceAccount(way, administration.Somebody(way, self.server.engine, "admin"))
+
     def known_strings(self) -> dict[str, str]:
         people = {"person": self.person, "stranger": self.stranger}
-        return {getattr(who, name): f"<{name} of the {label}>" for label, who in people.items() for name in NAMES}
+        known = {getattr(who, name): f"<{name} of the {label}>" for label, who in people.items() for name in NAMES}
+        return {**known, self.service.name: "<the name of the service>"}
 
 
 NAMES = ("username", "email", "password")
@@ -140,8 +151,25 @@ LIST_USERS, GET_USER, SET_ROLES, DISABLE, ENABLE, REVOKE_SESSIONS, DELETE_USER, 
         "ListAuditEvents",
     )
 )
-# These RPCs need an access token.
-AUTHENTICATED = (CHANGE_PASSWORD, NEW_EMAIL, NEW_NAME, DELETE_ACCOUNT)
+CREATE_SERVICE, LIST_SERVICES, GET_SERVICE, SERVICE_ROLES, DISABLE_SERVICE, ENABLE_SERVICE, DELETE_SERVICE = (
+    f"AdminService.{name}"
+    for name in (
+        "CreateServiceAccount",
+        "ListServiceAccounts",
+        "GetServiceAccount",
+        "SetServiceAccountRoles",
+        "DisableServiceAccount",
+        "EnableServiceAccount",
+        "DeleteServiceAccount",
+    )
+)
+CREATE_KEY, LIST_KEYS, DELETE_KEY = (
+    f"AdminService.{name}" for name in ("CreateServiceKey", "ListServiceKeys", "DeleteServiceKey")
+)
+INTROSPECT, ISSUE = (f"TokenService.{name}" for name in ("IntrospectToken", "IssueServiceToken"))
+# These RPCs need an access token, and this one that of an admin.
+AUTHENTICATED = (CHANGE_PASSWORD, NEW_EMAIL, NEW_NAME, DELETE_ACCOUNT, CREATE_SERVICE)
+OF_ADMINS = (CREATE_SERVICE,)
 
 # A valid body for each RPC that has one. The malformed rows below are made from it.
 GOOD: dict[str, Callable[[Somebody], dict]] = {
@@ -158,6 +186,9 @@ GOOD: dict[str, Callable[[Somebody], dict]] = {
     CONFIRM: lambda s: {"token": s.mailed(CHANGE)},
     NEW_NAME: lambda s: {"newUsername": s.stranger.username, "password": s.person.password},
     DELETE_ACCOUNT: lambda s: {"password": s.person.password},
+    CREATE_SERVICE: lambda s: {"name": s.stranger.username},
+    INTROSPECT: lambda s: {"token": s.tokens.access_token},
+    ISSUE: lambda s: {"clientId": s.service.id, "clientSecret": s.service.secret},
 }
 
 
@@ -231,8 +262,9 @@ WITH_A_BODY: dict[str, tuple[int, Callable[[dict], Call]]] = {
 
 def made_by(somebody: Somebody, rpc: str, call: Call) -> Call:
     """The same call with the token that it needs, if it needs one."""
-    needs_token = rpc in AUTHENTICATED and call.token is None
-    return replace(call, token=somebody.tokens.access_token) if needs_token else call
+    if rpc not in AUTHENTICATED or call.token is not None:
+        return call
+    return replace(call, token=somebody.as_admin() if rpc in OF_ADMINS else somebody.tokens.access_token)
 
 
 def good(rpc: str, **changes) -> Callable[[Somebody], Call]:
@@ -264,9 +296,29 @@ def on_user(somebody: Somebody, user_id: str, body: object) -> Call:
     return Call(body, somebody.as_admin(), {"user_id": user_id})
 
 
+# The RPCs with which admins act on one service account, each with the body of a good call.
+ON_A_SERVICE = {
+    GET_SERVICE: None,
+    SERVICE_ROLES: {"roles": ["billing"]},
+    DISABLE_SERVICE: {},
+    ENABLE_SERVICE: {},
+    CREATE_KEY: {},
+    LIST_KEYS: None,
+    DELETE_KEY: None,
+    DELETE_SERVICE: None,
+}
+
+
+def on_service(somebody: Somebody, service_id: str, body: object, **path: str) -> Call:
+    of_key = {"key_id": somebody.service.key["id"], **path}
+    return Call(body, somebody.as_admin(), {"service_account_id": service_id, **of_key})
+
+
 def own_session(somebody: Somebody, session_id: str) -> Call:
     return Call(token=somebody.tokens.access_token, path={"session_id": session_id})
 
+
+PAST, LATER = "2020-01-01T00:00:00Z", "2999-12-31T23:59:59.123456Z"
 
 ROWS = [
     *(
@@ -339,6 +391,36 @@ ROWS = [
             Row(rpc, "no token", 401, lambda s, body=body: Call(body, None, {"user_id": s.id})),
         )
     ),
+    Row(CREATE_SERVICE, "roles", 200, lambda s: good(CREATE_SERVICE, roles=["reader", "admin"])(s)),
+    Row(CREATE_SERVICE, "a taken name", 409, lambda s: good(CREATE_SERVICE, name=s.service.name)(s)),
+    Row(CREATE_SERVICE, "no name and no role", 400, good(CREATE_SERVICE, name="No Name", roles=["No Role"])),
+    Row(LIST_SERVICES, "a good call", 200, lambda s: Call(token=s.as_admin(), query="?pageSize=1")),
+    Row(LIST_SERVICES, "a page size below 0", 400, lambda s: Call(token=s.as_admin(), query="?pageSize=-1")),
+    *(
+        row
+        for rpc, body in ON_A_SERVICE.items()
+        for row in (
+            Row(rpc, "a good call", 200, lambda s, body=body: on_service(s, s.service.id, body)),
+            Row(rpc, "an unknown id", 404, lambda s, body=body: on_service(s, NOBODY, body)),
+            Row(rpc, "no id", 400, lambda s, body=body: on_service(s, "nonsense", body)),
+        )
+    ),
+    Row(CREATE_KEY, "a key that expires", 200, lambda s: on_service(s, s.service.id, {"expireTime": LATER})),
+    Row(CREATE_KEY, "a time that is past", 400, lambda s: on_service(s, s.service.id, {"expireTime": PAST})),
+    Row(CREATE_KEY, "a time that is none", 400, lambda s: on_service(s, s.service.id, {"expireTime": "later"})),
+    Row(DELETE_KEY, "an unknown key", 404, lambda s: on_service(s, s.service.id, None, key_id=NOBODY)),
+    Row(INTROSPECT, "a service's token", 200, lambda s: Call({"token": s.service.token()})),
+    Row(INTROSPECT, "an old token", 200, lambda s: Call({"token": ended(s)})),
+    Row(INTROSPECT, "nonsense", 200, lambda s: Call({"token": "nonsense"})),
+    Row(
+        ISSUE,
+        "the proto's spelling",
+        200,
+        lambda s: Call({"client_id": s.service.id, "client_secret": s.service.secret}),
+    ),
+    Row(ISSUE, "an unknown id", 401, good(ISSUE, clientId=NOBODY)),
+    Row(ISSUE, "no id", 401, good(ISSUE, clientId="nonsense")),
+    Row(ISSUE, "a wrong secret", 401, good(ISSUE, clientSecret="nonsense")),
     Row(SET_ROLES, "no role", 400, lambda s: on_user(s, s.id, {"roles": ["No Role"]})),
     Row(SET_ROLES, "a text for a list", 400, lambda s: on_user(s, s.id, {"roles": "admin"})),
     Row(DISABLE, "a reason", 200, lambda s: on_user(s, s.id, {"reason": "left"})),
@@ -466,7 +548,9 @@ def shape(value, somebody: Somebody):
     """A JSON value in which every value that differs between calls is replaced by its expected form."""
     match value:
         case dict():
-            return {name: shape(member, somebody) for name, member in value.items()}
+            return {name: shape(member, somebody) for name, member in value.items()} | {
+                name: "<a page token>" for name in ("nextPageToken",) if value.get(name)
+            }
         case list():
             return [shape(member, somebody) for member in value]
         case str() if value in somebody.known_strings():
@@ -475,6 +559,8 @@ def shape(value, somebody: Somebody):
             return "<a time>"
         case str() if UUID_V7.fullmatch(value):
             return "<an id>"
+        case str() if CLIENT_SECRET.fullmatch(value):
+            return "<a secret>"
         case str() if JWT.fullmatch(value) and value.startswith("ey"):
             return {"header": jose.header_of(value), "claims": sorted(jose.claims_of(value))}
         case _:
