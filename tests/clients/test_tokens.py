@@ -44,7 +44,7 @@ def test_an_access_token_verifies_with_pyjwt_and_carries_the_promised_claims(cli
     assert claims["jti"]
     assert set(claims) <= {
         "iss", "aud", "sub", "exp", "iat", "nbf", "jti", "sid", "username", "email", "email_verified", "roles",
-        "client_id", "auth_time", "gen",
+        "client_id", "auth_time", "gen", "subject_type",
     }, "a token holds no other data about a person"  # fmt: skip
 
 

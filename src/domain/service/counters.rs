@@ -2,9 +2,10 @@
 //! counter that begins at 1 would raise no alert.
 
 /// Each counter with the values of its label. `tests/clients/test_operations.py` compares them with the documented ones.
-const COUNTERS: [(&str, &str, &[&str]); 5] = [
+const COUNTERS: [(&str, &str, &[&str]); 6] = [
     ("postern_refreshes_total", "outcome", &["rotated", "retried", "reused", "dead"]),
     ("postern_seen_generations_total", "outcome", &["written", "no_room"]),
+    ("postern_service_tokens_total", "outcome", &["issued", "refused"]),
     ("postern_logins_throttled_total", "limit", &["account", "client"]),
     ("postern_mails_withheld_total", "limit", &["address", "client"]),
     ("postern_housekeeping_total", "outcome", &["done", "failed"]),
