@@ -61,6 +61,9 @@ pub enum Error {
     EmailTaken,
     #[error("another account has this username")]
     UsernameTaken,
+    /// Another service account has this name.
+    #[error("another service account has this name")]
+    ServiceNameTaken,
     /// Wrong password, unknown email or disabled account.
     #[error("the email or the password is wrong")]
     InvalidCredentials,

@@ -30,6 +30,8 @@ const MAX_SECRET_BYTES: usize = 128;
 const MAX_DESCRIPTION_CHARS: usize = 200;
 /// The most keys of one account.
 pub const MOST_KEYS: u32 = 20;
+/// The most accounts.
+pub const MOST_ACCOUNTS: u32 = 10_000;
 
 /// The name of a service account: `[a-z][a-z0-9_-]{0,63}`. No two accounts have the same.
 #[derive(Debug, Clone, PartialEq, Eq)]

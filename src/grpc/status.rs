@@ -51,7 +51,7 @@ impl From<Error> for Status {
         let (code, reason, retry_after) = match &error {
             Error::InvalidFields(_) => (Code::InvalidArgument, ErrorReason::InvalidField, None),
             Error::EmailTaken => (Code::AlreadyExists, ErrorReason::EmailTaken, None),
-            Error::UsernameTaken => (Code::AlreadyExists, ErrorReason::UsernameTaken, None),
+            Error::UsernameTaken | Error::ServiceNameTaken => (Code::AlreadyExists, ErrorReason::UsernameTaken, None),
             Error::InvalidCredentials => (Code::Unauthenticated, ErrorReason::InvalidCredentials, None),
             Error::EmailNotVerified => (Code::FailedPrecondition, ErrorReason::EmailNotVerified, None),
             Error::TokenMissing => (Code::Unauthenticated, ErrorReason::TokenMissing, None),

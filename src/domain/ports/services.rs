@@ -17,8 +17,14 @@ use crate::{
 /// the place of a user, a key in the place of a session.
 #[async_trait]
 pub trait ServiceStore {
-    /// Creates an account. `false` if another one has its name.
-    async fn create_service(&self, account: ServiceAccount, context: AuditContext) -> Result<bool, StoreError>;
+    /// Creates an account, unless there are `most` already. Creations at the same time on several replicas can exceed that by
+    /// as many as they are.
+    async fn create_service(
+        &self,
+        account: ServiceAccount,
+        most: u32,
+        context: AuditContext,
+    ) -> Result<ServiceCreation, StoreError>;
 
     /// Replaces the roles of an account. `None` if there is none.
     async fn set_service_roles(
@@ -72,6 +78,15 @@ pub trait ServiceStore {
 
     /// An account with the secrets of its keys, in one look. `None` if there is no such account or it has no key.
     async fn service_credentials(&self, id: ServiceAccountId) -> Result<Option<ServiceCredentials>, StoreError>;
+}
+
+/// The result of creating a service account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceCreation {
+    Created,
+    /// Another one has its name.
+    NameTaken,
+    TooMany,
 }
 
 /// A key to create.

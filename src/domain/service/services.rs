@@ -6,9 +6,11 @@ use crate::{
     domain::{
         admin::{Administrator, Page},
         ids::{ServiceAccountId, ServiceKeyId},
-        ports::{KeyCreation, NewServiceKey},
+        ports::{KeyCreation, NewServiceKey, ServiceCreation},
         role::{Caller, Role, ServiceCaller},
-        service_account::{ClientSecret, MOST_KEYS, PresentedSecret, ServiceAccount, ServiceKey, ServiceName},
+        service_account::{
+            ClientSecret, MOST_ACCOUNTS, MOST_KEYS, PresentedSecret, ServiceAccount, ServiceKey, ServiceName,
+        },
         session::Client,
         token::Minted,
     },
@@ -114,7 +116,14 @@ impl Service {
             create_time: context.now,
             update_time: context.now,
         };
-        if self.store.create_service(account.clone(), context).await? { Ok(account) } else { Err(Error::UsernameTaken) }
+        match self.store.create_service(account.clone(), MOST_ACCOUNTS, context).await? {
+            ServiceCreation::Created => Ok(account),
+            ServiceCreation::NameTaken => Err(Error::ServiceNameTaken),
+            ServiceCreation::TooMany => Err(Error::field(
+                "name",
+                format!("cannot be used: there are {MOST_ACCOUNTS} service accounts, so delete one that is not used"),
+            )),
+        }
     }
 
     /// One account.
@@ -210,7 +219,7 @@ impl Service {
             KeyCreation::NoSuchAccount => Err(NO_SERVICE),
             KeyCreation::TooMany => Err(Error::field(
                 "service_account_id",
-                "has 20 keys, as many as it may have: delete one that is not used",
+                format!("has {MOST_KEYS} keys, as many as it may have: delete one that is not used"),
             )),
         }
     }

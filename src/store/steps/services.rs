@@ -7,7 +7,7 @@ use crate::{
     domain::{
         audit::{Action, AuditContext, AuditTarget},
         ids::{ServiceAccountId, ServiceKeyId, SessionId, UserId},
-        ports::{KeyCreation, NewServiceKey, ServiceCredentials, ServiceStore},
+        ports::{KeyCreation, NewServiceKey, ServiceCreation, ServiceCredentials, ServiceStore},
         role::Role,
         service_account::{ServiceAccount, ServiceKey},
     },
@@ -25,8 +25,13 @@ use super::transaction::{Backend, WriteTransaction, write};
 
 #[async_trait]
 impl<B: Backend> ServiceStore for B {
-    async fn create_service(&self, account: ServiceAccount, context: AuditContext) -> Result<bool, StoreError> {
-        write(self, move |tx| create_service(tx, account, context)).await
+    async fn create_service(
+        &self,
+        account: ServiceAccount,
+        most: u32,
+        context: AuditContext,
+    ) -> Result<ServiceCreation, StoreError> {
+        write(self, move |tx| create_service(tx, account, most, context)).await
     }
 
     async fn set_service_roles(
@@ -142,8 +147,12 @@ fn logged_roles(account: &ServiceAccount) -> String {
 async fn create_service(
     mut tx: impl WriteTransaction,
     account: ServiceAccount,
+    most: u32,
     context: AuditContext,
-) -> Result<bool, StoreError> {
+) -> Result<ServiceCreation, StoreError> {
+    if tx.number(Statement::new("SELECT count(*) FROM service_accounts")).await? >= i64::from(most) {
+        return Ok(ServiceCreation::TooMany);
+    }
     let statement = Statement::new(
         "INSERT INTO service_accounts (id, name, roles, disabled, create_time, update_time) \
          VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT (name) DO NOTHING",
@@ -154,12 +163,12 @@ async fn create_service(
     .bind(account.disabled)
     .bind(account.create_time);
     if !tx.changes_one(statement).await? {
-        return Ok(false);
+        return Ok(ServiceCreation::NameTaken);
     }
     let target = AuditTarget::user(account.id.into()).detail(account.name.as_str().to_owned());
     tx.record(Action::ServiceCreated, &context, target).await?;
     tx.commit().await?;
-    Ok(true)
+    Ok(ServiceCreation::Created)
 }
 
 async fn set_roles(
