@@ -71,6 +71,11 @@ impl From<Error> for CliError {
         let remedy = match &error {
             Error::EmailTaken => "`postern user list --query ADDRESS` shows it",
             Error::UsernameTaken => "choose another one; `postern user list --query NAME` shows it",
+            Error::ServiceNameTaken => "choose another one; `postern service list` shows all",
+            Error::NotFound("service account") => "`postern service list` lists all service accounts",
+            Error::NotFound("key of this service account") => {
+                "`postern service key list --name NAME` lists the keys of an account"
+            }
             Error::NotFound("enabled user") => "`postern user enable` enables an account again",
             Error::NotFound(_) => "`postern user list` lists all accounts",
             Error::LastAdmin => {

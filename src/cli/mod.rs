@@ -4,6 +4,7 @@ mod arguments;
 mod error;
 mod output;
 mod secrets;
+mod service;
 mod signals;
 mod user;
 
@@ -60,6 +61,9 @@ enum Command {
     /// Manage accounts directly in the database, for example to create the first admin
     #[command(subcommand)]
     User(user::User),
+    /// Manage service accounts directly in the database: how other services prove who they are
+    #[command(subcommand)]
+    Service(service::Service),
     /// Show the keys that sign access tokens
     #[command(subcommand)]
     Keys(Keys),
@@ -141,6 +145,7 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
             Ok(ExitCode::SUCCESS)
         }
         Command::User(command) => user::run(command).await,
+        Command::Service(command) => service::run(command).await,
         Command::Keys(Keys::List { store, master_key }) => list_keys(&store, &master_key).await,
     }
 }
@@ -153,6 +158,7 @@ impl Command {
             Self::Migrate(store) | Self::Backup(Backup { store, .. }) => store.database().map(drop),
             Self::Keys(Keys::List { store, master_key }) => master_key.configured(&store.database()?).map(drop),
             Self::User(command) => command.config().check().map(drop),
+            Self::Service(command) => command.config().check().map(drop),
             Self::Healthcheck(_) | Self::Openapi => Ok(()),
         }
     }

@@ -108,7 +108,7 @@ pub struct AccountSelector {
 #[derive(Debug, Args)]
 pub struct Server {
     #[command(flatten)]
-    config: Config,
+    pub(super) config: Config,
 }
 
 impl User {

@@ -38,6 +38,7 @@ pub use self::{
     passwords::PasswordSettings,
     store::StoreSettings,
     tokens::TokenSettings,
+    value::duration,
     variables::check_variables,
 };
 

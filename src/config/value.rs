@@ -9,7 +9,7 @@ use crate::private_file;
 use super::error::ConfigError;
 
 /// Parses durations such as `15m`, `7d` or `1h 30m`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 15m, 7d or 1h 30m"))
 }
 

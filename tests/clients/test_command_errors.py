@@ -30,6 +30,7 @@ from support.server import CHEAP_HASHES
 from support.terminal import at_a_terminal
 
 ANY_PORTS = dict.fromkeys(("grpc_addr", "http_addr", "ops_addr"), "127.0.0.1:0")
+NOBODY = "01890000-0000-7000-8000-000000000000"
 DATABASE, KEY = "postern.db", "postern.db.key"
 EVERY = "…"
 
@@ -473,6 +474,7 @@ new_user("roles …", role="Admin")
 new_user("there is no password", stdin="")
 new_user("the password is not UTF-8", stdin=b"\xff\xff\xff\xff\xff\xff\xff\xff")
 CASES["query …"] = lambda place: place.run("user", "list", "--query", "x" * 255)
+CASES["name must be"] = lambda place: place.run("service", "create", "--name=No Name")
 CASES["reason …"] = lambda place: place.run("user", "disable", "--email=a@example.com", "--reason", "x" * 501)
 
 
@@ -481,6 +483,29 @@ def two_passwords(place):
     arguments = ["user", "create", "--username=ada", "--email=ada@example.com"]
     code, seen = at_a_terminal(place.binary, place.environment(), arguments, ["one password", "another password"])
     return code, message_of(seen.replace("\r", "").encode())
+
+
+def service(place, *arguments: str) -> tuple[int, str]:
+    """A command about the service account `worker`, which has a key."""
+    place.made("service", "create", "--name=worker")
+    place.made("service", "key", "create", "--name=worker")
+    return place.run("service", *arguments)
+
+
+CASES["description …"] = lambda place: service(place, "key", "create", "--name=worker", "--description=a\nb")
+CASES["key must be an id"] = lambda place: service(place, "key", "delete", "--name=worker", "--key=first")
+CASES["no such service account"] = lambda place: service(place, "disable", "--name=nobody")
+CASES["another service account"] = lambda place: service(place, "create", "--name=worker")
+CASES["no such key of this"] = lambda place: service(place, "key", "delete", "--name=worker", f"--key={NOBODY}")
+CASES["expire_time …"] = lambda place: service(place, "key", "create", "--name=worker", "--expires-in=0s")
+
+
+@case("service_account_id …")
+def too_many_keys(place):
+    place.made("service", "create", "--name=worker")
+    for _ in range(20):
+        place.made("service", "key", "create", "--name=worker")
+    return place.run("service", "key", "create", "--name=worker")
 
 
 @case("has this email address")
