@@ -23,7 +23,7 @@ one_engine = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 AUTHENTICATED = ("GetMe", "ChangePassword", "RequestEmailChange", "ChangeUsername")
 METHODS = (
     "SignUp", "Login", "Refresh", "Logout", "VerifyEmail", "ResendVerificationEmail", "RequestPasswordReset",
-    "ResetPassword", "ConfirmEmailChange", *AUTHENTICATED,
+    "ResetPassword", "ConfirmEmailChange", "IntrospectToken", "IssueServiceToken", *AUTHENTICATED,
 )  # fmt: skip
 
 CONTROL_CHARACTERS = {
@@ -193,6 +193,10 @@ def test_an_oversize_message_is_an_invalid_argument(client, newcomer, nothing_wr
     expect_error(lambda: client.refresh(huge), invalid)
     expect_error(lambda: client.logout(huge), invalid)
     expect_error(lambda: client.verify_email(huge), invalid)
+    expect_error(lambda: client.call("IntrospectToken", pb.IntrospectTokenRequest(token=huge)), invalid)
+    for fields in ({"client_id": huge, "client_secret": "x"}, {"client_id": "x", "client_secret": huge}):
+        request = pb.IssueServiceTokenRequest(**fields)
+        expect_error(lambda request=request: client.call("IssueServiceToken", request), invalid)
     expect_error(lambda: client.confirm_email_change(huge), invalid)
     expect_error(lambda: client.resend_verification(huge), invalid)
     expect_error(lambda: client.request_password_reset(huge), invalid)

@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support import contract, jose
 from support import admin as administration
+from support import contract, jose
 from support.admin import AnyByRest, give_role
 from support.client import Person
 from support.envoy import Envoy, ThroughEnvoy

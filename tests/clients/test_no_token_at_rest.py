@@ -5,14 +5,17 @@ logs its mails on purpose, is not used here.
 """
 
 import base64
+import time
 from dataclasses import replace
 
 import pytest
 
 from support import jose
+from support.admin import Somebody, any_way
 from support.client import Person
 from support.mail import CHANGE, RESET, VERIFY, Behaviour
 from support.outbox import id_of, row_of, settle, waiting
+from support.services import INVALID_CLIENT, ServiceAccount, introspect
 from support.wait import wait_until
 
 
@@ -23,6 +26,7 @@ class Secrets:
         self.passwords: set[str] = set()
         self.session_tokens: set[str] = set()
         self.mail_tokens: set[str] = set()
+        self.client_secrets: set[str] = set()
 
     def person(self) -> Person:
         person = Person()
@@ -43,6 +47,10 @@ class Secrets:
         for token in self.session_tokens:
             signature = token.rpartition(".")[2]
             forms[f"session token {token[:8]}…"] = [token.encode(), *encodings(jose.decode(signature))]
+        for secret in self.client_secrets:
+            # The prefix is the same for all.
+            random = secret.removeprefix("postern_")
+            forms[f"client secret {random[:8]}…"] = [random.encode(), *encodings(jose.decode(random))]
         for token in self.mail_tokens:
             # The first sixteen bytes are the id of the row, which is stored. The rest is the HMAC, which is secret.
             mac = jose.decode(token)[16:]
@@ -79,6 +87,8 @@ def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
     client.resend_verification(verified.email)
     client.verify_email(secrets.mailed(mailbox.token(verified.email, VERIFY)), tokens.access_token)
     secrets.tokens(client.refresh(tokens.refresh_token))
+
+    with_services(server, secrets)
 
     reset, _ = newcomer()
     client.request_password_reset(reset.email)
@@ -121,6 +131,23 @@ def live_through_everything(server, mailbox, secrets: Secrets) -> list[str]:
     return [secrets.mailed(mail.token) for mail in mailbox.refused if mail.kind]
 
 
+def with_services(server, secrets: Secrets) -> None:
+    """Runs the flows of service accounts, with live, deleted and expiring keys."""
+    with any_way("gRPC", server) as way:
+        admin = Somebody(way, server.engine, "admin")
+        secrets.passwords.add(admin.person.password)
+        secrets.session_tokens |= {admin.tokens["accessToken"], admin.tokens["refreshToken"]}
+        service = ServiceAccount(way, admin, "reader")
+        deleted, of_deleted = service.new_key(description="for a while")
+        _, expiring = service.new_key(expire_time={"seconds": int(time.time()) + 600})
+        secrets.client_secrets |= {service.secret, of_deleted, expiring}
+        for secret in (service.secret, of_deleted, expiring):
+            secrets.session_tokens.add(token := service.token(secret))
+            assert introspect(way, token)["active"]
+        service.delete_key(deleted)
+        way.refused("IssueServiceToken", *INVALID_CLIENT, client_id=service.id, client_secret=of_deleted)
+
+
 def test_neither_database_nor_log_holds_what_lets_anybody_in(engine, start_server, start_mailbox, secrets):
     mailbox = start_mailbox()
     server = start_server(engine, mail_url=mailbox.url)
@@ -138,6 +165,7 @@ def test_neither_database_nor_log_holds_what_lets_anybody_in(engine, start_serve
 
     # The search works: it finds the ids of the tokens, which are stored.
     assert len(secrets.mail_tokens) >= 10
+    assert len(secrets.client_secrets) == 3
     for token in waiting_tokens:
         assert row_of(engine, token), "the token is live"
         stored = [str(id_of(token)).encode(), id_of(token).bytes, id_of(token).hex.upper().encode()]

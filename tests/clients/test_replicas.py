@@ -19,6 +19,7 @@ from support.client import Person
 from support.engine import Postgres
 from support.expect import failure_of, reason_of
 from support.server import Server
+from support.services import ServiceAccount
 from support.transports import ByGrpc
 from support.wait import PATIENCE, wait_until
 
@@ -150,6 +151,24 @@ def test_a_disabled_account_is_refused_everywhere_within_a_second(replicas, meas
         known_everywhere(replicas, "ListSessions", tokens["accessToken"])
         replicas.first.ok("DisableUser", user_id=somebody.id, **call)
         return "ListSessions", "SESSION_REVOKED", tokens["accessToken"]
+
+    measure(one_round)
+
+
+@pytest.mark.parametrize("end", ["a deleted key", "a disabled account"])
+def test_the_end_of_a_services_tokens_is_known_everywhere_within_a_second(replicas, measure, end):
+    service = ServiceAccount(replicas.first, replicas.admin, "admin")
+
+    def one_round():
+        service.change("EnableServiceAccount")
+        key, secret = service.new_key()
+        token = service.token(secret)
+        known_everywhere(replicas, "ListUsers", token, page_size=1)
+        if end == "a deleted key":
+            service.delete_key(key)
+        else:
+            service.change("DisableServiceAccount")
+        return "ListUsers", "SESSION_REVOKED", token
 
     measure(one_round)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope=
 LOGIN = "/v1/auth/login"
 POSTS = (
     "/v1/auth/signup", LOGIN, "/v1/auth/refresh", "/v1/auth/logout", "/v1/email/verify", "/v1/email/resend",
-    "/v1/email/change", "/v1/password/forgot", "/v1/password/reset",
+    "/v1/email/change", "/v1/password/forgot", "/v1/password/reset", "/v1/token/introspect", "/v1/token/service",
 )  # fmt: skip
 # The violated field if the body as a whole is invalid: the empty name.
 BODY = {""}

@@ -2,17 +2,23 @@
 
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
 
 from support import jose
 from support.admin import Somebody
+from support.attacks import forgeries
 from support.client import Person
 from support.engine import Postgres
+from support.keys import published_keys
 from support.oauth import INTROSPECT, OAuth, Service
+from support.services import INVALID_CLIENT, ServiceAccount, introspect
+from support.transports import ByGrpc
 
 CALLS = 5
 # What a replica does by itself: it reads the log of revocations, and looks for mails and sends them.
@@ -50,8 +56,13 @@ def statements(cluster, logged):
 
 
 @pytest.fixture
-def client(logged, start_server):
-    return start_server(logged).client
+def server(logged, start_server):
+    return start_server(logged)
+
+
+@pytest.fixture
+def client(server):
+    return server.client
 
 
 def times(call, people) -> None:
@@ -128,6 +139,62 @@ def test_a_replica_at_rest_sends_at_most_three_statements_a_second(client, peopl
     seconds = 6
     sent = statements(lambda: time.sleep(seconds), ignored=())
     assert len(sent) <= 3 * seconds, sent
+
+
+@pytest.fixture
+def service(client, logged, people) -> ServiceAccount:
+    assert people
+    way = ByGrpc(client)
+    return ServiceAccount(way, Somebody(way, logged, "admin"), "reader")
+
+
+def test_a_token_of_a_service_is_one_statement_and_no_write_but_the_first_in_an_hour(service, statements, size):
+    first = statements(service.token)
+    assert [statement.split()[0] for statement in first] == ["SELECT", "UPDATE"], first
+    count = size(200, 1_000)
+    with ThreadPoolExecutor(8) as pool:
+        sent = statements(lambda: list(pool.map(lambda _: service.token(), range(count))))
+    assert len(sent) == count, sent[:10]
+    assert {statement.split()[0] for statement in sent} == {"SELECT"}, sent[:10]
+
+
+def test_all_bad_credentials_of_a_service_cost_the_same_statement(logged, service, statements):
+    way, others = service._way, [ServiceAccount(service._way, service._admin) for _ in range(4)]
+    disabled, deleted, keyless, expired = others
+    disabled.change("DisableServiceAccount")
+    deleted.change("DeleteServiceAccount")
+    keyless.delete_key()
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    logged.execute("UPDATE service_keys SET expire_time = ? WHERE id = ?", past, uuid.UUID(expired.key["id"]))
+    known = [(account.id, account.secret) for account in others]
+    unknown = [(str(uuid.uuid4()), service.secret), ("nonsense", service.secret), (service.id, "wrong")]
+    costs = {}
+    for client_id, secret in known + unknown:
+        credentials = {"client_id": client_id, "client_secret": secret}
+        sent = statements(lambda it=credentials: way.refused("IssueServiceToken", *INVALID_CLIENT, **it))
+        costs[tuple(statement.split(" WHERE ")[0] for statement in sent)] = client_id
+    assert [len(sent) for sent in costs] == [1], costs
+
+
+def test_introspection_sends_no_statement_whatever_the_token_is(server, client, service, statements):
+    _, pair = client.newcomer()
+    _, ended = client.newcomer()
+    client.logout(ended.refresh_token)
+    dead = [ended.access_token, pair.refresh_token]
+    live = [pair.access_token, service.token()]
+    time.sleep(1)
+    keys, way = published_keys(server), ByGrpc(client)
+    for token in live:
+        dead += forgeries(token, keys).values()
+
+    def introspect_all() -> None:
+        for token in live * 50:
+            assert introspect(way, token)["active"]
+        for token in dead:
+            assert not introspect(way, token)["active"], token
+
+    sent = statements(introspect_all)
+    assert not sent, sent
 
 
 def test_a_login_that_is_refused_for_overload_is_no_statement(logged, start_server, statements):

@@ -40,7 +40,7 @@ class ServiceAccount:
     def delete_key(self, key: dict | None = None) -> None:
         self.change("DeleteServiceKey", key_id=(key or self.key)["id"])
 
-    def keys(self) -> list[dict]:
+    def listed_keys(self) -> list[dict]:
         return self.change("ListServiceKeys")["keys"]
 
     def token(self, secret: str | None = None, way: Transport | None = None) -> str:
