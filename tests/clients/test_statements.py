@@ -159,7 +159,7 @@ def test_a_token_of_a_service_is_one_statement_and_no_write_but_the_first_in_an_
 
 
 def test_all_bad_credentials_of_a_service_cost_the_same_statement(logged, service, statements):
-    way, others = service._way, [ServiceAccount(service._way, service._admin) for _ in range(4)]
+    way, others = service.way, [ServiceAccount(service.way, service.admin) for _ in range(4)]
     disabled, deleted, keyless, expired = others
     disabled.change("DisableServiceAccount")
     deleted.change("DeleteServiceAccount")

@@ -9,6 +9,8 @@ import secrets
 import sqlite3
 import subprocess
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -129,6 +131,15 @@ class Sqlite(Engine):
         finally:
             connection.close()
         return files
+
+    @contextmanager
+    def version(self) -> Iterator[Callable[[], int]]:
+        """A number that differs whenever somebody else has changed the database."""
+        connection = self._connect()
+        try:
+            yield lambda: connection.execute("PRAGMA data_version").fetchone()[0]
+        finally:
+            connection.close()
 
     def _connect(self) -> sqlite3.Connection:
         file = self.data_directory / "postern.db"

@@ -12,7 +12,7 @@ class ServiceAccount:
     """A service account with these roles and one key."""
 
     def __init__(self, way: Transport, admin: Somebody, *roles: str):
-        self._way, self._admin = way, admin
+        self.way, self.admin = way, admin
         name = f"s{uuid.uuid4().hex[:16]}"
         self.account = self.by_admin("CreateServiceAccount", name=name, roles=list(roles))["serviceAccount"]
         self.key, self.secret = self.new_key()
@@ -26,7 +26,7 @@ class ServiceAccount:
         return self.account["name"]
 
     def by_admin(self, rpc: str, **fields) -> dict:
-        return self._way.ok(rpc, credential=self._admin.credential, **fields)
+        return self.way.ok(rpc, credential=self.admin.credential, **fields)
 
     def change(self, rpc: str, **fields) -> dict:
         """A call about this account, by the admin who made it."""
@@ -46,7 +46,7 @@ class ServiceAccount:
     def token(self, secret: str | None = None, way: Transport | None = None) -> str:
         """An access token for a secret of this account."""
         credentials = {"client_id": self.id, "client_secret": secret or self.secret}
-        return (way or self._way).ok("IssueServiceToken", **credentials)["accessToken"]
+        return (way or self.way).ok("IssueServiceToken", **credentials)["accessToken"]
 
 
 def introspect(way: Transport, token: str) -> dict:
