@@ -14,9 +14,13 @@ const FILES: [&str; 5] = [
     "postern/auth/v1/token_service.proto",
 ];
 
+/// The file of Envoy's API with the service that decides about requests.
+const ENVOY_FILE: &str = "envoy/service/auth/v3/external_auth.proto";
+
 fn main() -> Result<(), Box<dyn Error>> {
     // tonic-prost-build gets descriptors, and so does not tell cargo about files.
     println!("cargo::rerun-if-changed=proto");
+    println!("cargo::rerun-if-changed=third_party");
 
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
@@ -35,6 +39,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .skip_debug(secret_bearers.iter().map(|message| message.full_name().to_owned()))
         .compile_fds(descriptors)?;
+
+    let mut compiler = protox::Compiler::new(["third_party"])?;
+    compiler.include_imports(true).open_file(ENVOY_FILE)?;
+    fs::write(out.join("envoy.binpb"), compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .include_file("envoy_api.rs")
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        // A request holds the headers of another one, and so its token.
+        .skip_debug(["."])
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ use crate::{
         ports::Store,
         revocation::Revocations,
         seen::SeenGenerations,
-        service::{Service, count_from_zero},
+        service::{DemandWarnings, Service, count_from_zero},
         service_account::VerifiedSecrets,
         throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
@@ -262,6 +262,7 @@ async fn open(config: &Config, checked: Checked, env: Env, opening: Opening) -> 
         service_secrets: VerifiedSecrets::default(),
         pages: PageTokens::new(&master)?,
         audit_retention: config.limits.audit_retention,
+        demand_warnings: DemandWarnings::default(),
     }))
 }
 

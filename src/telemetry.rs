@@ -113,6 +113,7 @@ fn describe() {
         "Access tokens of a new generation that came back, by what became of the note"
     );
     describe_counter!("postern_service_tokens_total", "Access tokens that services asked for, by outcome");
+    describe_counter!("postern_checks_total", "Requests that proxies asked about, by outcome");
     describe_counter!("postern_logins_throttled_total", "Password attempts that were refused, by limit");
     describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
     describe_counter!("postern_mails_withheld_total", "Mails that were not queued, by the limit that was reached");

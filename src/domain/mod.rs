@@ -10,6 +10,7 @@ pub mod account;
 pub mod admin;
 pub mod admission;
 pub mod audit;
+pub mod demands;
 pub mod env;
 pub mod hasher;
 pub mod ids;

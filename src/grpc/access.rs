@@ -19,9 +19,14 @@ use crate::{
 
 use super::{authenticate::Identity, response::respond};
 
-/// Public services of other packages. Their proto files are not ours, so they cannot declare `(access)`.
-const OPEN_SERVICES: [&str; 3] =
-    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+/// Public services of other packages. Their proto files are not ours, so they cannot declare `(access)`. To ask about a
+/// request of somebody, a proxy needs nothing but their token, like a caller of `IntrospectToken`.
+const OPEN_SERVICES: [&str; 4] = [
+    "envoy.service.auth.v3.Authorization",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
 
 /// The rule of every RPC of the contract, by its path.
 #[derive(Debug)]

@@ -85,12 +85,13 @@ fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, AccessTokenError> {
     if values.next().is_some() {
         return Err(AccessTokenError::Invalid);
     }
-    let value = value.to_str().map_err(|_| AccessTokenError::Invalid)?;
-    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Ok(None);
-    }
-    Ok(Some(token.trim_start_matches(' ')))
+    Ok(token_in(value.to_str().map_err(|_| AccessTokenError::Invalid)?))
+}
+
+/// The token of an `authorization` value, if its scheme is Bearer.
+pub fn token_in(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ').unwrap_or((authorization, ""));
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use crate::{
 
 use super::{
     access::AccessRules,
+    ext_authz::CHECK,
     limits::MAX_MESSAGE,
     response::respond,
     status::{code_name, is_own, mark_own},
@@ -75,7 +76,7 @@ pub async fn request_context(State(measured): State<MeasuredRpcs>, request: Requ
 /// The name of every path that is no RPC of the contract.
 const OTHER: SharedString = SharedString::const_str("other");
 
-/// The RPCs that are measured by name: those of the contract. Every other path is measured as `other`, so that clients
+/// The RPCs that are measured by name: those of the contract, and Check. Every other path is measured as `other`, so that clients
 /// cannot create any number of labels.
 #[derive(Debug, Clone)]
 pub struct MeasuredRpcs(Arc<HashMap<String, SharedString>>);
@@ -84,7 +85,8 @@ impl MeasuredRpcs {
     /// Counts the errors of each from 0, so that the first one is a rise.
     pub fn new(rules: &AccessRules) -> Self {
         let name = |path: &str| SharedString::from(path.trim_start_matches('/').to_owned());
-        let measured = Self(Arc::new(rules.iter().map(|(path, _)| (path.to_owned(), name(path))).collect()));
+        let paths = rules.iter().map(|(path, _)| path).chain([CHECK]);
+        let measured = Self(Arc::new(paths.map(|path| (path.to_owned(), name(path))).collect()));
         for method in measured.0.values().cloned().chain([OTHER]) {
             let labels = [Label::new("method", method), Label::from_static_parts("code", code_name(Code::Internal))];
             metrics::counter!("postern_rpcs_total", labels.iter()).increment(0);

@@ -7,6 +7,8 @@ mod admin;
 mod auth;
 mod authenticate;
 mod context;
+mod decision;
+mod ext_authz;
 mod health;
 mod limits;
 mod reflection;
@@ -30,19 +32,23 @@ use crate::{
     error::Error,
     proto::{
         account_service_server::AccountServiceServer, admin_service_server::AdminServiceServer,
-        auth_service_server::AuthServiceServer, token_service_server::TokenServiceServer,
+        auth_service_server::AuthServiceServer,
+        external::envoy::service::auth::v3::authorization_server::AuthorizationServer,
+        token_service_server::TokenServiceServer,
     },
 };
 
 pub use access::{AccessRules, ServicesOnly, contract_rules, declared_access};
 pub use authenticate::ClientCredentials;
 pub use context::{REQUEST_ID, assign_request_id, oversized_head};
+pub use decision::{Decision, decide};
 pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIVED_AT_ONCE};
 pub use status::{ERROR_DOMAIN, code_name, is_spent_link, reason_name};
 
 /// The services whose health is reported. `""` is the server as a whole (grpc.health.v1).
-const HEALTH_OF: [&str; 5] = [
+const HEALTH_OF: [&str; 6] = [
     "",
+    "envoy.service.auth.v3.Authorization",
     "postern.auth.v1.AuthService",
     "postern.auth.v1.AccountService",
     "postern.auth.v1.AdminService",
@@ -85,12 +91,14 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
     let account = bounded!(AccountServiceServer::new(account::AccountRpcs::new(Arc::clone(&service))));
     let admin = bounded!(AdminServiceServer::new(admin::AdminRpcs::new(Arc::clone(&service))));
     let token = bounded!(TokenServiceServer::new(token::TokenRpcs::new(Arc::clone(&service))));
+    let check = bounded!(AuthorizationServer::new(ext_authz::CheckRpc::new(Arc::clone(&service))));
     let services = Routes::default()
         .add_service(health_service)
         .add_service(auth)
         .add_service(account)
         .add_service(admin)
-        .add_service(token);
+        .add_service(token)
+        .add_service(check);
     let router = if reflection {
         // Some clients use v1 and some v1alpha; grpcurl tries v1 first.
         let server = bounded!(reflection::server()?, limits::MAX_REFLECTION);
@@ -104,6 +112,8 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
     let layers = ServiceBuilder::new()
         // Outermost, so that every log line of the call contains the request id.
         .layer(from_fn_with_state(env, context::assign_request_id))
+        // Around everything that could refuse a call.
+        .layer(from_fn(ext_authz::deny_failed_checks))
         .layer(from_fn_with_state(context::MeasuredRpcs::new(&rules), context::request_context))
         // Before anything reads the headers, which have been dropped.
         .layer(from_fn(context::refuse_oversized_head))

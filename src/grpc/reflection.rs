@@ -5,7 +5,8 @@ use std::{collections::HashMap, pin::Pin, sync::Arc};
 
 use axum::extract::Request as HttpRequest;
 use http::Uri;
-use prost_reflect::{DescriptorPool, FileDescriptor};
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, FileDescriptor, prost_types::FileDescriptorSet};
 use tonic::{
     Code, Request, Response, Status, Streaming,
     codegen::tokio_stream::{Stream, StreamExt as _},
@@ -32,15 +33,19 @@ const V1: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 /// The service that describes everything that is served.
 pub fn server() -> Result<ServerReflectionServer<impl ServerReflection>, Error> {
     let mut pool = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
-    // The types of error details too, so that generic clients can print them.
     for served in [
         tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_types::pb::FILE_DESCRIPTOR_SET,
         v1::FILE_DESCRIPTOR_SET,
         v1alpha::FILE_DESCRIPTOR_SET,
+        proto::external::DESCRIPTORS,
     ] {
         pool.decode_file_descriptor_set(served).map_err(Error::internal)?;
     }
+    // The types of error details too, so that generic clients can print them. Their `google.rpc.Status` is in a file without
+    // the name that it was published under, and it is there already.
+    let mut details = FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).map_err(Error::internal)?;
+    details.file.retain(|file| file.name() != "status.proto");
+    pool.add_file_descriptor_set(details).map_err(Error::internal)?;
     Ok(ServerReflectionServer::new(Reflection(Arc::new(Symbols::of(pool)))))
 }
 

@@ -1,9 +1,10 @@
 //! The HTTP address: REST, gRPC-Web and the endpoints of OAuth through the gRPC layers, the pages that mails link to, the
-//! public keys, and the OpenAPI description with a page that shows it. `ops.rs` is the operations address, which has its own
-//! listener.
+//! public keys, decisions about requests that a proxy asks about, and the OpenAPI description with a page that shows it.
+//! `ops.rs` is the operations address, which has its own listener.
 
 mod call;
 mod docs;
+mod forward_auth;
 mod gateway;
 mod grpc_web;
 mod json;
@@ -64,15 +65,18 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
     let mut surface = gateway::router(routes, grpc_router)?
         .merge(grpc_web::router(&contract, grpc_router))
         .merge(oauth::router(grpc_router, &service, options.env.clone()))
-        .merge(wellknown::router(service, &options.public_url))
+        .merge(wellknown::router(Arc::clone(&service), &options.public_url))
         .route("/openapi.json", get(description))
         .fallback(|| async { ErrorResponse::not_found() })
         .method_not_allowed_fallback(|| async { ErrorResponse::method_not_allowed() });
     if !options.cors_origins.is_empty() {
         surface = surface.layer(cors(&options.cors_origins));
     }
-    // Added after CORS, because no script of another origin needs the pages.
-    let surface = surface.merge(pages::router(grpc_router, &options.pages)?).merge(docs::router());
+    // Added after CORS, because no script of another origin needs these.
+    let surface = surface
+        .merge(pages::router(grpc_router, &options.pages)?)
+        .merge(docs::router())
+        .merge(forward_auth::router(service));
     let surface = surface
         .layer(from_fn_with_state(Shares::new(grpc::RECEIVED_AT_ONCE), call::bound_receiving))
         .layer(from_fn(call::refuse_oversized_head))

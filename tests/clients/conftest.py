@@ -235,7 +235,17 @@ def settings() -> dict[str, str]:
 def server(request, binary, tmp_path_factory, settings):
     """The server that a module's tests share, on each engine. Its database starts empty."""
     directory = tmp_path_factory.mktemp("server")
-    engine = _new_engine(request.param, request, directory)
+    yield from _serve(_new_engine(request.param, request, directory), binary, directory, settings)
+
+
+@pytest.fixture(scope="module")
+def embedded_server(binary, tmp_path_factory, settings):
+    """The same on SQLite alone, for modules in which the engine makes no difference."""
+    directory = tmp_path_factory.mktemp("server")
+    yield from _serve(Sqlite(directory / "data"), binary, directory, settings)
+
+
+def _serve(engine, binary: Path, directory: Path, settings: dict):
     server = Server(binary, engine, directory, **settings)
     try:
         yield server.start()

@@ -18,7 +18,8 @@ from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, TIMEOUT, TOK
 from support.expect import failure_of
 from support.mail import RESET
 
-SERVICES = {SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, TOKEN_SERVICE, "grpc.health.v1.Health"}
+CHECKS = "envoy.service.auth.v3.Authorization"
+SERVICES = {SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, TOKEN_SERVICE, "grpc.health.v1.Health", CHECKS}
 RPCS = {
     SERVICE: {"SignUp", "Login", "Refresh", "Logout", "GetMe"},
     ACCOUNT_SERVICE: {
@@ -198,7 +199,7 @@ def test_reflection_can_be_switched_off(embedded, start_server):
     assert server.client.health() == "SERVING"
 
 
-@pytest.mark.parametrize("service", ["", SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, TOKEN_SERVICE])
+@pytest.mark.parametrize("service", ["", SERVICE, ACCOUNT_SERVICE, ADMIN_SERVICE, TOKEN_SERVICE, CHECKS])
 def test_health_is_serving(grpcurl, service):
     answer = json.loads(grpcurl("grpc.health.v1.Health/Check", data={"service": service}))
     assert answer == {"status": "SERVING"}

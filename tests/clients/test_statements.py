@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from support import jose
+from support import jose, pb
 from support.admin import Somebody
 from support.attacks import forgeries
+from support.checks import WAYS
 from support.client import Person
 from support.engine import Postgres
 from support.keys import published_keys
@@ -219,3 +220,19 @@ def test_a_login_that_is_refused_for_overload_is_no_statement(logged, start_serv
         time.sleep(0.5)
         sent = statements(lambda: list(pool.map(refused, range(20))))
     assert not sent, sent
+
+
+def test_a_decision_about_a_request_is_no_statement(server, people, statements):
+    """Neither for a live token nor for one that is not: introspection, Check, and the same over HTTP."""
+    ways = [ask(server) for ask in WAYS.values()]
+    tokens = [found[1].access_token for found in people]
+
+    def ask():
+        for token in (*tokens, "nonsense", f"{tokens[0]}A"):
+            server.client.call("IntrospectToken", pb.IntrospectTokenRequest(token=token))
+            for way in ways:
+                way.ask(f"Bearer {token}", require_role="user")
+        for way in ways:
+            way.ask()
+
+    assert statements(ask) == []

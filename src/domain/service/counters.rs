@@ -8,6 +8,11 @@ const COUNTERS: [(&str, &str, &[&str]); 6] = [
     ("postern_service_tokens_total", "outcome", &["issued", "refused"]),
     ("postern_logins_throttled_total", "limit", &["account", "client"]),
     ("postern_mails_withheld_total", "limit", &["address", "client"]),
+    (
+        "postern_checks_total",
+        "outcome",
+        &["allowed", "anonymous", "unauthenticated", "forbidden", "misconfigured", "unavailable"],
+    ),
     ("postern_housekeeping_total", "outcome", &["done", "failed"]),
 ];
 

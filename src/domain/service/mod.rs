@@ -6,6 +6,7 @@
 
 mod admin;
 mod attempts;
+mod checks;
 mod counters;
 mod email_change;
 mod mail;
@@ -22,7 +23,10 @@ use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::error::Error;
 
-pub use self::counters::count_from_zero;
+pub use self::{
+    checks::{CHECKS, DemandWarnings, UNAVAILABLE},
+    counters::count_from_zero,
+};
 
 use super::{
     audit::AuditContext,
@@ -66,6 +70,8 @@ pub struct Service {
     pub(crate) pages: PageTokens,
     /// How long audit rows are kept.
     pub(crate) audit_retention: Duration,
+    /// Log lines about demands that are not understood.
+    pub(crate) demand_warnings: DemandWarnings,
 }
 
 impl fmt::Debug for Service {

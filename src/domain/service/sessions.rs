@@ -44,7 +44,7 @@ impl Service {
         }
     }
 
-    fn verified(&self, access_token: &str) -> Result<(Arc<VerifiedToken>, Caller), AccessTokenError> {
+    pub(super) fn verified(&self, access_token: &str) -> Result<(Arc<VerifiedToken>, Caller), AccessTokenError> {
         let token = self.tokens.verify_access(access_token, self.env.now())?;
         let caller = self.revocations.check(token.caller.clone())?;
         self.note_seen(&token);
