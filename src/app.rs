@@ -19,7 +19,7 @@ use crate::{
         hasher::Hasher,
         keyring::Keyring,
         mail::MailPolicy,
-        master_key::MasterKey,
+        master_key::{MasterKey, MasterKeys},
         one_time::OneTimeTokens,
         page_token::PageTokens,
         ports::Store,
@@ -53,7 +53,7 @@ const PING_INTERVAL: Duration = Duration::from_millis(250);
 /// How long closing the database may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The background tasks, by the names under which their failures are counted.
-const TASKS: [&str; 6] = ["health", "revocations", "seen", "purge", "limits", "metrics"];
+const TASKS: [&str; 7] = ["health", "revocations", "keys", "seen", "purge", "limits", "metrics"];
 /// The pause before a background task that failed starts again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long mails in flight may still take after the last call has ended.
@@ -214,53 +214,51 @@ pub async fn existing_store(database: &DatabaseUrl) -> Result<Arc<dyn Store>, Bu
     Ok(open_store(database, Migrate::Check, COMMAND_TIMEOUT).await?)
 }
 
-/// The master key and the signing keys of a store. It creates nothing.
-pub async fn existing_keys(
-    database: &DatabaseUrl,
-    configured: Option<MasterKey>,
-    env: &Env,
-) -> Result<(MasterKey, Keyring), BuildError> {
-    let store = existing_store(database).await?;
-    keys(configured, database, store.as_ref(), env, false).await
+/// The signing keys of a store. It creates nothing.
+pub async fn existing_keys(config: &Config, env: &Env) -> Result<Keyring, BuildError> {
+    let checked = config.check()?;
+    let store = existing_store(&checked.database).await?;
+    Ok(keys(config, checked, store.as_ref(), env, false).await?.1)
 }
 
 async fn open(config: &Config, checked: Checked, env: Env, opening: Opening) -> Result<Arc<Service>, BuildError> {
-    let Checked { database, master_key, .. } = checked;
     let migrate = if opening.creates {
-        create_directory(&database)?;
-        migrate_on_serve(&database)
+        create_directory(&checked.database)?;
+        migrate_on_serve(&checked.database)
     } else {
         Migrate::Check
     };
-    let store = open_store(&database, migrate, opening.patience).await?;
+    let store = open_store(&checked.database, migrate, opening.patience).await?;
     let env = env.corrected({
         let store = Arc::clone(&store);
         move |now| store.time(now)
     });
-    let (master, keyring) = keys(master_key, &database, store.as_ref(), &env, opening.creates).await?;
-    let tokens = Tokens::new(config.tokens.token_config(), Arc::new(keyring), &master)?;
+    let (masters, keyring) = keys(config, checked, store.as_ref(), &env, opening.creates).await?;
+    let keyring = Arc::new(keyring);
+    let tokens = Tokens::new(config.tokens.token_config(), Arc::clone(&keyring), &masters)?;
     Ok(Arc::new(Service {
         store,
         revocations: Revocations::new(tokens.max_access_token_lifetime()),
         seen: SeenGenerations::default(),
         tokens,
+        keyring,
         hasher: Hasher::start(&config.passwords.hasher_config(config.limits.login_max_failures), env.clone())?,
         env,
         reserved_usernames: config.accounts.reserved_usernames.clone(),
         passwords: Arc::new(config.passwords.policy(&config.mail.service_name)),
         sessions: config.tokens.session_policy(),
-        one_time: Arc::new(OneTimeTokens::new(&master)?),
+        one_time: Arc::new(OneTimeTokens::new(&masters)?),
         mails: MailPolicy {
             per_address: config.mail.address_limit(),
             limiter: RateLimiter::per_minute(config.mail.client_limit()),
             sign_up_limiter: RateLimiter::per_minute(config.mail.client_limit()),
             conceal_existing_accounts: config.mail.conceal_existing_accounts,
         },
-        login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &master)?,
+        login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &masters)?,
         login_limiter: RateLimiter::per_minute(config.limits.client_limit()),
         sign_up_limiter: RateLimiter::per_minute(config.limits.sign_up_limit()),
         service_secrets: VerifiedSecrets::default(),
-        pages: PageTokens::new(&master)?,
+        pages: PageTokens::new(&masters)?,
         audit_retention: config.limits.audit_retention,
         demand_warnings: DemandWarnings::default(),
     }))
@@ -311,24 +309,30 @@ async fn open_store(database: &DatabaseUrl, migrate: Migrate, patience: Duration
 /// The configured master key or the one beside the SQLite file, and the signing keys that it decrypts. Keys that are
 /// missing are created, if that is asked for and the database has never had any.
 async fn keys(
-    configured: Option<MasterKey>,
-    database: &DatabaseUrl,
+    config: &Config,
+    checked: Checked,
     store: &dyn Store,
     env: &Env,
     creates: bool,
-) -> Result<(MasterKey, Keyring), BuildError> {
+) -> Result<(Arc<MasterKeys>, Keyring), BuildError> {
+    let Checked { database, master_key: configured, previous_master_key, .. } = checked;
     let has_signing_keys = !store.signing_keys().await.map_err(Error::from)?.is_empty();
     if !has_signing_keys && !creates {
         return Err(Error::internal("the database has no signing key yet: `postern serve` creates the first").into());
     }
-    let master = match (configured, database) {
+    let master: MasterKey = match (configured, database) {
         (Some(key), _) => key,
-        (None, DatabaseUrl::Sqlite(database)) => config::master_key_beside(database, has_signing_keys, env)?,
+        (None, DatabaseUrl::Sqlite(database)) => config::master_key_beside(&database, has_signing_keys, env)?,
         (None, DatabaseUrl::Postgres { .. }) => return Err(ConfigError::MasterKeyMissing.into()),
     };
-    let keyring =
-        if creates { Keyring::open(store, &master, env).await? } else { Keyring::read(store, &master).await? };
-    Ok((master, keyring))
+    let masters = Arc::new(MasterKeys::new(master, previous_master_key));
+    let (policy, for_keyring) = (config.key_policy(), Arc::clone(&masters));
+    let keyring = if creates {
+        Keyring::open(store, for_keyring, policy, env).await?
+    } else {
+        Keyring::read(store, for_keyring, policy).await?
+    };
+    Ok((masters, keyring))
 }
 
 /// Applies the missing migrations to a database.
@@ -369,6 +373,10 @@ impl App {
             let service = Arc::clone(&service);
             move || Arc::clone(&service).run_revocation_sync()
         });
+        let key_rotation = supervise("keys", {
+            let service = Arc::clone(&service);
+            move || Arc::clone(&service).run_key_rotation()
+        });
         let writing_seen = supervise("seen", {
             let service = Arc::clone(&service);
             move || Arc::clone(&service).run_writing_seen()
@@ -398,6 +406,7 @@ impl App {
         close.cancel();
         servers.wait().await;
         revocation_sync.abort();
+        key_rotation.abort();
         writing_seen.abort();
         if let Err(error) = service.write_seen().await {
             tracing::debug!(%error, "what was seen of access tokens in the last second could not be written");

@@ -77,6 +77,7 @@ impl From<Error> for CliError {
                 "`postern service key list --name NAME` lists the keys of an account"
             }
             Error::NotFound("enabled user") => "`postern user enable` enables an account again",
+            Error::NotFound("signing key") => "`postern keys list --states` lists them",
             Error::NotFound(_) => "`postern user list` lists all accounts",
             Error::LastAdmin => {
                 "make another account an admin first, with `postern user set-roles --email ADDRESS --role admin`"

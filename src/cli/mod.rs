@@ -2,6 +2,7 @@
 
 mod arguments;
 mod error;
+mod keys;
 mod output;
 mod secrets;
 mod service;
@@ -21,7 +22,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use crate::{
     app,
-    config::{Config, ConfigError, LogSettings, MasterKeySettings, StoreSettings},
+    config::{Config, ConfigError, LogSettings, StoreSettings},
     database_url::DatabaseUrl,
     domain::env::Env,
     error::Error,
@@ -64,9 +65,9 @@ enum Command {
     /// Manage service accounts directly in the database: how other services prove who they are
     #[command(subcommand)]
     Service(service::Service),
-    /// Show the keys that sign access tokens
+    /// Show and change the keys that sign access tokens
     #[command(subcommand)]
-    Keys(Keys),
+    Keys(keys::Keys),
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,17 +91,6 @@ struct Healthcheck {
     /// gRPC address of the server
     #[arg(long, env = "POSTERN_GRPC_ADDR", default_value = "127.0.0.1:50051", value_name = "IP:PORT")]
     grpc_addr: SocketAddr,
-}
-
-#[derive(Debug, Subcommand)]
-enum Keys {
-    /// Print the public keys as a JWK Set (RFC 7517), for services that verify access tokens
-    List {
-        #[command(flatten)]
-        store: StoreSettings,
-        #[command(flatten)]
-        master_key: MasterKeySettings,
-    },
 }
 
 /// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the
@@ -146,7 +136,7 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
         }
         Command::User(command) => user::run(command).await,
         Command::Service(command) => service::run(command).await,
-        Command::Keys(Keys::List { store, master_key }) => list_keys(&store, &master_key).await,
+        Command::Keys(command) => keys::run(command).await,
     }
 }
 
@@ -156,7 +146,7 @@ impl Command {
         match self {
             Self::Serve(config) | Self::Settings(Settings::Check(config)) => config.check().map(drop),
             Self::Migrate(store) | Self::Backup(Backup { store, .. }) => store.database().map(drop),
-            Self::Keys(Keys::List { store, master_key }) => master_key.configured(&store.database()?).map(drop),
+            Self::Keys(command) => command.config().check().map(drop),
             Self::User(command) => command.config().check().map(drop),
             Self::Service(command) => command.config().check().map(drop),
             Self::Healthcheck(_) | Self::Openapi => Ok(()),
@@ -217,13 +207,4 @@ async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
     })?;
     output::line(status.as_str_name())?;
     Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn list_keys(store: &StoreSettings, master_key: &MasterKeySettings) -> Result<ExitCode, CliError> {
-    let database = store.database()?;
-    let configured = master_key.configured(&database)?;
-    let (_, keyring) = app::existing_keys(&database, configured, &Env::system()).await?;
-    let text = serde_json::to_string_pretty(&keyring.jwks()).map_err(Error::internal)?;
-    output::line(&text)?;
-    Ok(ExitCode::SUCCESS)
 }

@@ -21,8 +21,8 @@ pub enum ConfigError {
     /// A secret as an argument, with what to do instead.
     #[error("{0}")]
     SecretArgument(String),
-    #[error("POSTERN_MASTER_KEY{suffix} {source}", suffix = if *.from_file { "_FILE" } else { "" })]
-    MasterKey { from_file: bool, source: MasterKeyError },
+    #[error("{name} {source}")]
+    MasterKey { name: &'static str, source: MasterKeyError },
     #[error("the master key {path} {source}: restore this file", path = .path.display())]
     MasterKeyBeside { path: PathBuf, source: MasterKeyError },
     #[error(

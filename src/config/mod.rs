@@ -21,7 +21,7 @@ use clap::Args;
 
 use crate::{
     database_url::DatabaseUrl,
-    domain::master_key::MasterKey,
+    domain::{keyring::KeyPolicy, master_key::MasterKey},
     mail::{Sender, TransportSettings, messages::MailTemplates},
 };
 
@@ -30,7 +30,7 @@ use self::error::Faults;
 pub use self::{
     accounts::AccountSettings,
     error::ConfigError,
-    keys::{MasterKeySettings, master_key_beside},
+    keys::{MasterKeySettings, SigningKeySettings, master_key_beside},
     limits::LimitSettings,
     listen::ListenSettings,
     log::{LogFormat, LogSettings},
@@ -52,6 +52,8 @@ pub struct Config {
     #[command(flatten)]
     pub master_key: MasterKeySettings,
     #[command(flatten)]
+    pub signing_keys: SigningKeySettings,
+    #[command(flatten)]
     pub tokens: TokenSettings,
     #[command(flatten)]
     pub accounts: AccountSettings,
@@ -69,6 +71,8 @@ pub struct Checked {
     pub database: DatabaseUrl,
     /// `None` stands for the key beside a SQLite file.
     pub master_key: Option<MasterKey>,
+    /// The master key before that one.
+    pub previous_master_key: Option<MasterKey>,
     pub mail_transport: TransportSettings,
     pub mail_from: Sender,
     pub mail_templates: MailTemplates,
@@ -82,9 +86,11 @@ impl Config {
         faults.take(self.listen.validate());
         faults.take(self.passwords.validate(memory::limit()));
         faults.take(self.limits.validate());
+        faults.take(self.signing_keys.validate());
         let public_url = faults.take(self.tokens.validate().and_then(|()| self.listen.validate_public_url()));
         let database = faults.take(self.store.database());
         let master_key = database.as_ref().and_then(|it| faults.take(self.master_key.configured(it)));
+        let previous_master_key = faults.take(self.master_key.previous()).flatten();
         let mail_transport = faults.take(self.mail.transport());
         // What is derived from a wrong URL is wrong too, and tells nothing more.
         let mail = public_url.map(|()| {
@@ -95,10 +101,15 @@ impl Config {
             (Some(database), Some(master_key), Some(mail_transport), Some((mail_from, mail_templates)))
                 if faults.is_empty() =>
             {
-                Ok(Checked { database, master_key, mail_transport, mail_from, mail_templates })
+                Ok(Checked { database, master_key, previous_master_key, mail_transport, mail_from, mail_templates })
             }
             _ => Err(faults.into_error()),
         }
+    }
+
+    /// How signing keys are made and rotated.
+    pub fn key_policy(&self) -> KeyPolicy {
+        self.signing_keys.policy(self.tokens.token_config().max_access_token_lifetime())
     }
 
     /// The URL at which clients reach the HTTP address.

@@ -5,14 +5,7 @@ use clap::CommandFactory;
 use super::error::{ConfigError, Faults};
 
 /// Reserved names of security settings that are not implemented yet. To ignore such a setting would be dangerous.
-const NOT_IMPLEMENTED: [&str; 6] = [
-    "POSTERN_PREVIOUS_MASTER_KEY",
-    "POSTERN_PREVIOUS_MASTER_KEY_FILE",
-    "POSTERN_SIGNING_ALGORITHM",
-    "POSTERN_TLS_CERT",
-    "POSTERN_TLS_KEY",
-    "POSTERN_TLS_CLIENT_CA",
-];
+const NOT_IMPLEMENTED: [&str; 3] = ["POSTERN_TLS_CERT", "POSTERN_TLS_KEY", "POSTERN_TLS_CLIENT_CA"];
 
 /// Checks the names of environment variables. An unknown name that begins with `POSTERN_` is an error, so that a
 /// misspelt setting is not ignored.

@@ -41,10 +41,15 @@ pub enum Action {
     ServiceDeleted,
     ServiceKeyCreated,
     ServiceKeyDeleted,
+    /// A signing key is published, and it was decided when it signs.
+    SigningKeyScheduled,
+    SigningKeyRevoked,
+    /// A signing key was encrypted with another master key.
+    SigningKeyRewrapped,
 }
 
 impl Action {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::SignUp,
         Self::Login,
         Self::LoginFailed,
@@ -71,6 +76,9 @@ impl Action {
         Self::ServiceDeleted,
         Self::ServiceKeyCreated,
         Self::ServiceKeyDeleted,
+        Self::SigningKeyScheduled,
+        Self::SigningKeyRevoked,
+        Self::SigningKeyRewrapped,
     ];
 
     /// The name of the action in the database and in the contract.
@@ -102,6 +110,9 @@ impl Action {
             Self::ServiceDeleted => "service_deleted",
             Self::ServiceKeyCreated => "service_key_created",
             Self::ServiceKeyDeleted => "service_key_deleted",
+            Self::SigningKeyScheduled => "signing_key_scheduled",
+            Self::SigningKeyRevoked => "signing_key_revoked",
+            Self::SigningKeyRewrapped => "signing_key_rewrapped",
         }
     }
 

@@ -1,221 +1,329 @@
-//! The signing keys of access tokens. They are stored encrypted with a key derived from the master key, so a dump of
-//! the database is useless without it.
+//! The signing keys of access tokens that this process knows: which one signs, and which ones verify. They are read again
+//! every few seconds, never while a call waits. `key_schedule.rs` decides when a key is made, signs and is forgotten.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
 
-use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
-};
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey, Header,
-    jwk::{Jwk, JwkSet, PublicKeyUse, ThumbprintHash},
-};
-use serde::Serialize;
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::error::Error;
+use crate::error::{Error, StoreError};
 
 use super::{
     env::Env,
-    master_key::MasterKey,
+    ids::SessionId,
+    key_schedule::{self, KeySchedule, KeyState},
+    master_key::MasterKeys,
     ports::{SealedSigningKey, Store},
+    signing_key::{self, SigningAlgorithm, SigningKey, VerificationKey, revocation_id},
 };
 
-/// The length of an AES-GCM nonce, in bytes.
-const NONCE_BYTES: usize = 12;
-
-/// A key that signs access tokens. It does not implement `Debug`, so it cannot be printed.
-#[expect(missing_debug_implementations, reason = "it is a private key")]
-pub struct SigningKey {
-    pub kid: String,
-    pub algorithm: Algorithm,
-    /// Parsed once, when the keys are read.
-    pair: EcdsaKeyPair,
+/// How new keys are made, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyPolicy {
+    /// The algorithm of the next key. Keys keep the one they were made for.
+    pub algorithm: SigningAlgorithm,
+    pub schedule: KeySchedule,
 }
 
-impl SigningKey {
-    /// A compact JWS (RFC 7515 §7.1) of these claims, with a header that names the type, the algorithm and the key.
-    pub fn sign(&self, typ: &str, claims: &impl Serialize) -> Result<String, Error> {
-        let header = Header { typ: Some(typ.to_owned()), kid: Some(self.kid.clone()), ..Header::new(self.algorithm) };
-        let segment = |json: Vec<u8>| BASE64_URL_SAFE_NO_PAD.encode(json);
-        let mut token = segment(serde_json::to_vec(&header).map_err(Error::internal)?);
-        token.push('.');
-        token.push_str(&segment(serde_json::to_vec(claims).map_err(Error::internal)?));
-        let signature = self.signature(token.as_bytes())?;
-        token.push('.');
-        BASE64_URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        Ok(token)
-    }
-
-    /// The signature of a message in the form that JWS has for the algorithm (RFC 7518 §3.4).
-    pub fn signature(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
-        let signature = self.pair.sign(&SystemRandom::new(), message);
-        let signature = signature.map_err(|_| Error::internal("an access token could not be signed"))?;
-        Ok(signature.as_ref().to_vec())
-    }
-}
-
-/// A key that verifies access tokens, bound to its one algorithm.
-#[derive(Debug)]
-pub struct VerificationKey {
-    pub algorithm: Algorithm,
-    pub key: DecodingKey,
-    jwk: Jwk,
-}
-
-/// The decrypted signing keys. The newest one signs; all of them verify.
+/// The decrypted signing keys.
 pub struct Keyring {
-    signing: SigningKey,
-    verification: HashMap<String, VerificationKey>,
+    masters: Arc<MasterKeys>,
+    pub policy: KeyPolicy,
+    known: RwLock<Arc<Known>>,
+    /// Woken when a token names a key that is not known.
+    unknown: Notify,
+    /// Woken when a key was revoked.
+    revoked: Notify,
+}
+
+/// What was read last.
+#[derive(Default)]
+struct Known {
+    keys: HashMap<String, Arc<Key>>,
+    /// The same keys as they are stored.
+    stored: Vec<SealedSigningKey>,
+    /// When they were read. `None`: not yet.
+    read_at: Option<Instant>,
+}
+
+/// A decrypted key.
+struct Key {
+    signing: Arc<SigningKey>,
+    verification: Arc<VerificationKey>,
+    /// What the log of revocations has when it is revoked.
+    revocation: SessionId,
+}
+
+/// Which master key a signing key is encrypted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SealedWith {
+    Current,
+    Previous,
+}
+
+/// A key and its state, as the command line lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedKey {
+    pub kid: String,
+    pub algorithm: String,
+    pub state: KeyState,
+    /// From when it signs, if that was decided.
+    pub sign_time: Option<OffsetDateTime>,
+}
+
+/// The next key, and from when it signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRotation {
+    pub kid: String,
+    pub sign_time: OffsetDateTime,
 }
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keyring").field("signing", &self.signing.kid).finish_non_exhaustive()
+        f.debug_struct("Keyring").field("policy", &self.policy).finish_non_exhaustive()
     }
 }
 
 impl Keyring {
     /// Reads and decrypts the keys of a store. Creates the first key if there is none; of replicas that start at the
     /// same time, the first one decides, because the store keeps its key.
-    pub async fn open(store: &dyn Store, master: &MasterKey, env: &Env) -> Result<Self, Error> {
+    pub async fn open(
+        store: &dyn Store,
+        masters: Arc<MasterKeys>,
+        policy: KeyPolicy,
+        env: &Env,
+    ) -> Result<Self, Error> {
+        let keyring = Self::new(masters, policy);
         if store.signing_keys().await?.is_empty() {
-            store.add_first_signing_key(generate(master, env)?).await?;
+            // Nobody has verified anything yet, so it signs at once.
+            let first = keyring.generate(env, Some(env.now()))?;
+            store.add_first_signing_key(first).await?;
         }
-        Self::read(store, master).await
+        keyring.read_first(store).await
     }
 
     /// Reads and decrypts the keys of a store that has at least one.
-    pub async fn read(store: &dyn Store, master: &MasterKey) -> Result<Self, Error> {
-        let mut sealed = store.signing_keys().await?;
-        sealed.sort_by_key(|key| key.create_time);
-        let mut signing = None;
-        let mut verification = HashMap::new();
-        for key in &sealed {
-            let (signer, verifier) = open_sealed(key, master)?;
-            signing = Some(signer);
-            verification.insert(key.kid.clone(), verifier);
+    pub async fn read(store: &dyn Store, masters: Arc<MasterKeys>, policy: KeyPolicy) -> Result<Self, Error> {
+        Self::new(masters, policy).read_first(store).await
+    }
+
+    fn new(masters: Arc<MasterKeys>, policy: KeyPolicy) -> Self {
+        let (unknown, revoked) = (Notify::new(), Notify::new());
+        Self { masters, policy, known: RwLock::default(), unknown, revoked }
+    }
+
+    async fn read_first(self, store: &dyn Store) -> Result<Self, Error> {
+        let asked_at = Instant::now();
+        let stored = store.signing_keys().await?;
+        if stored.is_empty() {
+            return Err(Error::internal("the database holds no signing key: `postern serve` makes the first"));
         }
-        let signing = signing
-            .ok_or_else(|| Error::internal("the database holds no signing key: `postern serve` makes the first"))?;
-        Ok(Self { signing, verification })
+        self.install(stored, asked_at)?;
+        Ok(self)
     }
 
-    /// The key that signs.
-    pub fn signing(&self) -> &SigningKey {
-        &self.signing
+    /// Takes over the keys as they were read by a query that began at `asked_at`. A key that cannot be decrypted is an error;
+    /// the other ones are taken over then, and this process counts as one that could not read the keys.
+    pub fn install(&self, stored: Vec<SealedSigningKey>, asked_at: Instant) -> Result<(), Error> {
+        let before = self.known();
+        let (mut keys, mut failure, mut previous_is_active) = (HashMap::new(), None, false);
+        for sealed in &stored {
+            // A `kid` is a hash of the public key, so a key that is known is the same key.
+            let known = before.keys.get(&sealed.kid).map(Arc::clone);
+            let (key, error) = match (self.unseal(sealed), known) {
+                (Ok((pkcs8, with)), known) => {
+                    previous_is_active |= with == SealedWith::Previous;
+                    let key = known.map_or_else(|| read_key(sealed, &pkcs8).map(Arc::new), Ok);
+                    key.map_or_else(|error| (None, Some(error)), |key| (Some(key), None))
+                }
+                (Err(error), Some(key)) => {
+                    tracing::error!(
+                        cause = error.for_operators(),
+                        "a signing key that is in use could not be read again"
+                    );
+                    (Some(key), None)
+                }
+                (Err(error), None) => (None, Some(error)),
+            };
+            if let Some(key) = key {
+                keys.insert(sealed.kid.clone(), key);
+            }
+            failure = failure.or(error);
+        }
+        self.masters.set_previous_active(previous_is_active);
+        let stored = stored.into_iter().filter(|sealed| keys.contains_key(&sealed.kid)).collect();
+        let read_at = if failure.is_none() { Some(asked_at) } else { before.read_at };
+        self.replace(Known { keys, stored, read_at });
+        failure.map_or(Ok(()), Err)
     }
 
-    /// The key with this `kid`. An unknown one costs no I/O.
-    pub fn verification(&self, kid: &str) -> Option<&VerificationKey> {
-        self.verification.get(kid)
+    /// A new key, encrypted with the active master key. Without a time to sign, that is decided once the key is visible.
+    pub fn generate(&self, env: &Env, sign_time: Option<OffsetDateTime>) -> Result<SealedSigningKey, Error> {
+        let algorithm = self.policy.algorithm;
+        let key = signing_key::generate(algorithm, self.masters.active(), env)?;
+        Ok(SealedSigningKey {
+            kid: key.kid,
+            algorithm: algorithm.as_str().to_owned(),
+            sealed_private_key: key.sealed_private_key,
+            create_time: env.now(),
+            sign_time,
+            publish_ahead: Some(self.policy.schedule.publish_ahead),
+        })
+    }
+
+    /// Encrypts a key with the current master key. `None` if it is.
+    pub fn reseal(&self, sealed: &SealedSigningKey, env: &Env) -> Result<Option<Vec<u8>>, Error> {
+        match self.unseal(sealed)? {
+            (_, SealedWith::Current) => Ok(None),
+            (pkcs8, SealedWith::Previous) => {
+                let master = self.masters.current();
+                signing_key::seal(&pkcs8, &sealed.kid, &sealed.algorithm, master, env).map(Some)
+            }
+        }
+    }
+
+    fn unseal(&self, sealed: &SealedSigningKey) -> Result<(Zeroizing<Vec<u8>>, SealedWith), Error> {
+        algorithm_of(sealed)?;
+        let current = (self.masters.current(), SealedWith::Current);
+        let previous = self.masters.previous().map(|previous| (previous, SealedWith::Previous));
+        for (master, with) in std::iter::once(current).chain(previous) {
+            let opened = signing_key::unseal(&sealed.sealed_private_key, &sealed.kid, &sealed.algorithm, master)?;
+            if let Some(pkcs8) = opened {
+                return Ok((pkcs8, with));
+            }
+        }
+        Err(wrong_key(sealed))
+    }
+
+    /// The key that signs at this time. An error if the keys were not read for so long that it may be another one.
+    pub fn signing(&self, now: OffsetDateTime) -> Result<Arc<SigningKey>, Error> {
+        let known = self.known();
+        let longest = self.policy.schedule.longest_staleness(&known.stored);
+        if known.read_at.is_none_or(|read_at| read_at.elapsed() > longest) {
+            let cause = format!("the signing keys were not read for more than {longest:?}");
+            return Err(StoreError::Unavailable(cause.into()).into());
+        }
+        let signing = key_schedule::signing(&known.stored, now).and_then(|key| known.keys.get(&key.kid));
+        let signing = signing.ok_or_else(|| StoreError::Unavailable("the key that signs was revoked".into()))?;
+        Ok(Arc::clone(&signing.signing))
+    }
+
+    /// The key with this `kid`. An unknown one costs no I/O here; the keys are read again soon.
+    pub fn verification(&self, kid: &str) -> Option<Arc<VerificationKey>> {
+        let found = self.lock_known().keys.get(kid).map(|key| Arc::clone(&key.verification));
+        if found.is_none() {
+            self.unknown.notify_one();
+        }
+        found
+    }
+
+    /// Whether there is a key with this `kid`.
+    pub fn knows(&self, kid: &str) -> bool {
+        self.lock_known().keys.contains_key(kid)
     }
 
     /// The public keys as a JWK Set (RFC 7517 §5), ordered by `kid`.
     pub fn jwks(&self) -> JwkSet {
-        let mut keys: Vec<Jwk> = self.verification.values().map(|key| key.jwk.clone()).collect();
+        let mut keys: Vec<Jwk> = self.known().keys.values().map(|key| key.verification.jwk.clone()).collect();
         keys.sort_by(|a, b| a.common.key_id.cmp(&b.common.key_id));
         JwkSet { keys }
     }
+
+    /// The algorithms of the published keys.
+    pub fn algorithms(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.stored().into_iter().map(|key| key.algorithm).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// How long a verifier may keep the JWK Set.
+    pub fn max_age(&self) -> Duration {
+        let known = self.known();
+        let read_ago = known.read_at.map_or(Duration::MAX, |read_at| read_at.elapsed());
+        self.policy.schedule.max_age(&known.stored, read_ago)
+    }
+
+    /// The keys with their states, in the order in which they sign.
+    pub fn list(&self, now: OffsetDateTime) -> Vec<ListedKey> {
+        let mut stored = self.stored();
+        let time =
+            |key: &SealedSigningKey| key_schedule::signs_since(key).map_or((true, key.create_time), |at| (false, at));
+        stored.sort_by_key(time);
+        let listed = |key: &SealedSigningKey| ListedKey {
+            kid: key.kid.clone(),
+            algorithm: key.algorithm.clone(),
+            state: key_schedule::state(&stored, key, now),
+            sign_time: key_schedule::signs_since(key),
+        };
+        stored.iter().map(listed).collect()
+    }
+
+    /// The keys as they are stored.
+    pub fn stored(&self) -> Vec<SealedSigningKey> {
+        self.known().stored.clone()
+    }
+
+    /// Drops the keys that were revoked, by the ids that the log of revocations has for them.
+    pub fn drop_revoked(&self, is_revoked: impl Fn(SessionId) -> bool) {
+        let known = self.known();
+        if !known.keys.values().any(|key| is_revoked(key.revocation)) {
+            return;
+        }
+        let kept = |kid: &String| known.keys.get(kid).is_some_and(|key| !is_revoked(key.revocation));
+        let keys =
+            known.keys.iter().filter(|(kid, _)| kept(kid)).map(|(kid, key)| (kid.clone(), Arc::clone(key))).collect();
+        let stored = known.stored.iter().filter(|key| kept(&key.kid)).cloned().collect();
+        self.replace(Known { keys, stored, read_at: known.read_at });
+        self.revoked.notify_one();
+    }
+
+    /// Returns when a token has named a key that is not known.
+    pub async fn unknown_named(&self) {
+        self.unknown.notified().await;
+    }
+
+    /// Returns when a key was revoked: another one may sign now.
+    pub async fn key_revoked(&self) {
+        self.revoked.notified().await;
+    }
+
+    fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.lock_known())
+    }
+
+    fn lock_known(&self) -> std::sync::RwLockReadGuard<'_, Arc<Known>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, known: Known) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(known);
+    }
 }
 
-fn generate(master: &MasterKey, env: &Env) -> Result<SealedSigningKey, Error> {
-    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
-        .map_err(|_| Error::internal("a signing key could not be made"))?;
-    let pkcs8 = pair.to_pkcs8v1().map_err(|_| Error::internal("a signing key could not be encoded"))?;
-    let (signing, _) = read(pkcs8.as_ref(), Algorithm::ES256)?;
-    let algorithm = "ES256";
-    let mut sealed = env.random::<NONCE_BYTES>()?.to_vec();
-    let nonce = Nonce::try_assume_unique_for_key(&sealed).map_err(|_| Error::internal("a nonce has 12 bytes"))?;
-    let mut ciphertext = pkcs8.as_ref().to_vec();
-    sealing_key(master)?
-        .seal_in_place_append_tag(nonce, additional_data(&signing.kid, algorithm), &mut ciphertext)
-        .map_err(|_| Error::internal("a signing key could not be encrypted"))?;
-    sealed.append(&mut ciphertext);
-    Ok(SealedSigningKey {
-        kid: signing.kid,
-        algorithm: algorithm.to_owned(),
-        sealed_private_key: sealed,
-        create_time: env.now(),
+fn read_key(sealed: &SealedSigningKey, pkcs8: &[u8]) -> Result<Key, Error> {
+    let (signing, verification) = signing_key::read(pkcs8, algorithm_of(sealed)?)?;
+    let revocation = SessionId(Uuid::from_bytes(revocation_id(&sealed.kid)));
+    Ok(Key { signing: Arc::new(signing), verification: Arc::new(verification), revocation })
+}
+
+fn algorithm_of(sealed: &SealedSigningKey) -> Result<SigningAlgorithm, Error> {
+    SigningAlgorithm::parse(&sealed.algorithm).ok_or_else(|| {
+        Error::internal(format!("signing key {} has the unknown algorithm {}", sealed.kid, sealed.algorithm))
     })
 }
 
-fn open_sealed(sealed: &SealedSigningKey, master: &MasterKey) -> Result<(SigningKey, VerificationKey), Error> {
-    let wrong_key = || {
-        Error::internal(format!(
-            "signing key {} cannot be decrypted: POSTERN_MASTER_KEY is not the one that this database was made with",
-            sealed.kid
-        ))
-    };
-    let algorithm = match sealed.algorithm.as_str() {
-        "ES256" => Algorithm::ES256,
-        other => {
-            return Err(Error::internal(format!("signing key {} has the unknown algorithm {other}", sealed.kid)));
-        }
-    };
-    let (nonce, ciphertext) = sealed.sealed_private_key.split_at_checked(NONCE_BYTES).ok_or_else(wrong_key)?;
-    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| wrong_key())?;
-    let mut buffer = Zeroizing::new(ciphertext.to_vec());
-    let pkcs8 = sealing_key(master)?
-        .open_in_place(nonce, additional_data(&sealed.kid, &sealed.algorithm), &mut buffer)
-        .map_err(|_| wrong_key())?;
-    read(pkcs8, algorithm)
-}
-
-fn sealing_key(master: &MasterKey) -> Result<LessSafeKey, Error> {
-    let key = master.derive("signing-key-encryption")?;
-    let key = UnboundKey::new(&AES_256_GCM, key.as_slice()).map_err(|_| Error::internal("an AES key has 32 bytes"))?;
-    Ok(LessSafeKey::new(key))
-}
-
-/// Binds a ciphertext to its row: it cannot be decrypted with another `kid` or algorithm.
-fn additional_data(kid: &str, algorithm: &str) -> Aad<Vec<u8>> {
-    Aad::from(format!("signing-key:{algorithm}:{kid}").into_bytes())
-}
-
-fn read(pkcs8: &[u8], algorithm: Algorithm) -> Result<(SigningKey, VerificationKey), Error> {
-    let key = EncodingKey::from_ec_der(pkcs8);
-    let mut jwk = Jwk::from_encoding_key(&key, algorithm).map_err(Error::internal)?;
-    let kid = jwk.thumbprint(ThumbprintHash::SHA256).map_err(Error::internal)?;
-    jwk.common.key_id = Some(kid.clone());
-    jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-    let verification = VerificationKey { algorithm, key: DecodingKey::from_jwk(&jwk).map_err(Error::internal)?, jwk };
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).map_err(Error::internal)?;
-    Ok((SigningKey { kid, algorithm, pair }, verification))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn master(byte: u8) -> MasterKey {
-        MasterKey::from_bytes([byte; 32])
-    }
-
-    #[test]
-    fn a_sealed_key_opens_only_under_its_master_key_and_in_its_own_row() {
-        let sealed = generate(&master(1), &Env::system()).expect("a key");
-        let (signing, _) = open_sealed(&sealed, &master(1)).expect("opens");
-        assert_eq!(signing.kid, sealed.kid);
-        assert!(open_sealed(&sealed, &master(2)).is_err());
-        let moved = SealedSigningKey { kid: "another".to_owned(), ..sealed.clone() };
-        assert!(open_sealed(&moved, &master(1)).is_err());
-        let cut = SealedSigningKey { sealed_private_key: sealed.sealed_private_key[..8].to_vec(), ..sealed };
-        assert!(open_sealed(&cut, &master(1)).is_err());
-    }
-
-    #[test]
-    fn the_jwk_set_holds_public_members_only() {
-        let sealed = generate(&master(1), &Env::system()).expect("a key");
-        let (signing, verification) = open_sealed(&sealed, &master(1)).expect("opens");
-        let keyring = Keyring { verification: HashMap::from([(sealed.kid, verification)]), signing };
-        let json = serde_json::to_value(keyring.jwks()).expect("JSON");
-        let key = json["keys"][0].as_object().expect("a key");
-        let mut members: Vec<_> = key.keys().map(String::as_str).collect();
-        members.sort_unstable();
-        assert_eq!(members, ["alg", "crv", "kid", "kty", "use", "x", "y"]);
-    }
+fn wrong_key(sealed: &SealedSigningKey) -> Error {
+    Error::internal(format!(
+        "signing key {} cannot be decrypted: POSTERN_MASTER_KEY is not the one that this database was made with",
+        sealed.kid
+    ))
 }

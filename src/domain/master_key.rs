@@ -1,6 +1,12 @@
 //! The master key, and the keys that are derived from it.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use aws_lc_rs::hkdf;
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -68,6 +74,93 @@ impl fmt::Debug for MasterKey {
     }
 }
 
+/// The master key, and the one before it while a deployment changes from that to this.
+///
+/// Both are accepted. The one that the signing keys in the database are encrypted with is active: what is made is made with
+/// that. So replicas with both keys agree with replicas that have the previous one alone, until `postern keys rewrap`
+/// encrypts the signing keys with the current one.
+#[derive(Debug)]
+pub struct MasterKeys {
+    current: MasterKey,
+    previous: Option<MasterKey>,
+    previous_is_active: Arc<AtomicBool>,
+}
+
+impl From<MasterKey> for MasterKeys {
+    fn from(current: MasterKey) -> Self {
+        Self::new(current, None)
+    }
+}
+
+impl MasterKeys {
+    pub fn new(current: MasterKey, previous: Option<MasterKey>) -> Self {
+        Self { current, previous, previous_is_active: Arc::default() }
+    }
+
+    pub fn current(&self) -> &MasterKey {
+        &self.current
+    }
+
+    pub fn previous(&self) -> Option<&MasterKey> {
+        self.previous.as_ref()
+    }
+
+    /// The key that things are made with.
+    pub fn active(&self) -> &MasterKey {
+        match &self.previous {
+            Some(previous) if self.previous_is_active.load(Ordering::Relaxed) => previous,
+            Some(_) | None => &self.current,
+        }
+    }
+
+    /// Notes whether a signing key is still encrypted with the previous one.
+    pub(super) fn set_previous_active(&self, is_active: bool) {
+        self.previous_is_active.store(is_active, Ordering::Relaxed);
+    }
+
+    /// Derives a key for one purpose from each.
+    pub fn derive<T>(
+        &self,
+        label: &'static str,
+        make: impl Fn(&[u8]) -> Result<T, Error>,
+    ) -> Result<Derived<T>, Error> {
+        let derived = |master: &MasterKey| make(master.derive(label)?.as_slice());
+        Ok(Derived {
+            current: derived(&self.current)?,
+            previous: self.previous.as_ref().map(derived).transpose()?,
+            previous_is_active: Arc::clone(&self.previous_is_active),
+        })
+    }
+}
+
+/// What was derived from the master keys for one purpose.
+pub struct Derived<T> {
+    current: T,
+    previous: Option<T>,
+    previous_is_active: Arc<AtomicBool>,
+}
+
+impl<T> fmt::Debug for Derived<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Derived([redacted])")
+    }
+}
+
+impl<T> Derived<T> {
+    /// The one to make things with.
+    pub fn active(&self) -> &T {
+        match &self.previous {
+            Some(previous) if self.previous_is_active.load(Ordering::Relaxed) => previous,
+            Some(_) | None => &self.current,
+        }
+    }
+
+    /// All of them, to check things with.
+    pub fn each(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.current).chain(&self.previous)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +186,19 @@ mod tests {
         assert_eq!(derive(1, "a"), derive(1, "a"));
         assert_ne!(derive(1, "a"), derive(1, "b"));
         assert_ne!(derive(1, "a"), derive(2, "a"));
+    }
+
+    #[test]
+    fn the_previous_key_is_accepted_and_makes_things_while_it_is_active() {
+        let keys = MasterKeys::new(master(1), Some(master(2)));
+        let derived = keys.derive("a", |key| Ok(key.to_vec())).expect("keys");
+        let one = |byte| master(byte).derive("a").expect("a key").to_vec();
+        assert_eq!(derived.each().cloned().collect::<Vec<_>>(), [one(1), one(2)]);
+        assert_eq!(*derived.active(), one(1));
+        keys.set_previous_active(true);
+        assert_eq!(*derived.active(), one(2));
+        let alone = MasterKeys::from(master(1));
+        alone.set_previous_active(true);
+        assert_eq!(*alone.derive("a", |key| Ok(key.to_vec())).expect("a key").active(), one(1));
     }
 }

@@ -12,7 +12,7 @@ use crate::error::Error;
 use super::{
     account::Email,
     ids::{MailId, UserId},
-    master_key::MasterKey,
+    master_key::{Derived, MasterKeys},
 };
 
 const ID_BYTES: usize = 16;
@@ -89,7 +89,7 @@ impl PresentedToken {
 }
 
 /// Mints and verifies one-time tokens, with a key of their own.
-pub struct OneTimeTokens(hmac::Key);
+pub struct OneTimeTokens(Derived<hmac::Key>);
 
 impl std::fmt::Debug for OneTimeTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,20 +98,21 @@ impl std::fmt::Debug for OneTimeTokens {
 }
 
 impl OneTimeTokens {
-    pub fn new(master: &MasterKey) -> Result<Self, Error> {
-        let key = master.derive("one-time-token-signing")?;
-        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, key.as_slice())))
+    pub fn new(masters: &MasterKeys) -> Result<Self, Error> {
+        masters.derive("one-time-token-signing", |key| Ok(hmac::Key::new(hmac::HMAC_SHA256, key))).map(Self)
     }
 
     /// The token for a grant. Equal grants give equal tokens, so a mail that is sent twice carries the same token.
     pub fn mint(&self, grant: &OneTimeGrant) -> String {
-        let mac = hmac::sign(&self.0, &signed_bytes(grant));
+        let mac = hmac::sign(self.0.active(), &signed_bytes(grant));
         BASE64_URL_SAFE_NO_PAD.encode([grant.id.0.as_bytes().as_slice(), mac.as_ref()].concat())
     }
 
     /// Whether a presented token is the token for a grant. Runs in constant time, whatever is wrong with the token.
     pub fn matches(&self, presented: &PresentedToken, grant: &OneTimeGrant) -> bool {
-        presented.id == grant.id && hmac::verify(&self.0, &signed_bytes(grant), &presented.mac).is_ok()
+        let bytes = signed_bytes(grant);
+        let matches = |key| hmac::verify(key, &bytes, &presented.mac).is_ok();
+        presented.id == grant.id && self.0.each().fold(false, |found, key| found | matches(key))
     }
 }
 
@@ -129,9 +130,10 @@ fn signed_bytes(grant: &OneTimeGrant) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::master_key::MasterKey;
 
     fn tokens(byte: u8) -> OneTimeTokens {
-        OneTimeTokens::new(&MasterKey::from_bytes([byte; 32])).expect("tokens")
+        OneTimeTokens::new(&MasterKey::from_bytes([byte; 32]).into()).expect("tokens")
     }
 
     fn grant() -> OneTimeGrant {

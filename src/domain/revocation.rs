@@ -240,6 +240,11 @@ impl Revocations {
         }
     }
 
+    /// Whether the log has an entry for this id. Also the keys that were revoked have one.
+    pub fn has(&self, id: SessionId) -> bool {
+        self.sessions.contains_key(&id)
+    }
+
     /// Returns the caller with its current roles, or why its token is no longer valid.
     pub fn check(&self, caller: Caller) -> Result<Caller, AccessTokenError> {
         let read_at = self.read_at.load(Ordering::Acquire);

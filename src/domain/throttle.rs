@@ -13,7 +13,11 @@ use governor::{DefaultKeyedRateLimiter, Quota, clock::Clock};
 
 use crate::error::Error;
 
-use super::{account::Email, ids::UserId, master_key::MasterKey};
+use super::{
+    account::Email,
+    ids::UserId,
+    master_key::{Derived, MasterKeys},
+};
 
 /// The account whose password is tried: a keyed hash of the address, so that what somebody typed is not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,7 +112,7 @@ impl AddressLimit {
 /// The policy for password attempts, and the key of the hash that they are counted under.
 pub struct LoginAttempts {
     pub policy: AttemptPolicy,
-    key: hmac::Key,
+    key: Derived<hmac::Key>,
 }
 
 impl std::fmt::Debug for LoginAttempts {
@@ -118,15 +122,15 @@ impl std::fmt::Debug for LoginAttempts {
 }
 
 impl LoginAttempts {
-    pub fn new(policy: AttemptPolicy, master: &MasterKey) -> Result<Self, Error> {
-        let key = master.derive("login-attempt-subject")?;
-        Ok(Self { policy, key: hmac::Key::new(hmac::HMAC_SHA256, key.as_slice()) })
+    pub fn new(policy: AttemptPolicy, masters: &MasterKeys) -> Result<Self, Error> {
+        let key = masters.derive("login-attempt-subject", |key| Ok(hmac::Key::new(hmac::HMAC_SHA256, key)))?;
+        Ok(Self { policy, key })
     }
 
     /// What attempts at the password of an address are counted under, whether or not an account has the address.
     pub fn subject(&self, email: &Email) -> AttemptSubject {
         let mut subject = [0; 32];
-        subject.copy_from_slice(hmac::sign(&self.key, email.as_str().as_bytes()).as_ref());
+        subject.copy_from_slice(hmac::sign(self.key.active(), email.as_str().as_bytes()).as_ref());
         AttemptSubject(subject)
     }
 }

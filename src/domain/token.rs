@@ -1,6 +1,6 @@
 //! Tokens: their claims, how they are signed, and what a presented one must satisfy.
 //!
-//! An access token (RFC 9068, `typ: at+jwt`, ES256) can be verified by anyone who has the public keys. A refresh token
+//! An access token (RFC 9068, `typ: at+jwt`) can be verified by anyone who has the public keys. A refresh token
 //! (`rt+jwt`, HS256 with a key derived from the master key, its own audience) is verified by Postern alone. Neither can
 //! be used in place of the other. Lifetimes and checks are here and nowhere else. Whether a session is still open is
 //! decided elsewhere: `revocation.rs` for access tokens, `refresh.rs` for refresh tokens.
@@ -27,10 +27,10 @@ use super::{
     env::Env,
     ids::SessionId,
     keyring::Keyring,
-    master_key::MasterKey,
+    master_key::{Derived, MasterKeys},
     role::{Caller, Person, Role, ServiceCaller},
     service_account::{ServiceAccount, ServiceKey},
-    session::RefreshGrant,
+    session::{RefreshGrant, RefreshHash},
 };
 
 /// `typ` of an access token (RFC 9068 §2.1).
@@ -66,14 +66,26 @@ pub struct TokenConfig {
     pub service_ttl: Duration,
 }
 
+impl TokenConfig {
+    /// The longest time between minting an access token and the last moment that any replica accepts it.
+    pub fn max_access_token_lifetime(&self) -> Duration {
+        self.access_ttl.max(self.service_ttl) + LEEWAY + CLOCK_SKEW
+    }
+}
+
 /// Mints and verifies tokens.
 pub struct Tokens {
     config: TokenConfig,
     keyring: Arc<Keyring>,
-    refresh_signing: EncodingKey,
-    refresh_verification: DecodingKey,
+    refresh: Derived<RefreshKey>,
     /// Access tokens that verified, by their SHA-256. The ones that were not used for the longest time go first.
     verified: Cache<[u8; 32], Arc<VerifiedToken>>,
+}
+
+/// The two halves of a key of refresh tokens.
+struct RefreshKey {
+    signing: EncodingKey,
+    verification: DecodingKey,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -220,20 +232,17 @@ struct RefreshClaims {
 }
 
 impl Tokens {
-    pub fn new(config: TokenConfig, keyring: Arc<Keyring>, master: &MasterKey) -> Result<Self, Error> {
-        let refresh_key = master.derive("refresh-token-signing")?;
-        Ok(Self {
-            config,
-            keyring,
-            refresh_signing: EncodingKey::from_secret(refresh_key.as_slice()),
-            refresh_verification: DecodingKey::from_secret(refresh_key.as_slice()),
-            verified: Cache::new(REMEMBERED_TOKENS),
-        })
+    pub fn new(config: TokenConfig, keyring: Arc<Keyring>, masters: &MasterKeys) -> Result<Self, Error> {
+        let key = |secret: &[u8]| {
+            Ok(RefreshKey { signing: EncodingKey::from_secret(secret), verification: DecodingKey::from_secret(secret) })
+        };
+        let refresh = masters.derive("refresh-token-signing", key)?;
+        Ok(Self { config, keyring, refresh, verified: Cache::new(REMEMBERED_TOKENS) })
     }
 
     /// The longest time between minting an access token and the last moment that any replica accepts it.
     pub fn max_access_token_lifetime(&self) -> Duration {
-        self.config.access_ttl.max(self.config.service_ttl) + LEEWAY + CLOCK_SKEW
+        self.config.max_access_token_lifetime()
     }
 
     /// Mints an access token with the user's current data, to go with the refresh token of `generation`.
@@ -250,7 +259,7 @@ impl Tokens {
             generation,
             ..self.common_claims(self.config.access_ttl, env)?
         };
-        self.mint(&claims)
+        self.mint(&claims, env)
     }
 
     /// Mints an access token for a service that has presented one of its keys. It does not outlive the key.
@@ -267,7 +276,7 @@ impl Tokens {
             roles: names(&account.roles),
             ..common
         };
-        self.mint(&claims)
+        self.mint(&claims, env)
     }
 
     /// What all access tokens have in common.
@@ -283,8 +292,8 @@ impl Tokens {
         })
     }
 
-    fn mint(&self, claims: &AccessClaims) -> Result<Minted, Error> {
-        let token = self.keyring.signing().sign(ACCESS_TYPE, claims)?;
+    fn mint(&self, claims: &AccessClaims, env: &Env) -> Result<Minted, Error> {
+        let token = self.keyring.signing(env.now())?.sign(ACCESS_TYPE, claims)?;
         let expire_time = OffsetDateTime::from_unix_timestamp(claims.exp).map_err(Error::internal)?;
         Ok(Minted { token, expire_time })
     }
@@ -297,7 +306,7 @@ impl Tokens {
     pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Arc<VerifiedToken>, AccessTokenError> {
         let digest = digest(token);
         let verified = match self.verified.get(&digest) {
-            Some(verified) if self.keyring.verification(&verified.kid).is_some() => verified,
+            Some(verified) if self.keyring.knows(&verified.kid) => verified,
             Some(_) | None => {
                 let verified = Arc::new(self.verify(token)?);
                 self.verified.insert(digest, Arc::clone(&verified));
@@ -342,8 +351,23 @@ impl Tokens {
         })
     }
 
-    /// Mints the refresh token for a grant. Equal grants give equal bytes.
+    /// Mints the refresh token for a grant. Equal grants give equal bytes, as long as the master key is the same.
     pub fn mint_refresh(&self, grant: &RefreshGrant) -> Result<Minted, Error> {
+        self.mint_refresh_with(self.refresh.active(), grant)
+    }
+
+    /// Mints a refresh token again that has this hash. `None` if it was minted with another issuer or master key.
+    pub fn mint_refresh_again(&self, grant: &RefreshGrant, hash: RefreshHash) -> Result<Option<Minted>, Error> {
+        for key in self.refresh.each() {
+            let minted = self.mint_refresh_with(key, grant)?;
+            if RefreshHash::of(&minted.token) == hash {
+                return Ok(Some(minted));
+            }
+        }
+        Ok(None)
+    }
+
+    fn mint_refresh_with(&self, key: &RefreshKey, grant: &RefreshGrant) -> Result<Minted, Error> {
         let claims = RefreshClaims {
             iss: self.config.issuer.clone(),
             aud: REFRESH_AUDIENCE.to_owned(),
@@ -356,7 +380,7 @@ impl Tokens {
             end: grant.session_end_time.unix_timestamp(),
         };
         let header = Header { typ: Some(REFRESH_TYPE.to_owned()), ..Header::new(Algorithm::HS256) };
-        let token = jsonwebtoken::encode(&header, &claims, &self.refresh_signing).map_err(Error::internal)?;
+        let token = jsonwebtoken::encode(&header, &claims, &key.signing).map_err(Error::internal)?;
         Ok(Minted { token, expire_time: grant.expire_time })
     }
 
@@ -367,7 +391,8 @@ impl Tokens {
         if header.typ != REFRESH_TYPE || header.alg != Algorithm::HS256 || header.kid.is_some() {
             return None;
         }
-        let claims: RefreshClaims = signed_claims(token, &self.refresh_verification, Algorithm::HS256)?;
+        let signed = |key: &RefreshKey| signed_claims(token, &key.verification, Algorithm::HS256);
+        let claims: RefreshClaims = self.refresh.each().find_map(signed)?;
         if claims.iss != self.config.issuer || claims.aud != REFRESH_AUDIENCE {
             return None;
         }

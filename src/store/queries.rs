@@ -7,10 +7,7 @@ use crate::{
         account::{Email, User},
         audit::{Action, AuditEvent},
         ids::{MailId, SessionId, UserId},
-        ports::{
-            AuditPage, Credentials, MailQueue, OneTimeToken, Queries, SealedSigningKey, SessionPage, UserOrder,
-            UserPage,
-        },
+        ports::{AuditPage, Credentials, MailQueue, OneTimeToken, Queries, SessionPage, UserOrder, UserPage},
         session::SessionSummary,
     },
     error::StoreError,
@@ -18,8 +15,8 @@ use crate::{
 
 use super::{
     rows::{
-        AuditRow, CREDENTIALS_OF_SESSION, CredentialsRow, MailQueueRow, OneTimeTokenRow, SessionRow, SigningKeyRow,
-        StoredRow, USER_BY_ID, USER_OF_SESSION, UserRow, audit_events, end_of_prefix, user_columns,
+        AuditRow, CREDENTIALS_OF_SESSION, CredentialsRow, MailQueueRow, OneTimeTokenRow, SessionRow, StoredRow,
+        USER_BY_ID, USER_OF_SESSION, UserRow, audit_events, end_of_prefix, user_columns,
     },
     statement::Statement,
     steps::Backend,
@@ -157,22 +154,4 @@ fn users_by_prefix(sql: &'static str, limit: i64, prefix: &str, after: Option<St
         .bind(after.unwrap_or_default().as_str())
         .bind(prefix)
         .bind(end_of_prefix(prefix).as_str())
-}
-
-/// Every signing key, in no particular order.
-pub(super) async fn signing_keys<B: Backend>(backend: &B) -> Result<Vec<SealedSigningKey>, StoreError> {
-    let query = Statement::new("SELECT kid, algorithm, sealed_private_key, create_time FROM signing_keys");
-    read(backend, query, |row: SigningKeyRow| Ok(row.into_key())).await
-}
-
-/// Stores a signing key, if there is none yet.
-pub(super) fn first_signing_key(key: SealedSigningKey) -> Statement {
-    Statement::new(
-        "INSERT INTO signing_keys (kid, algorithm, sealed_private_key, create_time) \
-         SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM signing_keys)",
-    )
-    .bind(key.kid.as_str())
-    .bind(key.algorithm.as_str())
-    .bind(key.sealed_private_key)
-    .bind(key.create_time)
 }

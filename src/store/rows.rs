@@ -264,6 +264,8 @@ row! {
         algorithm: String,
         sealed_private_key: Vec<u8>,
         create_time: Stamp,
+        sign_time: Option<Stamp>,
+        publish_ahead_seconds: Option<i64>,
     }
 }
 
@@ -274,6 +276,8 @@ impl SigningKeyRow {
             algorithm: self.algorithm,
             sealed_private_key: self.sealed_private_key,
             create_time: self.create_time.0,
+            sign_time: self.sign_time.map(|time| time.0),
+            publish_ahead: self.publish_ahead_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) enum Value {
     Text(Option<String>),
     Bytes(Option<Vec<u8>>),
     Flag(bool),
-    Integer(i64),
+    Integer(Option<i64>),
     Real(f64),
     Time(Option<OffsetDateTime>),
     Span(Duration),
@@ -48,7 +48,7 @@ impl Statement {
         Option<String>: Encode<'static, DB> + Type<DB>,
         Option<Vec<u8>>: Encode<'static, DB> + Type<DB>,
         bool: Encode<'static, DB> + Type<DB>,
-        i64: Encode<'static, DB> + Type<DB>,
+        Option<i64>: Encode<'static, DB> + Type<DB>,
         f64: Encode<'static, DB> + Type<DB>,
         Option<Stamp>: Encode<'static, DB> + Type<DB>,
         Span: Encode<'static, DB> + Type<DB>,
@@ -86,7 +86,8 @@ values! {
     [u8; 32]: |bytes| Self::Bytes(Some(bytes.to_vec()));
     Option<[u8; 32]>: |bytes| Self::Bytes(bytes.map(|bytes| bytes.to_vec()));
     bool: |flag| Self::Flag(flag);
-    i64: |number| Self::Integer(number);
+    i64: |number| Self::Integer(Some(number));
+    Option<i64>: |number| Self::Integer(number);
     f64: |number| Self::Real(number);
     OffsetDateTime: |time| Self::Time(Some(time));
     Option<OffsetDateTime>: |time| Self::Time(time);

@@ -9,9 +9,11 @@ use postern::domain::{
     account::{Email, User, Username},
     env::{Env, ManualClock},
     ids::{SessionId, UserId},
-    keyring::Keyring,
-    master_key::MasterKey,
+    key_schedule::KeySchedule,
+    keyring::{KeyPolicy, Keyring},
+    master_key::{MasterKey, MasterKeys},
     role::Role,
+    signing_key::{SigningAlgorithm, SigningKey},
     token::{AccessTokenError, TokenConfig, Tokens},
 };
 use serde_json::{Value, json};
@@ -40,19 +42,31 @@ impl Mint {
         let env = Env::with_clock(Arc::new(ManualClock::new(START)));
         let master = MasterKey::parse(MASTER_KEY).expect("a master key");
         let store = database.store().await;
-        let keyring = Arc::new(Keyring::open(store.as_ref(), &master, &env).await.expect("a key"));
         let config = TokenConfig {
             issuer: "https://auth.example.com".to_owned(),
             audience: "platform".to_owned(),
             access_ttl: std::time::Duration::from_mins(15),
             service_ttl: std::time::Duration::from_mins(15),
         };
-        let tokens = Tokens::new(config, Arc::clone(&keyring), &master).expect("tokens");
+        let schedule = KeySchedule {
+            rotation: std::time::Duration::from_hours(90 * 24),
+            publish_ahead: std::time::Duration::from_hours(24),
+            token_lifetime: config.max_access_token_lifetime(),
+        };
+        let policy = KeyPolicy { algorithm: SigningAlgorithm::Es256, schedule };
+        let masters = Arc::new(MasterKeys::from(MasterKey::parse(MASTER_KEY).expect("a master key")));
+        let opened = Keyring::open(store.as_ref(), Arc::clone(&masters), policy, &env).await;
+        let keyring = Arc::new(opened.expect("a key"));
+        let tokens = Tokens::new(config, Arc::clone(&keyring), &masters).expect("tokens");
         Self { tokens, master, env, keyring }
     }
 
-    fn kid(&self) -> &str {
-        &self.keyring.signing().kid
+    fn signing(&self) -> Arc<SigningKey> {
+        self.keyring.signing(self.env.now()).expect("a key")
+    }
+
+    fn kid(&self) -> String {
+        self.signing().kid.clone()
     }
 
     /// A token that Postern minted.
@@ -83,7 +97,7 @@ impl Mint {
     /// A token with this header and payload, signed with the real key.
     fn signed(&self, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", encoded(header), encoded(claims));
-        let signature = self.keyring.signing().signature(message.as_bytes()).expect("a signature");
+        let signature = self.signing().signature(message.as_bytes()).expect("a signature");
         format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
     }
 

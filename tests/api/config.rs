@@ -58,7 +58,7 @@ fn every_variable_of_the_contract_is_known_or_refused_by_name() {
         }
     }
     // A setting that protects something is never ignored.
-    for name in ["POSTERN_TLS_CERT", "POSTERN_TLS_KEY", "POSTERN_TLS_CLIENT_CA", "POSTERN_PREVIOUS_MASTER_KEY"] {
+    for name in ["POSTERN_TLS_CERT", "POSTERN_TLS_KEY", "POSTERN_TLS_CLIENT_CA"] {
         assert!(not_implemented.contains(&name), "{name}");
         assert!(check(&[name]).expect_err(name).to_string().contains(name));
     }

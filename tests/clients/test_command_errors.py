@@ -160,6 +160,8 @@ serve("POSTERN_CORS_ORIGINS", cors_origins="https://app.example.com/")
 serve("POSTERN_SERVICE_NAME", service_name="a\nb")
 serve("must not be … (… to …)", refresh_retry_window="2h")
 serve("must not be longer than", access_token_ttl="1h", refresh_token_ttl="1m")
+serve("keep the published keys for a moment", signing_key_publish_ahead="4s")
+serve("a key is published for so long", signing_key_rotation="1h")
 serve("are the same port", grpc_addr="127.0.0.1:5000", http_addr="127.0.0.1:5000")
 serve("is not loopback", grpc_addr="0.0.0.0:5000")
 serve("URL of a host", issuer="not a url")
@@ -525,6 +527,12 @@ def a_taken_name(place):
 def nobody(place):
     place.with_account()
     return place.run("user", "enable", "--email=nobody@example.com")
+
+
+@case("no such signing key")
+def no_key(place):
+    place.with_account()
+    return place.run("keys", "revoke", "unknown")
 
 
 @case("no such enabled user")

@@ -72,6 +72,8 @@ async fn cancel_a_write(store: &dyn Store, token: &Token, number: usize) -> bool
                 algorithm: "ES256".to_owned(),
                 sealed_private_key: Vec::new(),
                 create_time: NOW,
+                sign_time: None,
+                publish_ahead: None,
             };
             cancel_after(waits, store.add_first_signing_key(key)).await
         }

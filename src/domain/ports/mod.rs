@@ -7,6 +7,7 @@
 
 mod accounts;
 mod admin;
+mod keys;
 mod mail;
 mod purge;
 mod queries;
@@ -22,6 +23,7 @@ use crate::error::StoreError;
 
 pub use accounts::*;
 pub use admin::*;
+pub use keys::*;
 pub use mail::*;
 pub use purge::*;
 pub use queries::*;
@@ -38,7 +40,17 @@ const _: () = assert!(ATTEMPT_LIFETIME.as_secs() > LONGEST_WRITE.as_secs() + 10,
 /// A store: all its steps, and what belongs to the store as a whole.
 #[async_trait]
 pub trait Store:
-    AccountStore + AdminStore + SessionStore + ServiceStore + MailStore + PurgeStore + Queries + Send + Sync + 'static
+    AccountStore
+    + AdminStore
+    + SessionStore
+    + ServiceStore
+    + KeyStore
+    + MailStore
+    + PurgeStore
+    + Queries
+    + Send
+    + Sync
+    + 'static
 {
     /// Asks the database whether it answers. A backend whose database can go away fails every other step at once from a
     /// failed ping until the next successful one, so that callers do not queue for a database that is down.
@@ -57,9 +69,6 @@ pub trait Store:
     /// Closes the store, when nothing uses it any more. An embedded database is one whole file afterwards.
     async fn close(&self) -> Result<(), StoreError>;
 
-    /// Every signing key, in no particular order.
-    async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError>;
-
     /// Stores the key if the store has none yet. Of several callers at the same time, one wins.
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError>;
 }
@@ -76,16 +85,4 @@ pub struct Connections {
     /// All connections, busy or idle.
     pub open: u32,
     pub idle: usize,
-}
-
-/// A signing key as the store keeps it: the private part is encrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedSigningKey {
-    /// The RFC 7638 SHA-256 thumbprint of the public key.
-    pub kid: String,
-    /// The JWS algorithm that the key is bound to, such as `ES256`.
-    pub algorithm: String,
-    /// The PKCS#8 private key: nonce, then AES-256-GCM ciphertext and tag.
-    pub sealed_private_key: Vec<u8>,
-    pub create_time: OffsetDateTime,
 }

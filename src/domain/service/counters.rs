@@ -2,7 +2,7 @@
 //! counter that begins at 1 would raise no alert.
 
 /// Each counter with the values of its label. `tests/clients/test_operations.py` compares them with the documented ones.
-const COUNTERS: [(&str, &str, &[&str]); 6] = [
+const COUNTERS: [(&str, &str, &[&str]); 8] = [
     ("postern_refreshes_total", "outcome", &["rotated", "retried", "reused", "dead"]),
     ("postern_seen_generations_total", "outcome", &["written", "no_room"]),
     ("postern_service_tokens_total", "outcome", &["issued", "refused"]),
@@ -13,6 +13,7 @@ const COUNTERS: [(&str, &str, &[&str]); 6] = [
         "outcome",
         &["allowed", "anonymous", "unauthenticated", "forbidden", "misconfigured", "unavailable"],
     ),
+    ("postern_signing_key_reads_total", "outcome", &["read", "failed"]),
     ("postern_housekeeping_total", "outcome", &["done", "failed"]),
 ];
 

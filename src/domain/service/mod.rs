@@ -9,6 +9,7 @@ mod attempts;
 mod checks;
 mod counters;
 mod email_change;
+mod keys;
 mod mail;
 mod password_change;
 mod purge;
@@ -33,6 +34,7 @@ use super::{
     env::Env,
     hasher::Hasher,
     ids::{ActorId, AuditEventId},
+    keyring::Keyring,
     mail::MailPolicy,
     one_time::OneTimeTokens,
     page_token::PageTokens,
@@ -52,6 +54,7 @@ pub struct Service {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) env: Env,
     pub(crate) tokens: Tokens,
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) hasher: Hasher,
     pub(crate) passwords: Arc<PasswordPolicy>,
     pub(crate) reserved_usernames: ReservedUsernames,

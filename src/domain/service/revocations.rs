@@ -31,7 +31,9 @@ impl Service {
     /// Reads the new entries of the log. A step that revokes does this before it is answered, so that on this replica
     /// the revoked tokens are refused from then on.
     async fn poll_revocations(&self) -> Result<(), StoreError> {
-        self.revocations.poll(self.store.as_ref(), self.env.now()).await
+        self.revocations.poll(self.store.as_ref(), self.env.now()).await?;
+        self.keyring.drop_revoked(|id| self.revocations.has(id));
+        Ok(())
     }
 
     /// Like `poll_revocations`, but a read error is only logged: the change is committed, and the next poll picks it

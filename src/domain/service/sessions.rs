@@ -65,6 +65,16 @@ impl Service {
     pub fn jwks(&self) -> JwkSet {
         self.tokens.jwks()
     }
+
+    /// How long a verifier may keep the public keys.
+    pub fn keys_max_age(&self) -> Duration {
+        self.keyring.max_age()
+    }
+
+    /// The algorithms of the public keys.
+    pub fn signing_algorithms(&self) -> Vec<String> {
+        self.keyring.algorithms()
+    }
 }
 
 impl Service {
@@ -209,12 +219,11 @@ impl Service {
             RotationOutcome::Rotated(user) => (user, refresh),
             RotationOutcome::Replayed { user, grant, hash } => {
                 // The client lost our answer, or two of its calls raced: return the same successor again.
-                let again = self.tokens.mint_refresh(&grant)?;
-                if RefreshHash::of(&again.token) != hash {
+                let Some(again) = self.tokens.mint_refresh_again(&grant, hash)? else {
                     // It was minted with another issuer or master key.
                     tracing::warn!(session_id = %grant.session_id, "a refresh token could not be minted again with the same bytes");
                     return Err(Error::RefreshTokenInvalid);
-                }
+                };
                 (user, again)
             }
             RotationOutcome::Reused => {

@@ -45,15 +45,14 @@ use self::{
 use super::{
     opening::{Migrate, OpenError},
     purges::{Purges, purge, purges},
-    queries::{self, first_signing_key},
     rows::{StoredRow, audit_events, user_columns},
     shared::{Stamp, first_pending, migrator, run_to_completion},
     statement::Statement,
-    steps::{self, Backend, Dialect, WriteTransaction as _},
+    steps::{self, Backend, Dialect, WriteTransaction as _, first_signing_key},
 };
 
 /// The files below `migrations/postgres`, with their names.
-const MIGRATIONS: [(&str, &str); 11] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
@@ -65,6 +64,7 @@ const MIGRATIONS: [(&str, &str); 11] = [
     ("0009_open_sessions.sql", include_str!("../../../migrations/postgres/0009_open_sessions.sql")),
     ("0010_seen_generations.sql", include_str!("../../../migrations/postgres/0010_seen_generations.sql")),
     ("0011_service_accounts.sql", include_str!("../../../migrations/postgres/0011_service_accounts.sql")),
+    ("0012_key_rotation.sql", include_str!("../../../migrations/postgres/0012_key_rotation.sql")),
 ];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.
@@ -373,10 +373,6 @@ impl Store for PostgresStore {
     async fn close(&self) -> Result<(), StoreError> {
         self.pool.close_idle();
         Ok(())
-    }
-
-    async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        queries::signing_keys(self).await
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {

@@ -32,15 +32,14 @@ use self::transaction::Tx;
 use super::{
     opening::{Migrate, OpenError},
     purges::{Purges, purge, purges},
-    queries::{self, first_signing_key},
     rows::{StoredRow, audit_events, user_columns},
     shared::{first_pending, migrator, run_to_completion},
     statement::Statement,
-    steps::{self, Backend, Dialect},
+    steps::{self, Backend, Dialect, first_signing_key},
 };
 
 /// The files below `migrations/sqlite`, with their names.
-const MIGRATIONS: [(&str, &str); 11] = [
+const MIGRATIONS: [(&str, &str); 12] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/sqlite/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/sqlite/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/sqlite/0003_administration.sql")),
@@ -52,6 +51,7 @@ const MIGRATIONS: [(&str, &str); 11] = [
     ("0009_open_sessions.sql", include_str!("../../../migrations/sqlite/0009_open_sessions.sql")),
     ("0010_seen_generations.sql", include_str!("../../../migrations/sqlite/0010_seen_generations.sql")),
     ("0011_service_accounts.sql", include_str!("../../../migrations/sqlite/0011_service_accounts.sql")),
+    ("0012_key_rotation.sql", include_str!("../../../migrations/sqlite/0012_key_rotation.sql")),
 ];
 
 /// How long a write waits for its turn.
@@ -328,10 +328,6 @@ impl Store for SqliteStore {
         let done = self.checkpoint().await;
         self.writer.close().await;
         done
-    }
-
-    async fn signing_keys(&self) -> Result<Vec<SealedSigningKey>, StoreError> {
-        queries::signing_keys(self).await
     }
 
     async fn add_first_signing_key(&self, key: SealedSigningKey) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@
 
 mod accounts;
 mod admin;
+mod keys;
 mod mail;
 mod purge;
 mod services;
@@ -14,6 +15,7 @@ mod sessions;
 mod transaction;
 
 pub(super) use accounts::create_account;
+pub(super) use keys::first_signing_key;
 pub(super) use mail::{issue_token, prepare, request_mail};
 pub(super) use sessions::{apply_logout, carried_on, end_reused_session, end_surplus_sessions, open_session, replayed};
 pub(super) use transaction::{

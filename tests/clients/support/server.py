@@ -73,6 +73,18 @@ class Server:
             **options,
         )
 
+    def begin(self, *arguments: str) -> subprocess.Popen:
+        """Starts another command of the binary with the server's own configuration. The caller ends it."""
+        return subprocess.Popen(
+            [self._binary, *arguments],
+            env=self._environment(),
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
     def start(self) -> "Server":
         if self.engine.wants_migration:
             migrated = self.run("migrate")
