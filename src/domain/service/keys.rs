@@ -40,10 +40,11 @@ impl Service {
                 Err(error) => {
                     metrics::counter!("postern_signing_key_reads_total", "outcome" => "failed").increment(1);
                     let cause = error.for_operators();
-                    match error {
-                        // The database is down, which is logged elsewhere.
-                        Error::StoreUnavailable(_) => tracing::debug!(cause, "the signing keys could not be read"),
-                        _ => tracing::error!(cause, "the signing keys could not be read"),
+                    // That the database is down is logged elsewhere.
+                    if matches!(error, Error::StoreUnavailable(_)) {
+                        tracing::debug!(cause, "the signing keys could not be read");
+                    } else {
+                        tracing::error!(cause, "the signing keys could not be read");
                     }
                     RETRY_PAUSE
                 }
