@@ -42,7 +42,6 @@ struct Documents {
     /// Where the metadata is too, if the issuer has a path.
     path_of_issuer: String,
 }
-}
 
 /// The discovery document (OpenID Connect Discovery 1.0 §3), with the parts that apply to Postern. Istio, Envoy and JWT
 /// libraries read the issuer and the URL of the keys from it. A member that would be empty is left out (§4.2), such as
