@@ -257,7 +257,7 @@ async fn open(config: &Config, checked: Checked, env: Env, opening: Opening) -> 
         login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &masters)?,
         login_limiter: RateLimiter::per_minute(config.limits.client_limit()),
         sign_up_limiter: RateLimiter::per_minute(config.limits.sign_up_limit()),
-        service_secrets: VerifiedSecrets::default(),
+        verified_secrets: VerifiedSecrets::default(),
         pages: PageTokens::new(&masters)?,
         audit_retention: config.limits.audit_retention,
         demand_warnings: DemandWarnings::default(),

@@ -69,7 +69,7 @@ pub struct Service {
     pub(crate) revocations: Revocations,
     pub(crate) seen: SeenGenerations,
     /// Secrets of services that were verified a moment ago.
-    pub(crate) service_secrets: VerifiedSecrets,
+    pub(crate) verified_secrets: VerifiedSecrets,
     pub(crate) pages: PageTokens,
     /// How long audit rows are kept.
     pub(crate) audit_retention: Duration,

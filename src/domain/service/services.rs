@@ -50,7 +50,7 @@ impl Service {
         client: &Client,
     ) -> Result<Caller, Error> {
         let presented = id.map(|id| PresentedSecret::of(id, secret));
-        let remembered = presented.as_ref().and_then(|presented| self.service_secrets.get(presented, self.env.now()));
+        let remembered = presented.as_ref().and_then(|presented| self.verified_secrets.get(presented, self.env.now()));
         // Whatever is not sure is looked up again.
         if let Some(caller) = remembered.and_then(|service| self.revocations.check(Caller::Service(service)).ok()) {
             return Ok(caller);
@@ -58,7 +58,7 @@ impl Service {
         let (account, key) = self.verify_service_secret(id, secret, client).await?;
         let service = ServiceCaller { account_id: account.id, key_id: key.id, roles: account.roles };
         if let Some(presented) = presented {
-            self.service_secrets.insert(presented, service.clone(), key.expire_time);
+            self.verified_secrets.insert(presented, service.clone(), key.expire_time);
         }
         Ok(Caller::Service(service))
     }
