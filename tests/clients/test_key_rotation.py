@@ -184,6 +184,25 @@ def test_the_keys_may_be_kept_for_a_part_of_the_time_for_which_the_next_one_is_p
     assert age == 10, "the shorter time counts while the settings change"
 
 
+def test_tokens_with_unknown_keys_make_the_server_read_the_keys_once_in_a_few_seconds(start_server, embedded):
+    server = start_server(embedded)
+    operations = Rest(server, "ops_addr")
+    forged = jose.with_header(server.client.newcomer()[1].access_token, kid="unknown")
+    server.secrets.add(forged)
+
+    def reads() -> float:
+        seen = metrics.read(operations.get("/metrics").body.decode())
+        return seen.value("postern_signing_key_reads_total", outcome="read")
+
+    before, started = reads(), time.monotonic()
+    for _ in range(300):
+        assert not is_accepted(server, forged)
+    wait_until("the keys are read", lambda: reads() > before)
+    seconds = time.monotonic() - started
+    # Every five seconds, and every twenty without any token.
+    assert reads() - before <= 1 + seconds / 5 + seconds / 20, seconds
+
+
 # -- replicas ------------------------------------------------------------------------------------------------------
 
 
