@@ -7,7 +7,9 @@ use crate::{
         account::{Email, User},
         audit::{Action, AuditEvent},
         ids::{MailId, SessionId, UserId},
-        ports::{AuditPage, Credentials, MailQueue, OneTimeToken, Queries, SessionPage, UserOrder, UserPage},
+        ports::{
+            AuditPage, Credentials, MailQueue, OneTimeToken, Queries, Revocation, SessionPage, UserOrder, UserPage,
+        },
         session::SessionSummary,
     },
     error::StoreError,
@@ -15,8 +17,8 @@ use crate::{
 
 use super::{
     rows::{
-        AuditRow, CREDENTIALS_OF_SESSION, CredentialsRow, MailQueueRow, OneTimeTokenRow, SessionRow, StoredRow,
-        USER_BY_ID, USER_OF_SESSION, UserRow, audit_events, end_of_prefix, user_columns,
+        AuditRow, CREDENTIALS_OF_SESSION, CredentialsRow, MailQueueRow, OneTimeTokenRow, RevocationRow, SessionRow,
+        StoredRow, USER_BY_ID, USER_OF_SESSION, UserRow, audit_events, end_of_prefix, user_columns,
     },
     statement::Statement,
     steps::Backend,
@@ -116,6 +118,17 @@ impl<B: Backend> Queries for B {
                 .bind(action),
         };
         read(self, events, |row: AuditRow| Ok(row.into_event())).await
+    }
+
+    async fn revocation_page(&self, after: i64, up_to: i64, limit: u32) -> Result<Vec<Revocation>, StoreError> {
+        let query = Statement::new(
+            "SELECT number, session_id, user_id, roles, revoke_time, forget_time FROM revocations \
+             WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3",
+        )
+        .bind(after)
+        .bind(up_to)
+        .bind(i64::from(limit));
+        read(self, query, RevocationRow::into_revocation).await
     }
 
     async fn one_time_token(&self, token: MailId) -> Result<Option<OneTimeToken>, StoreError> {

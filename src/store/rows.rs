@@ -441,6 +441,7 @@ row! {
         session_id: Option<Uuid>,
         user_id: Option<Uuid>,
         roles: Option<String>,
+        revoke_time: Stamp,
         forget_time: Stamp,
     }
 }
@@ -456,7 +457,7 @@ impl RevocationRow {
             }
             (Some(_), Some(_)) | (None, None) => return Err(bad_column("revocations.session_id or user_id")),
         };
-        Ok(Revocation { number: self.number, what, retain_until: self.forget_time.0 })
+        Ok(Revocation { number: self.number, what, revoke_time: self.revoke_time.0, retain_until: self.forget_time.0 })
     }
 }
 

@@ -32,6 +32,7 @@ on_each_engine![
     concurrent_endings_of_one_session_log_one_revocation,
     a_step_that_ends_no_session_logs_no_revocation,
     new_revocations_are_returned_in_the_order_of_their_numbers,
+    a_page_of_the_log_is_bounded_by_its_numbers_and_its_size,
     a_log_that_is_longer_than_one_read_is_read_whole,
     revocations_are_purged_once_they_affect_no_token_and_numbers_are_not_reused,
 ];
@@ -238,6 +239,22 @@ async fn new_revocations_are_returned_in_the_order_of_their_numbers(database: &D
     }
     let unknown = [all[5].number + 1, all[5].number + 2];
     assert_eq!(store.revocations(all[5].number, &unknown).await.expect("the store"), []);
+}
+
+async fn a_page_of_the_log_is_bounded_by_its_numbers_and_its_size(database: &Database) {
+    let store = database.store().await;
+    let store = store.as_ref();
+    let user = sign_up_without_mail(database, store, "ada").await;
+    for _ in 0..5 {
+        log_out(store, &log_in(store, &user).await).await;
+    }
+    let all = store.revocations(0, &[]).await.expect("the store");
+    let page = async |after, up_to, limit| store.revocation_page(after, up_to, limit).await.expect("the store");
+    assert_eq!(page(0, i64::MAX, 9).await, all);
+    assert_eq!(page(all[0].number, all[3].number, 9).await, all[1..4]);
+    assert_eq!(page(all[0].number, all[3].number, 2).await, all[1..3]);
+    assert_eq!(page(all[4].number, i64::MAX, 9).await, []);
+    assert_eq!(all[0].revoke_time, audit_context().now);
 }
 
 async fn revocations_are_purged_once_they_affect_no_token_and_numbers_are_not_reused(database: &Database) {

@@ -67,6 +67,7 @@ async fn a_change_of_roles_is_logged_with_the_new_roles(database: &Database) {
     let expected = |number, names| Revocation {
         number,
         what: Revoked::Roles(user.id, Some(roles(names))),
+        revoke_time: context.now,
         retain_until: context.retain_until,
     };
     assert_eq!(entries, [expected(1, &["admin", "support", "user"][..]), expected(2, &["user"])]);

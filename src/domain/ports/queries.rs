@@ -15,6 +15,8 @@ use crate::{
     error::StoreError,
 };
 
+use super::sessions::Revocation;
+
 /// What the domain reads from a store.
 #[async_trait]
 pub trait Queries {
@@ -39,6 +41,10 @@ pub trait Queries {
 
     /// A page of the audit log, newest first.
     async fn list_audit_events(&self, page: AuditPage) -> Result<Vec<AuditEvent>, StoreError>;
+
+    /// The first `limit` entries of the log of revocations with numbers after `after`, up to `up_to`, in the order of their
+    /// numbers.
+    async fn revocation_page(&self, after: i64, up_to: i64, limit: u32) -> Result<Vec<Revocation>, StoreError>;
 
     /// The one-time token with this id, if it is stored, also when it has expired.
     async fn one_time_token(&self, token: MailId) -> Result<Option<OneTimeToken>, StoreError>;

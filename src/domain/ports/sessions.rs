@@ -225,6 +225,7 @@ pub struct Revocation {
     /// Numbers are given in the order of writing, which can differ from the order in which entries become visible.
     pub number: i64,
     pub what: Revoked,
+    pub revoke_time: OffsetDateTime,
     /// When the last access token that this entry affects has expired.
     pub retain_until: OffsetDateTime,
 }

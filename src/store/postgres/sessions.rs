@@ -125,10 +125,10 @@ const OPEN_SESSION: &str = concat!(
 /// whether the database takes no writes, and its time. Both are needed about as often as the log.
 ///
 /// With OR instead of UNION ALL, PostgreSQL may walk the whole log.
-const REVOCATIONS_AND_STATE: &str = "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
-     WHERE number = ANY($2) AND number > 0 UNION ALL (SELECT number, session_id, user_id, roles, forget_time \
+const REVOCATIONS_AND_STATE: &str = "SELECT number, session_id, user_id, roles, revoke_time, forget_time FROM revocations \
+     WHERE number = ANY($2) AND number > 0 UNION ALL (SELECT number, session_id, user_id, roles, revoke_time, forget_time \
      FROM revocations WHERE number > $1 ORDER BY number LIMIT $3) \
-     UNION ALL SELECT -1, NULL, NULL, current_setting('transaction_read_only'), clock_timestamp() ORDER BY number";
+     UNION ALL SELECT -1, NULL, NULL, current_setting('transaction_read_only'), NULL, clock_timestamp() ORDER BY number";
 
 /// Replaces the presented token by the next one, if it is the live token of an open session.
 const ROTATE: &str = concat!(

@@ -153,9 +153,9 @@ impl SessionStore for SqliteStore {
 
     async fn revocations(&self, after: i64, wanted: &[i64]) -> Result<Vec<Revocation>, StoreError> {
         sqlx::query_as::<_, RevocationRow>(
-            "SELECT number, session_id, user_id, roles, forget_time FROM revocations \
+            "SELECT number, session_id, user_id, roles, revoke_time, forget_time FROM revocations \
              WHERE number IN (SELECT value FROM json_each($3)) \
-             UNION ALL SELECT * FROM (SELECT number, session_id, user_id, roles, forget_time FROM revocations \
+             UNION ALL SELECT * FROM (SELECT number, session_id, user_id, roles, revoke_time, forget_time FROM revocations \
              WHERE number > $1 ORDER BY number LIMIT $2) ORDER BY number",
         )
         .bind(after)
