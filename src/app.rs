@@ -27,6 +27,7 @@ use crate::{
         seen::SeenGenerations,
         service::{DemandWarnings, Service, count_from_zero},
         service_account::VerifiedSecrets,
+        streams::Streams,
         throttle::{LoginAttempts, RateLimiter},
         token::Tokens,
     },
@@ -259,6 +260,7 @@ async fn open(config: &Config, checked: Checked, env: Env, opening: Opening) -> 
         sign_up_limiter: RateLimiter::per_minute(config.limits.sign_up_limit()),
         verified_secrets: VerifiedSecrets::default(),
         pages: PageTokens::new(&masters)?,
+        streams: Streams::new(&masters)?,
         audit_retention: config.limits.audit_retention,
         demand_warnings: DemandWarnings::default(),
     }))

@@ -101,6 +101,12 @@ pub enum Error {
     /// The credentials of a service are unknown, wrong, expired, deleted or disabled.
     #[error("the client id or the client secret is wrong")]
     InvalidClient,
+    /// The cursor of a stream is older than the log of revocations, or from another database.
+    #[error("the cursor is older than the log or from another database: begin again without one")]
+    CursorExpired,
+    /// A stream has ended without a fault of anybody's.
+    #[error("the stream has ended, because {0}: resume it with the last cursor")]
+    StreamEnded(&'static str),
     /// A rate limit of this caller or of this account was reached.
     #[error("too many attempts")]
     Throttled { retry_after: Duration },

@@ -116,6 +116,8 @@ fn describe() {
     describe_counter!("postern_checks_total", "Requests that proxies asked about, by outcome");
     describe_gauge!("postern_signing_key_age_seconds", Unit::Seconds, "For how long the signing key has signed");
     describe_counter!("postern_signing_key_reads_total", "Readings of the signing keys, by outcome");
+    describe_gauge!("postern_revocation_streams", "Open streams of revocations");
+    describe_counter!("postern_revocation_streams_ended_total", "Streams of revocations that have ended, by reason");
     describe_counter!("postern_logins_throttled_total", "Password attempts that were refused, by limit");
     describe_counter!("postern_mails_total", "Attempts to send mail, by kind and outcome");
     describe_counter!("postern_mails_withheld_total", "Mails that were not queued, by the limit that was reached");

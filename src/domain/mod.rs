@@ -31,5 +31,7 @@ pub mod service;
 pub mod service_account;
 pub mod session;
 pub mod signing_key;
+pub mod streams;
 pub mod throttle;
 pub mod token;
+pub mod watch;

@@ -20,6 +20,7 @@ use super::{
     ports::{LONGEST_WRITE, REVOCATIONS_AT_ONCE, Revocation, Revoked, Store},
     role::{Caller, Role},
     token::AccessTokenError,
+    watch::{Feed, Found},
 };
 
 /// After this long without reading the log, tokens are refused: any of them may have been revoked.
@@ -47,6 +48,8 @@ pub struct Revocations {
     /// When the log was read last, in milliseconds since `started`, plus one; 0 before the first time.
     read_at: AtomicU64,
     reader: Mutex<LogReader>,
+    /// What the streams send.
+    feed: Feed,
 }
 
 #[derive(Debug, Default)]
@@ -60,11 +63,13 @@ struct LogReader {
     notes: VecDeque<(u64, i64)>,
     /// Up to which number every entry has been in memory for as long as an access token can be presented.
     settled: i64,
+    /// When the last read began that succeeded.
+    began: Option<Instant>,
 }
 
 /// What the tokens of an account are good for now.
-#[derive(Debug, PartialEq, Eq)]
-enum Standing {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
     Roles(Vec<Role>),
     /// For the roles that everybody has: what others it has is not known after a restore.
     Unsure,
@@ -81,7 +86,7 @@ enum Forgotten {
 /// An entry gets its number when it is written and becomes visible when it is committed, so a later number may become
 /// visible first. Numbers that were skipped are therefore requested again.
 #[derive(Debug, Default)]
-struct LogCursor {
+pub(super) struct LogCursor {
     after: i64,
     /// The entry with number `after`.
     last: Option<Revocation>,
@@ -101,7 +106,15 @@ impl LogCursor {
         !seen.iter().any(same)
     }
 
-    fn advance(&mut self, seen: &[Revocation], now: Instant) {
+    /// The number after which the log is read, and the numbers that are requested as well. The last entry is read again
+    /// each time: it tells whether this is still the same log.
+    pub(super) fn wanted(&self) -> (i64, Vec<i64>) {
+        (self.after, self.missed.keys().copied().chain([self.after]).collect())
+    }
+
+    /// Takes note of what was read. Returns the entries that are new.
+    pub(super) fn advance(&mut self, seen: &[Revocation], now: Instant) -> Vec<Found> {
+        let before = self.last.as_ref().map(|last| last.number);
         for revocation in seen {
             self.missed.remove(&revocation.number);
             if revocation.number <= self.after {
@@ -115,6 +128,12 @@ impl LogCursor {
             self.last = Some(revocation.clone());
         }
         self.missed.retain(|_, since| now.duration_since(*since) < GAP_PATIENCE);
+        seen.iter().filter(|entry| Some(entry.number) != before).map(Found::from).collect()
+    }
+
+    /// The lowest number that was skipped and may still appear.
+    pub(super) fn lowest_missed(&self) -> Option<i64> {
+        self.missed.first_key_value().map(|(number, _)| *number)
     }
 }
 
@@ -129,6 +148,7 @@ impl Revocations {
             started: Instant::now(),
             read_at: AtomicU64::new(0),
             reader: Mutex::default(),
+            feed: Feed::default(),
         }
     }
 
@@ -138,25 +158,41 @@ impl Revocations {
     /// is refused until the log has been read from its start.
     pub async fn poll(&self, store: &dyn Store, now: OffsetDateTime) -> Result<(), StoreError> {
         let mut reader = self.reader.lock().await;
-        let reader = &mut *reader;
+        self.read_log(&mut reader, store, now).await
+    }
+
+    /// The same, unless another read begins meanwhile. Many callers at once cause few reads.
+    pub async fn poll_unless_read(&self, store: &dyn Store, now: OffsetDateTime) -> Result<(), StoreError> {
+        let asked_at = Instant::now();
+        let mut reader = self.reader.lock().await;
+        if reader.began.is_some_and(|began| began >= asked_at) {
+            return Ok(());
+        }
+        self.read_log(&mut reader, store, now).await
+    }
+
+    async fn read_log(&self, reader: &mut LogReader, store: &dyn Store, now: OffsetDateTime) -> Result<(), StoreError> {
+        let began = Instant::now();
         loop {
             let asked_at = self.started.elapsed();
-            let after = reader.cursor.after;
-            // The last entry is read again each time: it tells whether this is still the same log.
-            let wanted: Vec<i64> = reader.cursor.missed.keys().copied().chain([after]).collect();
+            let (after, wanted) = reader.cursor.wanted();
             let seen = store.revocations(after, &wanted).await?;
             if reader.cursor.is_of_another_log(&seen) {
                 self.start_again(reader);
                 continue;
             }
             let new = seen.iter().filter(|entry| entry.number > after).count();
-            reader.cursor.advance(&seen, self.started + asked_at);
+            let found = reader.cursor.advance(&seen, self.started + asked_at);
             self.add(seen, now, &mut reader.forgetting);
+            // Afterwards, so that whoever is told of an entry is refused what it revokes.
+            self.feed.add(&found, reader.cursor.lowest_missed());
             if new < REVOCATIONS_AT_ONCE as usize {
                 self.narrow_roles_of_another_log(reader);
                 self.forget(&mut reader.forgetting);
                 reader.note(milliseconds(asked_at), milliseconds(self.shortest));
                 self.read_at.store(milliseconds(asked_at) + 1, Ordering::Release);
+                self.feed.is_complete_at(now);
+                reader.began = Some(began);
                 return Ok(());
             }
         }
@@ -178,6 +214,17 @@ impl Revocations {
         reader.cursor = LogCursor::default();
         reader.notes.clear();
         reader.settled = 0;
+        self.feed.start_again();
+    }
+
+    /// What the streams of revocations send.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    /// What the log says of the tokens of an account. `None`: nothing that still matters.
+    pub fn standing(&self, account: UserId) -> Option<Standing> {
+        self.roles.get(&account).map(|standing| standing.0.clone())
     }
 
     /// Whoever had other roles by the log from before has none but the one of all users now, until the tokens from before
@@ -294,7 +341,12 @@ mod tests {
 
     fn line(number: i64) -> Revocation {
         let session = SessionId(Uuid::from_u128(number.unsigned_abs().into()));
-        Revocation { number, what: Revoked::Session(session), retain_until: OffsetDateTime::UNIX_EPOCH }
+        Revocation {
+            number,
+            what: Revoked::Session(session),
+            revoke_time: OffsetDateTime::UNIX_EPOCH,
+            retain_until: OffsetDateTime::UNIX_EPOCH,
+        }
     }
 
     fn missed(cursor: &LogCursor) -> Vec<i64> {

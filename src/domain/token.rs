@@ -127,6 +127,11 @@ pub struct EmailClaim {
 }
 
 impl VerifiedToken {
+    /// When it is no longer accepted.
+    pub fn accepted_until(&self) -> OffsetDateTime {
+        self.expire_time + LEEWAY
+    }
+
     /// Notes that this token came back, unless that has been done. `note` tells whether it could.
     pub fn note_once(&self, note: impl FnOnce() -> bool) {
         if !self.is_noted.load(Ordering::Relaxed) && note() {
@@ -314,7 +319,7 @@ impl Tokens {
             }
         };
         let now = whole_seconds(now);
-        if now >= verified.expire_time + LEEWAY {
+        if now >= verified.accepted_until() {
             return Err(AccessTokenError::Expired);
         }
         // A clock was wrong, and this token would outlive what revokes it.

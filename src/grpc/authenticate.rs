@@ -77,7 +77,7 @@ fn identify(headers: &HeaderMap, service: &Service) -> Identity {
 
 /// The token of `authorization: Bearer <token>` (RFC 6750 §2.1). The scheme is not case-sensitive (RFC 9110 §11.1).
 /// Another scheme counts as no token. Two `authorization` values are invalid, because it is unclear which one is meant.
-fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, AccessTokenError> {
+pub(super) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, AccessTokenError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Ok(None);

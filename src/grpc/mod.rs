@@ -16,6 +16,7 @@ mod request;
 mod response;
 mod status;
 mod token;
+mod watch;
 
 use std::sync::Arc;
 

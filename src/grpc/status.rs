@@ -18,6 +18,9 @@ pub const INTERNAL_MESSAGE: &str = "internal error";
 /// When to retry while the database is down.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
+/// When to resume a stream that has ended.
+const STREAM_RETRY: Duration = Duration::from_millis(100);
+
 /// The longest message of an error with violations, in characters.
 const LONGEST_MESSAGE: usize = 1_000;
 
@@ -66,6 +69,7 @@ impl From<Error> for Status {
             Error::UserRequired => (Code::PermissionDenied, ErrorReason::UserRequired, None),
             Error::ServiceRequired => (Code::PermissionDenied, ErrorReason::ServiceRequired, None),
             Error::InvalidClient => (Code::Unauthenticated, ErrorReason::InvalidClient, None),
+            Error::CursorExpired => (Code::OutOfRange, ErrorReason::CursorExpired, None),
             Error::Throttled { retry_after } => (Code::ResourceExhausted, ErrorReason::Throttled, Some(*retry_after)),
             Error::Overloaded { retry_after } => (Code::ResourceExhausted, ErrorReason::Overloaded, Some(*retry_after)),
             // The health monitor logs when the database goes down and comes back, so failed calls are only debug
@@ -78,6 +82,10 @@ impl From<Error> for Status {
             Error::NotFound(_) => (Code::NotFound, ErrorReason::NotFound, None),
             Error::LastAdmin => (Code::FailedPrecondition, ErrorReason::LastAdmin, None),
             Error::DeadlineExceeded => return mark_own(Self::deadline_exceeded("the deadline has passed")),
+            Error::StreamEnded(_) => {
+                let details = ErrorDetails::with_retry_info(Some(STREAM_RETRY));
+                return mark_own(Self::with_error_details(Code::Unavailable, error.to_string(), details));
+            }
             Error::Internal(cause) => {
                 tracing::error!(cause = %causes(cause.as_ref()), "a call failed because of an internal error");
                 return mark_own(Self::internal(INTERNAL_MESSAGE));

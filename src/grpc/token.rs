@@ -14,7 +14,10 @@ use crate::{
     proto::{self, SubjectType, token_service_server::TokenService},
 };
 
-use super::request::{Violations, client, required, single_field, timestamp};
+use super::{
+    request::{Violations, client, required, single_field, timestamp},
+    watch::{self, Revocations},
+};
 
 /// The RPCs of `TokenService`.
 #[derive(Debug, Clone)]
@@ -30,6 +33,8 @@ impl TokenRpcs {
 
 #[tonic::async_trait]
 impl TokenService for TokenRpcs {
+    type WatchRevocationsStream = Revocations;
+
     async fn introspect_token(
         &self,
         request: Request<proto::IntrospectTokenRequest>,
@@ -57,6 +62,13 @@ impl TokenService for TokenRpcs {
             access_token_expire_time: Some(timestamp(token.expire_time)),
             token_type: "Bearer".to_owned(),
         }))
+    }
+
+    async fn watch_revocations(
+        &self,
+        request: Request<proto::WatchRevocationsRequest>,
+    ) -> Result<Response<Revocations>, Status> {
+        watch::revocations(Arc::clone(&self.service), request).await
     }
 }
 

@@ -2,7 +2,7 @@
 //! counter that begins at 1 would raise no alert.
 
 /// Each counter with the values of its label. `tests/clients/test_operations.py` compares them with the documented ones.
-const COUNTERS: [(&str, &str, &[&str]); 8] = [
+const COUNTERS: [(&str, &str, &[&str]); 9] = [
     ("postern_refreshes_total", "outcome", &["rotated", "retried", "reused", "dead"]),
     ("postern_seen_generations_total", "outcome", &["written", "no_room"]),
     ("postern_service_tokens_total", "outcome", &["issued", "refused"]),
@@ -13,6 +13,11 @@ const COUNTERS: [(&str, &str, &[&str]); 8] = [
         "outcome",
         &["allowed", "anonymous", "unauthenticated", "forbidden", "misconfigured", "unavailable"],
     ),
+    (
+        "postern_revocation_streams_ended_total",
+        "reason",
+        &["client", "connection", "slow", "token", "restored", "database", "fault"],
+    ),
     ("postern_signing_key_reads_total", "outcome", &["read", "failed"]),
     ("postern_housekeeping_total", "outcome", &["done", "failed"]),
 ];
@@ -20,6 +25,7 @@ const COUNTERS: [(&str, &str, &[&str]); 8] = [
 /// Starts every counter.
 pub fn count_from_zero() {
     metrics::counter!("postern_sessions_opened_total").increment(0);
+    metrics::gauge!("postern_revocation_streams").increment(0.0);
     for (counter, label, values) in COUNTERS {
         for value in values {
             metrics::counter!(counter, label => *value).increment(0);

@@ -19,6 +19,7 @@ mod services;
 mod sessions;
 mod sign_up;
 mod username_change;
+mod watch;
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -27,6 +28,7 @@ use crate::error::Error;
 pub use self::{
     checks::{CHECKS, DemandWarnings, UNAVAILABLE},
     counters::count_from_zero,
+    watch::{Change, Event, Notice, RevocationStream},
 };
 
 use super::{
@@ -45,6 +47,7 @@ use super::{
     seen::SeenGenerations,
     service_account::VerifiedSecrets,
     session::SessionPolicy,
+    streams::Streams,
     throttle::{LoginAttempts, RateLimiter},
     token::Tokens,
 };
@@ -71,6 +74,7 @@ pub struct Service {
     /// Secrets of services that were verified a moment ago.
     pub(crate) verified_secrets: VerifiedSecrets,
     pub(crate) pages: PageTokens,
+    pub(crate) streams: Streams,
     /// How long audit rows are kept.
     pub(crate) audit_retention: Duration,
     /// Log lines about demands that are not understood.
