@@ -71,7 +71,9 @@ def error_reasons() -> set[str]:
 
 
 def secrets_of(message) -> list[str]:
-    """The values of every field that the contract marks `debug_redact`, at any depth."""
+    """The values of every field that the contract marks `debug_redact`, at any depth. A stream is no message."""
+    if not hasattr(message, "ListFields"):
+        return []
     found = []
     for field, value in message.ListFields():
         if field.GetOptions().debug_redact:
