@@ -14,7 +14,7 @@ from datetime import timedelta
 import grpc
 import pytest
 
-from support import jose
+from support import jose, metrics
 from support.client import Person
 from support.engine import Postgres, new_master_key
 from support.expect import reason_of
@@ -125,7 +125,7 @@ def test_keys_rotate_under_load_and_no_verifier_refuses_a_token(start_server, cl
 
 
 def test_with_the_publishing_ahead_taken_out_both_verifiers_refuse(start_server, embedded, tmp_path):
-    server = start_server(embedded)
+    server = start_server(embedded, lame_duck="0s")
     checks = Checks([server], tmp_path)
     try:
         checks.run_round(2)
@@ -151,23 +151,28 @@ def test_with_the_publishing_ahead_taken_out_both_verifiers_refuse(start_server,
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_another_algorithm_takes_effect_with_the_next_key(start_server, embedded, algorithm):
     before = "EdDSA" if algorithm == "ES256" else "ES256"
-    server = start_server(embedded, signing_algorithm=before, signing_key_publish_ahead="5s")
+    server = start_server(embedded, signing_algorithm=before, signing_key_publish_ahead="5s", lame_duck="0s")
     _, tokens = server.client.newcomer()
     server.restart(signing_algorithm=algorithm)
     tokens, first = fresh(server, tokens.refresh_token)
     assert jose.header_of(tokens.access_token)["alg"] == before
 
     keys_command(server, "rotate")
+    # Its time has come.
+    move_schedule(embedded, timedelta(minutes=1))
 
     def signed_with_another():
         nonlocal tokens
         tokens, kid = fresh(server, tokens.refresh_token)
         return kid != first
 
-    wait_until("the next key signs", signed_with_another, pause=0.2)
+    wait_until("the next key signs", signed_with_another, pause=0.1)
     assert jose.header_of(tokens.access_token)["alg"] == algorithm
     assert WithPyJwt([Rest(server).address]).refusal(tokens.access_token) is None
     assert is_accepted(server, tokens.access_token)
+    seen = metrics.read(Rest(server, "ops_addr").get("/metrics").body.decode())
+    assert seen.value("postern_signing_key_reads_total", outcome="read") > 0
+    assert seen.value("postern_signing_key_reads_total", outcome="failed") == 0
     [new] = [key for key in published_keys(server) if key["kid"] != first]
     private = {"d", "p", "q", "dp", "dq", "qi"}
     assert (new["alg"], new["use"], private & set(new)) == (algorithm, "sig", set())
@@ -210,7 +215,7 @@ def test_tokens_with_unknown_keys_make_the_server_read_the_keys_once_in_a_few_se
 def pair(start_server, cluster):
     """Two replicas."""
     engine = Postgres(cluster)
-    servers = [start_server(engine, signing_key_publish_ahead="5s") for _ in range(2)]
+    servers = [start_server(engine, signing_key_publish_ahead="5s", lame_duck="0s") for _ in range(2)]
     yield engine, *servers
     for server in servers:
         server.close()
@@ -347,7 +352,7 @@ def test_a_revoked_key_gives_way_to_the_one_that_is_published_already(start_serv
 
 def test_the_master_key_is_changed_online_and_nobody_is_logged_out(start_server, engine):
     old, new = new_master_key(), new_master_key()
-    server = start_server(engine, master_key=old)
+    server = start_server(engine, master_key=old, lame_duck="0s")
     server.secrets |= {old, new}
     keys_command(server, "rotate")
     _, tokens = server.client.newcomer()
@@ -392,7 +397,7 @@ SLOW = {
 
 def test_a_change_of_the_master_key_that_is_killed_goes_on_where_it_was(start_server, engine):
     old, new = new_master_key(), new_master_key()
-    server = start_server(engine, master_key=old)
+    server = start_server(engine, master_key=old, lame_duck="0s")
     server.secrets |= {old, new}
     keys_command(server, "rotate")
     _, tokens = server.client.newcomer()
