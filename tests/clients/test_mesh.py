@@ -6,6 +6,7 @@ PostgreSQL is away. What Postern answers to a proxy is tested in `test_checks`.
 """
 
 import json
+import re
 import statistics
 import time
 
@@ -320,6 +321,12 @@ def test_without_postgresql_requests_are_decided_from_memory(
         wait_until("it passes again", lambda: proxy.get("/", live.access_token).status == 200)
     finally:
         cluster.remove()
+
+
+def test_envoy_keeps_the_keys_as_long_as_it_may(server):
+    allowed = Rest(server).get("/.well-known/jwks.json").header("cache-control")
+    kept = re.search(r"cache_duration: (\d+)s", configurations()["envoy-jwt-authn.yaml"])[1]
+    assert allowed == f"public, max-age={kept}"
 
 
 def test_every_other_configuration_of_the_page_is_sound_yaml():
