@@ -19,7 +19,7 @@ from support.keys import published_keys
 
 ISSUER, AUDIENCE = "http://localhost:8080", "postern"
 JWKS = "/.well-known/jwks.json"
-DISCOVERY = "/.well-known/openid-configuration"
+DISCOVERY, METADATA = "/.well-known/openid-configuration", "/.well-known/oauth-authorization-server"
 # A new key will be published for an hour before it signs, so a cache must not keep the keys longer than that.
 LONGEST_CACHE = 3600
 
@@ -114,7 +114,7 @@ def test_the_keys_are_public_named_by_their_thumbprint_and_those_of_the_command_
 
 
 @SQLITE_ALONE
-@pytest.mark.parametrize("document", [JWKS, DISCOVERY])
+@pytest.mark.parametrize("document", [JWKS, DISCOVERY, METADATA])
 def test_a_public_document_may_be_kept_for_a_while_and_asked_for_again_by_its_tag(rest, document):
     first = rest.get(document)
     assert seconds_to_keep(first) <= LONGEST_CACHE

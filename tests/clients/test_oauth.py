@@ -83,15 +83,15 @@ def test_a_service_gets_a_token_by_basic_and_by_body(oauth, service):
         assert given["token_type"] == "Bearer"
         assert 890 <= given["expires_in"] <= 900
         claims = jose.claims_of(given["access_token"])
-        assert (claims["sub"], claims["client_id"], claims["sid"]) == (service.id, service.id, service.key)
+        assert (claims["sub"], claims["client_id"], claims["sid"]) == (service.id, service.id, service.key["id"])
 
     check_all(ways.items(), check)
 
 
 def test_wrong_client_credentials_are_one_answer_whatever_is_wrong(oauth, service, own_service, server):
-    disabled, expired = Service(server), Service(server)
+    disabled, deleted = Service(server), Service(server)
     disabled.change("DisableServiceAccount")
-    expired.change("DeleteServiceKey", key_id=expired.key)
+    deleted.delete_key()
     wrong = {
         "the secret of another": (service.id, own_service.secret),
         "another secret": (service.id, service.secret[:-1] + ("A" if service.secret[-1] != "A" else "B")),
@@ -100,7 +100,7 @@ def test_wrong_client_credentials_are_one_answer_whatever_is_wrong(oauth, servic
         "an id that is none": ("billing", service.secret),
         "the name": (service.name, service.secret),
         "a disabled account": (disabled.id, disabled.secret),
-        "a deleted key": (expired.id, expired.secret),
+        "a deleted key": (deleted.id, deleted.secret),
         "no secret": (service.id, ""),
     }
     answers = set()
@@ -257,7 +257,7 @@ def test_what_is_no_live_refresh_token_is_an_invalid_grant(oauth, service, perso
     stolen = tokens["refreshToken"]
     for _ in range(2):
         tokens = service.way.refresh(tokens)
-    service_token = service.bearer().removeprefix("Bearer ")
+    service_token = service.token()
     for token in ("x", tokens["accessToken"], service_token, tokens["refreshToken"][:-8]):
         oauth.refused(400, "invalid_grant", TOKEN, refresh(token))
     assert service.way.me(tokens)
@@ -288,7 +288,7 @@ def test_each_way_of_a_service_to_authenticate_learns_the_same_of_a_person(oauth
 
 
 def test_a_token_of_a_service_is_introspected_without_an_address(oauth, service):
-    token = service.bearer().removeprefix("Bearer ")
+    token = service.token()
     claims = jose.claims_of(token)
     assert introspected(oauth, service, token) == {
         "active": True,
@@ -329,8 +329,8 @@ def test_what_is_not_active_has_no_other_member(oauth, service, person, server):
     ended = Somebody(service.way)
     service.way.ok("Logout", refresh_token=ended.tokens["refreshToken"])
     deleted = Service(server)
-    of_deleted = deleted.bearer().removeprefix("Bearer ")
-    deleted.change("DeleteServiceKey", key_id=deleted.key)
+    of_deleted = deleted.token()
+    deleted.delete_key()
     dead = {
         "alg none": jose.forge({**header, "alg": "none"}, claims, jose.unsigned),
         "HS256 with what is public": jose.forge(
@@ -371,7 +371,7 @@ def test_what_is_not_active_has_no_other_member(oauth, service, person, server):
 
 
 def test_introspection_tells_the_roles_of_now(oauth, own_service):
-    token = own_service.bearer().removeprefix("Bearer ")
+    token = own_service.token()
     own_service.change("SetServiceAccountRoles", roles=["reader", "writer"])
     assert introspected(oauth, own_service, token)["roles"] == ["reader", "writer"]
 
@@ -386,7 +386,7 @@ def test_a_secret_that_was_just_used_ends_with_its_key_and_with_its_account(oaut
     of_second = own_service.basic()
     assert oauth.ok(INTROSPECT, fields, authorization=of_second)["active"]
 
-    own_service.change("DeleteServiceKey", key_id=first)
+    own_service.delete_key(first)
     oauth.refused(401, "invalid_client", INTROSPECT, fields, authorization=of_first)
     assert oauth.ok(INTROSPECT, fields, authorization=of_second)["active"], "the other key is still good"
     own_service.change("DisableServiceAccount")
@@ -412,7 +412,7 @@ def test_either_token_of_a_person_ends_its_session(oauth, service, person, kind,
     assert service.way.me(other), "another session of the same person"
     [event] = [
         event
-        for event in service.way.ok("ListAuditEvents", credential=service._admin, user_id=person.id)["events"]
+        for event in service.way.ok("ListAuditEvents", credential=service.admin.credential, user_id=person.id)["events"]
         if event["sessionId"] == session_id(person.tokens) and event["action"] != "login"
     ]
     assert event["actorId"] == person.id
@@ -432,11 +432,11 @@ def test_what_is_not_valid_is_as_good_as_revoked(oauth, service, person):
 
 
 def test_the_token_of_a_service_is_not_revoked_here(oauth, own_service):
-    token = own_service.bearer().removeprefix("Bearer ")
+    token = own_service.token()
     for client in ({}, own_service.in_body):
         oauth.refused(400, "unsupported_token_type", REVOKE, {"token": token, **client})
     assert introspected(oauth, own_service, token)["active"]
-    own_service.change("DeleteServiceKey", key_id=own_service.key)
+    own_service.delete_key()
     oauth.revoke(token=token)
 
 

@@ -6,6 +6,7 @@ from urllib.parse import quote, quote_plus, urlencode
 
 from support.admin import AnyByRest, Somebody
 from support.http import Answer, Rest
+from support.services import ServiceAccount
 
 FORM = "application/x-www-form-urlencoded"
 TOKEN, INTROSPECT, REVOKE = "/oauth2/token", "/oauth2/introspect", "/oauth2/revoke"
@@ -76,34 +77,18 @@ def expect_error(answer: Answer, status: int, error: str) -> Answer:
     return answer
 
 
-class Service:
-    """A service account with one key, made by an admin over REST."""
+class Service(ServiceAccount):
+    """A service account with one key, made by an admin over REST, and how it authenticates."""
 
     def __init__(self, server, *roles: str):
-        self.way = AnyByRest(Rest(server))
-        self._admin = Somebody(self.way, server.engine, "admin").credential
-        account = self._by_admin("CreateServiceAccount", name=f"s{uuid.uuid4().hex[:16]}", roles=list(roles))
-        self.id, self.name = account["serviceAccount"]["id"], account["serviceAccount"]["name"]
-        self.key, self.secret = self.new_key()
-
-    def new_key(self) -> tuple[str, str]:
-        """The id and the secret of a further key."""
-        created = self.change("CreateServiceKey")
-        return created["key"]["id"], created["clientSecret"]
-
-    def change(self, rpc: str, **fields) -> dict:
-        """A call of the admin about this account."""
-        return self._by_admin(rpc, service_account_id=self.id, **fields)
-
-    def _by_admin(self, rpc: str, **fields) -> dict:
-        return self.way.ok(rpc, credential=self._admin, **fields)
+        way = AnyByRest(Rest(server))
+        super().__init__(way, Somebody(way, server.engine, "admin"), *roles)
 
     def basic(self, encode=quote) -> str:
         return basic(self.id, self.secret, encode)
 
     def bearer(self) -> str:
-        credentials = {"client_id": self.id, "client_secret": self.secret}
-        return f"Bearer {self.way.ok('IssueServiceToken', **credentials)['accessToken']}"
+        return f"Bearer {self.token()}"
 
     @property
     def in_body(self) -> dict[str, str]:
