@@ -78,6 +78,7 @@ def words(server, mailbox, known, service, size) -> dict[str, list[str]]:
         # A change of the password sets the same password.
         "newPassword": [person.password],
         "newEmail": [Person().email for _ in range(size(10, 40))],
+        "newUsername": [Person().username for _ in range(size(10, 40))],
         "refreshToken": [server.client.newcomer()[1].refresh_token for _ in range(size(15, 60))],
         "token": mailed_tokens(server.client, mailbox, size(6, 20)),
         "roles": ["billing"],
