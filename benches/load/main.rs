@@ -9,6 +9,8 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark may panic")]
 
+mod limit;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -31,22 +33,21 @@ use postern::{
         seen::SeenGeneration,
     },
     proto::{
-        GetMeRequest, GetMeResponse, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, RefreshRequest,
-        RefreshResponse, SignUpRequest, SignUpResponse, User,
-        auth_service_client::AuthServiceClient,
-        auth_service_server::{AuthService, AuthServiceServer},
+        GetMeRequest, LoginRequest, RefreshRequest, SignUpRequest, auth_service_client::AuthServiceClient,
     },
     store::{self, Migrate},
 };
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool, postgres::PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool, SqlitePool, postgres::PgPoolOptions};
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Code, Request, Response, Status,
-    transport::{Channel, Endpoint, Server},
+    Code, Request, Status,
+    transport::{Channel, Endpoint},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use uuid::Uuid;
+
+use self::limit::Limit;
 
 /// The default parameters of Postern.
 const MEMORY_KIB: u32 = 19_456;
@@ -157,7 +158,7 @@ async fn main() {
                 None => None,
             };
             let limit = Limit { pool, statement: statement.unwrap_or_default(), session, user };
-            Server::builder().add_service(AuthServiceServer::new(limit)).serve(address).await.unwrap();
+            limit.serve(address).await;
             Value::Null
         }
         Command::Calls { address, rpc, clients, seconds, pace } => {
@@ -288,45 +289,6 @@ async fn write_of_seen(store: &dyn Store, sessions: Vec<Uuid>) -> f64 {
 fn resident_bytes() -> i64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap() * 4_096
-}
-
-/// A server that shows the limit: it checks nothing, and answers at once or after one SELECT.
-struct Limit {
-    pool: Option<PgPool>,
-    statement: String,
-    session: Option<Uuid>,
-    user: Option<Uuid>,
-}
-
-#[tonic::async_trait]
-impl AuthService for Limit {
-    async fn get_me(&self, _: Request<GetMeRequest>) -> Result<Response<GetMeResponse>, Status> {
-        let mut user = User { username: "ada".to_owned(), email: "ada@example.com".to_owned(), ..User::default() };
-        if let Some(pool) = &self.pool {
-            let query = sqlx::query(AssertSqlSafe(self.statement.clone())).bind(self.session).bind(self.user);
-            let row = query.fetch_one(pool).await.map_err(|error| Status::internal(error.to_string()))?;
-            user.id = row.get::<Uuid, _>(0).to_string();
-            user.username = row.get(1);
-            user.email = row.get(2);
-        }
-        Ok(Response::new(GetMeResponse { user: Some(user) }))
-    }
-
-    async fn sign_up(&self, _: Request<SignUpRequest>) -> Result<Response<SignUpResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn login(&self, _: Request<LoginRequest>) -> Result<Response<LoginResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn refresh(&self, _: Request<RefreshRequest>) -> Result<Response<RefreshResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
-
-    async fn logout(&self, _: Request<LogoutRequest>) -> Result<Response<LogoutResponse>, Status> {
-        Err(Status::unimplemented(""))
-    }
 }
 
 /// A user with an account, a session and a connection.
