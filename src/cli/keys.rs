@@ -54,10 +54,10 @@ impl Keys {
 
 pub async fn run(command: Keys) -> Result<ExitCode, CliError> {
     let env = Env::system();
-    match &command {
+    match command {
         Keys::List { states, config } => {
             let keyring = app::existing_keys(&config.config, &env).await?;
-            if *states {
+            if states {
                 for key in keyring.list(env.now()) {
                     let time = key.sign_time.map_or_else(|| Ok("-".to_owned()), rfc3339)?;
                     output::line(&format!("{}\t{}\t{}\t{time}", key.kid, key.algorithm, key.state.as_str()))?;
@@ -74,7 +74,7 @@ pub async fn run(command: Keys) -> Result<ExitCode, CliError> {
         }
         Keys::Revoke { kid, config } => {
             let service = app::existing_domain(&config.config, env).await?;
-            service.revoke_key(kid).await?;
+            service.revoke_key(&kid).await?;
             let seconds = service.keys_max_age().as_secs();
             output::note(&format!(
                 "Postern refuses its tokens within a second. Services that verify tokens on their own refuse them as soon as \

@@ -265,14 +265,14 @@ mod tests {
         let first = key("key 0", Some(START), Some(policies[0].publish_ahead.as_secs()));
         let mut stored = vec![first];
         let (mut now, mut number, mut outcome) = (START, 0, Outcome::default());
-        let replica = |offset: &i64| Replica {
+        let new = |offset: &i64| Replica {
             offset: *offset,
             known: stored.clone(),
             read_at: START,
             down_until: START,
             cut_until: START,
         };
-        let mut replicas: Vec<_> = offsets.iter().map(replica).collect();
+        let mut replicas: Vec<_> = offsets.iter().map(new).collect();
         let mut verifiers: Vec<_> = (0..3).map(|_| Verifier { keys: BTreeSet::new(), until: START }).collect();
         let mut alive: Vec<(String, OffsetDateTime)> = Vec::new();
         for second in seconds {
@@ -285,18 +285,15 @@ mod tests {
                 let index = index % replicas.len();
                 replicas[index].cut_until = now + length.seconds();
             }
-            for index in 0..replicas.len() {
+            for (index, replica) in replicas.iter_mut().enumerate() {
                 let policy = policies[index % policies.len()];
-                let (is_up, own) = (
-                    replicas[index].down_until.max(replicas[index].cut_until) <= now,
-                    now + replicas[index].offset.seconds(),
-                );
-                let is_due = now >= replicas[index].read_at + policy.reread(&replicas[index].known);
+                let (is_up, own) = (replica.down_until.max(replica.cut_until) <= now, now + replica.offset.seconds());
+                let is_due = now >= replica.read_at + policy.reread(&replica.known);
                 if !is_up || !is_due {
                     continue;
                 }
                 // With a race, the step is decided from what another replica has changed meanwhile, and so is refused.
-                let seen = if second.raced { replicas[index].known.clone() } else { stored.clone() };
+                let seen = if second.raced { replica.known.clone() } else { stored.clone() };
                 if let Some(step) = policy.due(&seen, own)
                     && seen == stored
                 {
@@ -307,8 +304,8 @@ mod tests {
                     };
                     take(&mut stored, step, own, policy.publish_ahead, number);
                 }
-                replicas[index].known.clone_from(&stored);
-                replicas[index].read_at = now;
+                replica.known.clone_from(&stored);
+                replica.read_at = now;
             }
             let up: Vec<_> = (0..replicas.len()).filter(|index| replicas[*index].down_until <= now).collect();
             let fresh: Vec<_> = up.iter().copied().filter(|index| replicas[*index].cut_until <= now).collect();

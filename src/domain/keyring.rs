@@ -137,7 +137,7 @@ impl Keyring {
         let (mut keys, mut failure, mut previous_is_active) = (HashMap::new(), None, false);
         for sealed in &stored {
             // A `kid` is a hash of the public key, so a key that is known is the same key.
-            let known = before.keys.get(&sealed.kid).map(Arc::clone);
+            let known = before.keys.get(&sealed.kid).cloned();
             let (key, error) = match (self.unseal(sealed), known) {
                 (Ok((pkcs8, with)), known) => {
                     previous_is_active |= with == SealedWith::Previous;
@@ -326,4 +326,99 @@ fn wrong_key(sealed: &SealedSigningKey) -> Error {
         "signing key {} cannot be decrypted: POSTERN_MASTER_KEY is not the one that this database was made with",
         sealed.kid
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::domain::master_key::MasterKey;
+
+    fn keyring(current: u8, previous: Option<u8>) -> Keyring {
+        let master = |byte| MasterKey::from_bytes([byte; 32]);
+        let schedule = KeySchedule {
+            rotation: Duration::from_hours(90 * 24),
+            publish_ahead: Duration::from_hours(24),
+            token_lifetime: Duration::from_mins(16),
+        };
+        let policy = KeyPolicy { algorithm: SigningAlgorithm::EdDsa, schedule };
+        Keyring::new(Arc::new(MasterKeys::new(master(current), previous.map(master))), policy)
+    }
+
+    fn key_of(keyring: &Keyring) -> SealedSigningKey {
+        let env = Env::system();
+        keyring.generate(&env, Some(env.now())).expect("a key")
+    }
+
+    fn signing(keyring: &Keyring) -> Result<String, Error> {
+        keyring.signing(Env::system().now()).map(|key| key.kid.clone())
+    }
+
+    #[test]
+    fn a_process_that_could_not_read_the_keys_for_long_signs_no_more() {
+        let keyring = keyring(1, None);
+        let key = key_of(&keyring);
+        let longest = keyring.policy.schedule.longest_staleness(std::slice::from_ref(&key));
+        for (ago, signs) in [(Duration::ZERO, true), (longest / 2, true), (longest + Duration::from_secs(1), false)] {
+            let asked_at = Instant::now().checked_sub(ago).expect("the machine is up for longer");
+            keyring.install(vec![key.clone()], asked_at).expect("the key");
+            assert_eq!(signing(&keyring).is_ok(), signs, "{ago:?}");
+            assert!(keyring.knows(&key.kid), "it still verifies");
+        }
+        assert!(matches!(signing(&keyring), Err(Error::StoreUnavailable(_))));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_decrypted_leaves_the_others_and_counts_as_not_read() {
+        let keyring = keyring(1, None);
+        let (mine, theirs) = (key_of(&keyring), key_of(&self::keyring(2, None)));
+        let first = Instant::now();
+        keyring.install(vec![mine.clone()], first).expect("the key");
+        let refused = keyring.install(vec![mine.clone(), theirs.clone()], Instant::now());
+        assert!(refused.expect_err("no master key").for_operators().contains(&theirs.kid));
+        assert_eq!(signing(&keyring).ok(), Some(mine.kid));
+        assert_eq!(keyring.known().read_at, Some(first));
+    }
+
+    #[test]
+    fn a_key_that_is_known_stays_when_it_is_encrypted_with_a_master_key_that_is_not() {
+        let (before, between, after) = (keyring(1, None), keyring(2, Some(1)), keyring(2, None));
+        let key = key_of(&before);
+        before.install(vec![key.clone()], Instant::now()).expect("the key");
+        between.install(vec![key.clone()], Instant::now()).expect("the previous master key opens it");
+        assert!(after.install(vec![key.clone()], Instant::now()).is_err());
+        // What a replica with both makes now, one with the previous master key alone can read.
+        let next = key_of(&between);
+        before.install(vec![key.clone(), next], Instant::now()).expect("both keys");
+
+        let sealed_private_key = between.reseal(&key, &Env::system()).expect("the key").expect("it is the old one");
+        let resealed = SealedSigningKey { sealed_private_key, ..key };
+        for keyring in [&before, &between, &after] {
+            keyring.install(vec![resealed.clone()], Instant::now()).expect("the key");
+            assert_eq!(signing(keyring).ok().as_ref(), Some(&resealed.kid));
+        }
+        assert_eq!(between.reseal(&resealed, &Env::system()).expect("the key"), None, "it is done");
+        assert!(after.install(vec![key_of(&between)], Instant::now()).is_ok(), "the new master key is in use");
+    }
+
+    #[test]
+    fn a_revoked_key_is_dropped_and_an_unknown_one_is_noted() {
+        let keyring = keyring(1, None);
+        let (first, second) = (key_of(&keyring), key_of(&keyring));
+        keyring.install(vec![first.clone(), second.clone()], Instant::now()).expect("the keys");
+        keyring.drop_revoked(|_| false);
+        assert!(keyring.key_revoked().now_or_never().is_none());
+
+        let revoked = SessionId(Uuid::from_bytes(revocation_id(&second.kid)));
+        keyring.drop_revoked(|id| id == revoked);
+        assert!(keyring.key_revoked().now_or_never().is_some());
+        assert_eq!((keyring.knows(&second.kid), signing(&keyring).ok()), (false, Some(first.kid.clone())));
+        assert_eq!(keyring.jwks().keys.len(), 1);
+
+        assert!(keyring.verification(&first.kid).is_some());
+        assert!(keyring.unknown_named().now_or_never().is_none());
+        assert!(keyring.verification(&second.kid).is_none());
+        assert!(keyring.unknown_named().now_or_never().is_some());
+    }
 }
