@@ -15,6 +15,7 @@ use crate::{
     config::{self, Checked, Config, ConfigError, ListenSettings},
     database_url::DatabaseUrl,
     domain::{
+        demands::DemandWarnings,
         env::Env,
         hasher::Hasher,
         keyring::Keyring,
@@ -25,7 +26,7 @@ use crate::{
         ports::Store,
         revocation::Revocations,
         seen::SeenGenerations,
-        service::{DemandWarnings, Service, count_from_zero},
+        service::{Service, count_from_zero},
         service_account::VerifiedSecrets,
         streams::Streams,
         throttle::{LoginAttempts, RateLimiter},

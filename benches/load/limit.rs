@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use futures_util::stream::Empty;
 use postern::proto::{
     GetMeRequest, GetMeResponse, IntrospectTokenRequest, IntrospectTokenResponse, IssueServiceTokenRequest,
-    IssueServiceTokenResponse, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, RefreshRequest, RefreshResponse,
-    SignUpRequest, SignUpResponse, User, WatchRevocationsRequest, WatchRevocationsResponse,
+    IssueServiceTokenResponse, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, RefreshRequest,
+    RefreshResponse, SignUpRequest, SignUpResponse, User, WatchRevocationsRequest, WatchRevocationsResponse,
     auth_service_server::{AuthService, AuthServiceServer},
     external::envoy::{
         config::core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},

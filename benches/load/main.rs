@@ -32,9 +32,7 @@ use postern::{
         role::{self, Caller},
         seen::SeenGeneration,
     },
-    proto::{
-        GetMeRequest, LoginRequest, RefreshRequest, SignUpRequest, auth_service_client::AuthServiceClient,
-    },
+    proto::{GetMeRequest, LoginRequest, RefreshRequest, SignUpRequest, auth_service_client::AuthServiceClient},
     store::{self, Migrate},
 };
 use serde_json::{Value, json};

@@ -1,7 +1,9 @@
 //! What a route demands of its callers, where a proxy asks Postern about each request. A proxy that asks with words that
 //! are not understood gets a refusal: a typo must not open a door.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZeroU32, sync::Arc};
+
+use governor::{DefaultDirectRateLimiter, Quota};
 
 use super::{
     role::{Caller, Role},
@@ -144,6 +146,31 @@ fn boolean(name: &str, value: &str) -> Result<bool, InvalidDemands> {
         "true" => Ok(true),
         "false" => Ok(false),
         _ => Err(InvalidDemands::NoBoolean(DemandName::new(name))),
+    }
+}
+
+/// The log lines about demands that are not understood: ten a minute. There is one such request for each of a route that is
+/// configured wrongly, and strangers may be able to send some.
+pub struct DemandWarnings(DefaultDirectRateLimiter);
+
+const WARNINGS_A_MINUTE: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
+
+impl Default for DemandWarnings {
+    fn default() -> Self {
+        Self(DefaultDirectRateLimiter::direct(Quota::per_minute(WARNINGS_A_MINUTE)))
+    }
+}
+
+impl fmt::Debug for DemandWarnings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DemandWarnings")
+    }
+}
+
+impl DemandWarnings {
+    /// Whether another line may be written.
+    pub fn is_due(&self) -> bool {
+        self.0.check().is_ok()
     }
 }
 

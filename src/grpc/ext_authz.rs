@@ -19,7 +19,10 @@ use crate::{
     domain::{
         demands::Demands,
         role::{Caller, Role},
-        service::{CHECKS, Service, UNAVAILABLE},
+        service::{
+            Service,
+            checks::{CHECKS, UNAVAILABLE},
+        },
         token::VerifiedToken,
     },
     proto::external::envoy::{

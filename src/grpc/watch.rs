@@ -14,7 +14,10 @@ use tonic::{Request, Response, Status, codegen::tokio_stream::Stream};
 use crate::{
     domain::{
         role::Role,
-        service::{Change, Event, Notice, RevocationStream, Service},
+        service::{
+            Service,
+            watch::{Change, Event, Notice, RevocationStream},
+        },
         token::AccessTokenError,
     },
     error::Error,

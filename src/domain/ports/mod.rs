@@ -11,6 +11,7 @@ mod keys;
 mod mail;
 mod purge;
 mod queries;
+mod revocations;
 mod services;
 mod sessions;
 
@@ -27,6 +28,7 @@ pub use keys::*;
 pub use mail::*;
 pub use purge::*;
 pub use queries::*;
+pub use revocations::*;
 pub use services::*;
 pub use sessions::*;
 

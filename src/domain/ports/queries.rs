@@ -15,7 +15,7 @@ use crate::{
     error::StoreError,
 };
 
-use super::sessions::Revocation;
+use super::revocations::Revocation;
 
 /// What the domain reads from a store.
 #[async_trait]

@@ -11,7 +11,6 @@ use crate::{
         audit::AuditContext,
         ids::{AuditEventId, SessionId, UserId},
         password::PasswordHash,
-        role::Role,
         seen::SeenGeneration,
         session::{RefreshGrant, RefreshHash},
         throttle::{AttemptPolicy, AttemptSubject},
@@ -19,7 +18,7 @@ use crate::{
     error::StoreError,
 };
 
-use super::queries::Credentials;
+use super::{queries::Credentials, revocations::Revocation};
 
 /// How many entries of the log of revocations are read at once.
 pub const REVOCATIONS_AT_ONCE: u32 = 10_000;
@@ -217,24 +216,4 @@ pub enum LoginStart {
     Blocked { retry_after: Duration },
     /// As [`Reservation::Busy`].
     Busy,
-}
-
-/// An entry of the log of revocations.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Revocation {
-    /// Numbers are given in the order of writing, which can differ from the order in which entries become visible.
-    pub number: i64,
-    pub what: Revoked,
-    pub revoke_time: OffsetDateTime,
-    /// When the last access token that this entry affects has expired.
-    pub retain_until: OffsetDateTime,
-}
-
-/// What an entry of the log revokes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Revoked {
-    /// The session ended.
-    Session(SessionId),
-    /// The account, or the service account, has these roles from now on. `None`: it is disabled or deleted.
-    Roles(UserId, Option<Vec<Role>>),
 }

@@ -1,9 +1,5 @@
 //! Decisions about requests that a proxy asks about. They cost CPU and memory, and no statement.
 
-use std::{fmt, num::NonZeroU32};
-
-use governor::{DefaultDirectRateLimiter, Quota};
-
 use crate::domain::{
     demands::{Credential, Demands, InvalidDemands, Passing, Refusal},
     token::AccessTokenError,
@@ -28,30 +24,6 @@ impl Service {
         }
         metrics::counter!(CHECKS, "outcome" => outcome(&decided)).increment(1);
         decided
-    }
-}
-
-/// The log lines about demands that are not understood: ten a minute. There is one such request for each of a route that is
-/// configured wrongly, and strangers may be able to send some.
-pub struct DemandWarnings(DefaultDirectRateLimiter);
-
-const WARNINGS_A_MINUTE: NonZeroU32 = NonZeroU32::MIN.saturating_add(9);
-
-impl Default for DemandWarnings {
-    fn default() -> Self {
-        Self(DefaultDirectRateLimiter::direct(Quota::per_minute(WARNINGS_A_MINUTE)))
-    }
-}
-
-impl fmt::Debug for DemandWarnings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DemandWarnings")
-    }
-}
-
-impl DemandWarnings {
-    fn is_due(&self) -> bool {
-        self.0.check().is_ok()
     }
 }
 

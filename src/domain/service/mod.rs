@@ -6,7 +6,7 @@
 
 mod admin;
 mod attempts;
-mod checks;
+pub mod checks;
 mod counters;
 mod email_change;
 mod keys;
@@ -19,20 +19,17 @@ mod services;
 mod sessions;
 mod sign_up;
 mod username_change;
-mod watch;
+pub mod watch;
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::error::Error;
 
-pub use self::{
-    checks::{CHECKS, DemandWarnings, UNAVAILABLE},
-    counters::count_from_zero,
-    watch::{Change, Event, Notice, RevocationStream},
-};
+pub use self::counters::count_from_zero;
 
 use super::{
     audit::AuditContext,
+    demands::DemandWarnings,
     env::Env,
     hasher::Hasher,
     ids::{ActorId, AuditEventId},
