@@ -85,17 +85,17 @@ impl Mint {
         self.tokens.mint_access(&user, session, 0, &self.env).expect("a token").token
     }
 
-    fn header(&self) -> Value {
+    pub fn header(&self) -> Value {
         json!({"typ": "at+jwt", "alg": "ES256", "kid": self.kid()})
     }
 
-    fn claims(&self) -> Value {
+    pub fn claims(&self) -> Value {
         let payload = self.minted().split('.').nth(1).map(|payload| BASE64_URL_SAFE_NO_PAD.decode(payload));
         serde_json::from_slice(&payload.expect("a payload").expect("base64url")).expect("JSON")
     }
 
     /// A token with this header and payload, signed with the real key.
-    fn signed(&self, header: &str, claims: &str) -> String {
+    pub fn signed(&self, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", encoded(header), encoded(claims));
         let signature = self.signing().signature(message.as_bytes()).expect("a signature");
         format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
@@ -110,13 +110,13 @@ impl Mint {
     }
 
     #[track_caller]
-    fn assert_invalid(&self, token: &str, what: &str) {
+    pub fn assert_invalid(&self, token: &str, what: &str) {
         assert_eq!(self.verify(token), Err(AccessTokenError::Invalid), "{what}");
     }
 }
 
 /// The object with one member replaced or removed.
-fn with(mut object: Value, member: &str, value: Option<Value>) -> String {
+pub fn with(mut object: Value, member: &str, value: Option<Value>) -> String {
     let members = object.as_object_mut().expect("an object");
     match value {
         Some(value) => members.insert(member.to_owned(), value),
@@ -126,12 +126,12 @@ fn with(mut object: Value, member: &str, value: Option<Value>) -> String {
 }
 
 /// The object as text, with an additional member at its end.
-fn with_another(object: &Value, member: &str) -> String {
+pub fn with_another(object: &Value, member: &str) -> String {
     let text = object.to_string();
     format!("{},{member}}}", text.strip_suffix('}').expect("an object"))
 }
 
-async fn with_mint(test: impl AsyncFnOnce(&Mint)) {
+pub async fn with_mint(test: impl AsyncFnOnce(&Mint)) {
     with_database(Engine::Sqlite, async |database| test(&Mint::new(database).await).await).await;
 }
 

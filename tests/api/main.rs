@@ -23,5 +23,6 @@ mod mail;
 mod one_time_tokens;
 mod passwords;
 mod refresh_tokens;
+mod service_tokens;
 mod siege;
 mod start;

@@ -18,6 +18,7 @@ from support.client import Person
 from support.engine import Postgres
 from support.keys import published_keys
 from support.oauth import INTROSPECT, OAuth, Service
+from support.outbox import settle
 from support.services import INVALID_CLIENT, ServiceAccount, introspect
 from support.transports import ByGrpc
 
@@ -146,7 +147,9 @@ def test_a_replica_at_rest_sends_at_most_three_statements_a_second(client, peopl
 def service(client, logged, people) -> ServiceAccount:
     assert people
     way = ByGrpc(client)
-    return ServiceAccount(way, Somebody(way, logged, "admin"), "reader")
+    account = ServiceAccount(way, Somebody(way, logged, "admin"), "reader")
+    settle(logged)
+    return account
 
 
 def test_a_token_of_a_service_is_one_statement_and_no_write_but_the_first_in_an_hour(service, statements, size):
@@ -177,13 +180,13 @@ def test_all_bad_credentials_of_a_service_cost_the_same_statement(logged, servic
     assert [len(sent) for sent in costs] == [1], costs
 
 
-def test_introspection_sends_no_statement_whatever_the_token_is(server, client, service, statements):
+def test_introspection_sends_no_statement_whatever_the_token_is(server, client, logged, service, statements):
     _, pair = client.newcomer()
     _, ended = client.newcomer()
     client.logout(ended.refresh_token)
     dead = [ended.access_token, pair.refresh_token]
     live = [pair.access_token, service.token()]
-    time.sleep(1)
+    settle(logged)
     keys, way = published_keys(server), ByGrpc(client)
     for token in live:
         dead += forgeries(token, keys).values()

@@ -71,7 +71,7 @@ impl Database {
     pub async fn everything(&self) -> String {
         let mut everything = String::new();
         let tables = "users user_roles sessions mail_outbox one_time_tokens mail_limits reset_limits notice_limits \
-                      audit_events revocations login_attempts";
+                      audit_events revocations login_attempts service_accounts service_keys";
         for table in tables.split_whitespace() {
             everything.push_str(&self.rows_of(table).await.join("\n"));
         }

@@ -36,6 +36,7 @@ mod revocations;
 mod roles;
 mod rotation;
 mod schema;
+mod services;
 mod sessions;
 mod user_lists;
 mod usernames;
