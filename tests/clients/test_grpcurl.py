@@ -55,8 +55,9 @@ RPCS = {
         "ListServiceKeys",
         "DeleteServiceKey",
     },
-    TOKEN_SERVICE: {"IntrospectToken", "IssueServiceToken"},
+    TOKEN_SERVICE: {"IntrospectToken", "IssueServiceToken", "WatchRevocations"},
 }
+STREAMED = {"WatchRevocations"}
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 ASK = reflection_pb2.ServerReflectionRequest
 # grpcurl exits with 64 + the gRPC code.
@@ -105,7 +106,8 @@ def test_describe_shows_the_contract(grpcurl, service):
     described = grpcurl("describe", service)
     for name in RPCS[service]:
         # grpcurl writes types with a leading dot.
-        assert f"rpc {name} ( .{pb.PACKAGE}.{name}Request ) returns ( .{pb.PACKAGE}.{name}Response )" in described
+        reply = f"{'stream ' if name in STREAMED else ''}.{pb.PACKAGE}.{name}Response"
+        assert f"rpc {name} ( .{pb.PACKAGE}.{name}Request ) returns ( {reply} )" in described
     assert "string refresh_token" in grpcurl("describe", f"{pb.PACKAGE}.RefreshRequest")
 
 

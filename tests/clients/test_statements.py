@@ -23,9 +23,11 @@ from support.services import INVALID_CLIENT, ServiceAccount, introspect
 from support.transports import ByGrpc
 
 CALLS = 5
-# What a replica does by itself: it reads the log of revocations, and looks for mails and sends them.
+# What a replica does by itself: it reads the log of revocations and the keys, and looks for mails and sends them. It reads
+# the keys every minute, and when a token names one that it does not know, every few seconds at most.
 BY_ITSELF = (
     "SELECT number, session_id",
+    "SELECT kid, algorithm",
     "SELECT count(*) FILTER",
     "UPDATE mail_outbox SET attempts",
     "DELETE FROM",
