@@ -290,7 +290,7 @@ def test_every_rpc_declares_who_may_call_it():
         options = {option.name: value for option, value in method.GetOptions().ListFields()}
         declared[method.name] = options.get("access")
 
-    public, authenticated, admin = 1, 2, 3
+    public, authenticated, admin, service = 1, 2, 3, 4
     assert declared == {
         "SignUp": public,
         "Login": public,
@@ -328,6 +328,7 @@ def test_every_rpc_declares_who_may_call_it():
         "DeleteServiceKey": admin,
         "IntrospectToken": public,
         "IssueServiceToken": public,
+        "WatchRevocations": service,
     }
 
 

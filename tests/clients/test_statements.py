@@ -1,6 +1,5 @@
 """How many statements each call costs PostgreSQL, counted in its own log."""
 
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from support import jose, pb
+from support import forgeries, jose, pb
 from support.admin import Somebody
-from support.attacks import forgeries
 from support.checks import WAYS
 from support.client import Person
 from support.engine import Postgres
@@ -21,6 +19,7 @@ from support.oauth import INTROSPECT, OAuth, Service
 from support.outbox import settle
 from support.services import INVALID_CLIENT, ServiceAccount, introspect
 from support.transports import ByGrpc
+from support.wait import wait_until
 
 CALLS = 5
 # What a replica does by itself: it reads the log of revocations and the keys, and looks for mails and sends them. It reads
@@ -33,7 +32,14 @@ BY_ITSELF = (
     "DELETE FROM",
 )
 # The transaction in which a mail is prepared that is about to be sent.
-PREPARING = ("BEGIN", "SELECT id FROM users", "SELECT u.id", "SELECT id FROM mail_outbox", "INSERT INTO one_time", "COMMIT")
+PREPARING = (
+    "BEGIN",
+    "SELECT id FROM users",
+    "SELECT u.id",
+    "SELECT id FROM mail_outbox",
+    "INSERT INTO one_time",
+    "COMMIT",
+)
 
 
 @pytest.fixture
@@ -191,7 +197,7 @@ def test_introspection_sends_no_statement_whatever_the_token_is(server, client, 
     settle(logged)
     keys, way = published_keys(server), ByGrpc(client)
     for token in live:
-        dead += forgeries(token, keys).values()
+        dead += forgeries.of(token, keys).values()
 
     def introspect_all() -> None:
         for token in live * 50:
@@ -203,15 +209,18 @@ def test_introspection_sends_no_statement_whatever_the_token_is(server, client, 
     assert not sent, sent
 
 
-def test_a_login_that_is_refused_for_overload_is_no_statement(logged, start_server, statements):
+def test_a_login_that_is_refused_for_overload_is_no_statement(cluster, logged, start_server, statements):
     # One hash takes seconds, so that nobody gets a place while the test lasts.
     server = start_server(logged, hash_threads=1, hash_queue=1, argon2_memory_kib=262_144, argon2_iterations=24)
-    client, asked = server.client, threading.Semaphore(0)
+    client, position = server.client, cluster.log_position()
 
     def busy():
         with pytest.raises(grpc.RpcError):
-            asked.release()
             client.login(Person())
+
+    def attempts() -> list[str]:
+        sent = cluster.statements_since(position, logged.database)
+        return [statement for statement in sent if statement.startswith("WITH attempt")]
 
     def refused(_):
         with pytest.raises(grpc.RpcError) as refusal:
@@ -220,9 +229,8 @@ def test_a_login_that_is_refused_for_overload_is_no_statement(logged, start_serv
 
     with ThreadPoolExecutor(30) as pool:
         hashing = [pool.submit(busy) for _ in range(2)]
-        for _ in hashing:
-            asked.acquire()
-        time.sleep(0.5)
+        # Each has its place before it sends its only statement.
+        wait_until("both places are taken", lambda: len(attempts()) == len(hashing))
         sent = statements(lambda: list(pool.map(refused, range(20))))
     assert not sent, sent
 

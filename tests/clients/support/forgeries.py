@@ -128,11 +128,18 @@ def tampered(token: str) -> dict[str, str]:
         {"exp": 1},
         {"aud": "other"},
         {"iss": "http://elsewhere"},
-        {"subject_type": "service"},
+        # A service that would be a person, and a person who would be a service.
+        {"subject_type": "user", "email": "ada@example.com", "email_verified": True, "client_id": "postern"},
+        {"subject_type": "service", "email": None, "email_verified": None},
+        {"subject_type": None},
         {},
     ]
-    # Encoding the claims again, with other spaces, already makes a text other than the signed one.
-    encoded = [(change, jose.encode(json.dumps({**claims, **change}, indent=1).encode())) for change in changes]
+    # Encoding the claims again, with other spaces, already makes a text other than the signed one. `None` leaves a claim out.
+    given = [{name: value for name, value in {**claims, **change}.items() if value is not None} for change in changes]
+    encoded = [
+        (change, jose.encode(json.dumps(claims, indent=1).encode()))
+        for change, claims in zip(changes, given, strict=True)
+    ]
     return {f"tampered: {change}": f"{header}.{payload}.{signature}" for change, payload in encoded}
 
 
