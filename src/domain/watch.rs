@@ -5,10 +5,10 @@
 //! become visible first. The buffer has the entries in the order in which they became visible here. A [`Position`] names
 //! two numbers: every entry up to `complete` has been sent, by the same rule by which the reader of the log waits for
 //! skipped numbers; and nothing after `newest` has. A stream that is resumed gets everything after `complete`, at any
-//! replica. What it had seen between the two comes again.
+//! replica, first in the order of the numbers. What it had seen between the two comes again.
 
 use std::{
-    collections::VecDeque,
+    collections::{BinaryHeap, VecDeque},
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -21,9 +21,9 @@ use super::{
     ports::{Revocation, Revoked},
 };
 
-/// How many entries the buffer keeps: about 5 MiB.
+/// How many entries the buffer keeps: about 6 MiB.
 const BUFFERED: usize = 65_536;
-/// How many entries a stream reads from the store at once.
+/// How many older entries a stream takes from the buffer or the store at once.
 const PAGE: u32 = 256;
 
 /// A position in the log.
@@ -118,8 +118,8 @@ pub struct Feed {
 struct Shared {
     /// Counts the logs: a restored database has another one.
     log: u64,
-    /// The oldest first, each with the position after it.
-    entries: VecDeque<(Entry, Position)>,
+    /// The oldest first, each with the number up to which everything has been sent after it.
+    entries: VecDeque<(Found, i64)>,
     /// How many entries were added before the first of these.
     before: u64,
     /// The highest number of those.
@@ -146,8 +146,8 @@ impl Feed {
     pub fn add(&self, found: &[Found], missing: Option<i64>) {
         let mut shared = self.write();
         let mut rest = found.iter().peekable();
-        while let Some(Found { entry, mark }) = rest.next() {
-            let newest = shared.end.newest.max(*mark);
+        while let Some(added) = rest.next() {
+            let newest = shared.end.newest.max(added.mark);
             // The next ones have not been sent yet.
             let next = rest.peek().map(|next| next.entry.number);
             let waited_for = next.into_iter().chain(missing).min().unwrap_or(i64::MAX);
@@ -157,10 +157,9 @@ impl Feed {
                 && let Some((dropped, _)) = shared.entries.pop_front()
             {
                 shared.before += 1;
-                shared.dropped = shared.dropped.max(dropped.number);
+                shared.dropped = shared.dropped.max(dropped.entry.number);
             }
-            let end = shared.end;
-            shared.entries.push_back((*entry, end));
+            shared.entries.push_back((*added, complete));
         }
         let end = missing.map_or(shared.end.newest.number, |missing| missing - 1);
         shared.end.complete = shared.end.complete.max(end);
@@ -197,20 +196,18 @@ impl Feed {
     /// Begins a stream after a position in a log. If it is another one by now, the stream ends at once.
     pub fn subscribe(&self, log: u64, position: Position) -> Subscription {
         let shared = self.read();
-        let end = shared.before + shared.entries.len() as u64;
-        let is_buffered = position.complete >= shared.dropped;
-        let older = (!is_buffered).then(|| Older {
+        let older = Older {
             after: position.complete,
             up_to: shared.end.newest.number,
             complete: shared.end.complete,
             page: VecDeque::new(),
-            has_more: true,
-        });
+            has_more: position.complete < shared.end.newest.number,
+        };
         Subscription {
             log,
             position,
-            next: if is_buffered { shared.before } else { end },
-            older,
+            next: shared.before + shared.entries.len() as u64,
+            older: Some(older),
             complete_time: None,
             added: self.added.subscribe(),
         }
@@ -227,6 +224,9 @@ impl Feed {
             return Next::FellBehind;
         };
         if let Some(older) = &mut stream.older {
+            if older.page.is_empty() && older.has_more && older.after >= shared.dropped {
+                older.add(&shared.first(self.page, older.after, older.up_to), self.page);
+            }
             if let Some(Found { entry, mark }) = older.page.pop_front() {
                 let after = Position { complete: entry.number.min(older.complete), newest: mark };
                 stream.position = stream.position.and(after);
@@ -238,12 +238,12 @@ impl Feed {
             stream.position.complete = stream.position.complete.max(older.complete);
             stream.older = None;
         }
-        while let Some((entry, after)) = usize::try_from(index).ok().and_then(|index| shared.entries.get(index)) {
+        while let Some((found, complete)) = usize::try_from(index).ok().and_then(|index| shared.entries.get(index)) {
             index += 1;
             stream.next += 1;
-            if entry.number > stream.position.complete {
-                stream.position = stream.position.and(*after);
-                return Next::Send(*entry);
+            if found.entry.number > stream.position.complete {
+                stream.position = stream.position.and(Position { complete: *complete, newest: found.mark });
+                return Next::Send(found.entry);
             }
         }
         stream.position = stream.position.and(shared.end);
@@ -257,6 +257,27 @@ impl Feed {
 
     fn write(&self) -> RwLockWriteGuard<'_, Shared> {
         self.shared.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// The first `most` entries of the buffer with numbers after `after`, up to `up_to`, in the order of their numbers.
+    fn first(&self, most: u32, after: i64, up_to: i64) -> Vec<Found> {
+        let mut first = BinaryHeap::new();
+        for (index, (found, _)) in self.entries.iter().enumerate() {
+            let number = found.entry.number;
+            if number <= after || number > up_to {
+                continue;
+            }
+            if first.len() < most as usize {
+                first.push((number, index));
+            } else if let Some(mut last) = first.peek_mut()
+                && number < last.0
+            {
+                *last = (number, index);
+            }
+        }
+        first.into_sorted_vec().into_iter().filter_map(|(_, index)| Some(self.entries.get(index)?.0)).collect()
     }
 }
 
@@ -292,8 +313,8 @@ pub struct Subscription {
     added: watch::Receiver<()>,
 }
 
-/// The entries that are not in the buffer any more: up to the newest one that it had when the stream began. What became
-/// visible later is in the buffer, also if its number is lower, and in no other order there than elsewhere.
+/// The entries up to the newest one that was known when the stream began, in the order of their numbers, so that a stream
+/// comes further each time that it is resumed. What became visible later is sent afterwards, also if its number is lower.
 #[derive(Debug)]
 struct Older {
     after: i64,
@@ -302,6 +323,14 @@ struct Older {
     complete: i64,
     page: VecDeque<Found>,
     has_more: bool,
+}
+
+impl Older {
+    fn add(&mut self, page: &[Found], limit: u32) {
+        self.after = page.last().map_or(self.after, |last| last.entry.number);
+        self.has_more = page.len() >= limit as usize && self.after < self.up_to;
+        self.page.extend(page);
+    }
 }
 
 impl Subscription {
@@ -317,12 +346,9 @@ impl Subscription {
 
     /// Adds a page that was read from the store, of at most `limit` entries.
     pub fn add_page(&mut self, page: &[Revocation], limit: u32) {
-        let Some(older) = &mut self.older else {
-            return;
-        };
-        older.has_more = page.len() >= limit as usize;
-        older.after = page.last().map_or(older.after, |last| last.number);
-        older.page.extend(page.iter().map(Found::from));
+        if let Some(older) = &mut self.older {
+            older.add(&page.iter().map(Found::from).collect::<Vec<_>>(), limit);
+        }
     }
 
     /// Waits until something was added since [`Feed::next`] was asked last.
@@ -380,9 +406,6 @@ mod tests {
         }
 
         fn read(&self, after: i64, up_to: i64, limit: u32) -> Vec<Revocation> {
-            if after >= up_to {
-                return Vec::new();
-            }
             self.visible.range(after + 1..=up_to).take(limit as usize).map(|(_, line)| line.clone()).collect()
         }
     }
