@@ -30,6 +30,9 @@ BY_ITSELF = (
     "SELECT count(*) FILTER",
     "UPDATE mail_outbox SET attempts",
     "DELETE FROM",
+    # It looks for rows to delete, and once for hashes that are stronger than its own.
+    "SELECT subject FROM (SELECT subject FROM login_attempts",
+    "SELECT DISTINCT CASE WHEN length(password_hash)",
 )
 # The transaction in which a mail is prepared that is about to be sent.
 PREPARING = (
