@@ -72,12 +72,12 @@ impl KeySchedule {
 
     /// How often a replica reads the keys. Replicas may have different settings for a while: the shortest time counts.
     pub fn reread(&self, keys: &[SealedSigningKey]) -> Duration {
-        (self.shortest_ahead(keys) / 4).min(LONGEST_REREAD)
+        reread(self.shortest_ahead(keys))
     }
 
-    /// How long a verifier may keep the published keys, if they were read that long ago. A key is visible to every replica `reread` after it was stored, so a
-    /// verifier that keeps them for so long has it `reread` + `max_age` after that. That is before it signs, by whatever clock:
-    /// a quarter, a quarter, and the tolerance are no more than the whole.
+    /// How long a verifier may keep the published keys, if they were read that long ago. A key is visible to every replica
+    /// `reread` after it was stored, so a verifier that keeps them for so long has it `reread` + `max_age` after that. That
+    /// is before it signs, by whatever clock: a quarter, a quarter, and the tolerance are no more than the whole.
     pub fn max_age(&self, keys: &[SealedSigningKey], read_ago: Duration) -> Duration {
         let ahead = self.shortest_ahead(keys);
         // If they could not be read for long, the rest of the time is less.
@@ -118,7 +118,8 @@ impl KeySchedule {
         if !has_next && now >= since + self.rotation.saturating_sub(ahead) && keys.len() < MOST_KEYS {
             return Some(KeyStep::Add);
         }
-        let kept = self.token_lifetime + self.longest_staleness(keys);
+        // A replica with other settings may have signed with it for longer than this one would have.
+        let kept = self.token_lifetime + reread(ahead) * FAILED_READS;
         let over = keys.iter().find(|key| retired_since(keys, key, now).is_some_and(|since| now >= since + kept));
         over.map(|key| KeyStep::Forget { kid: key.kid.clone() })
     }
@@ -133,6 +134,11 @@ impl KeySchedule {
             }
         }
     }
+}
+
+/// How often the keys are read that are published for so long.
+fn reread(ahead: Duration) -> Duration {
+    (ahead / 4).min(LONGEST_REREAD)
 }
 
 /// From when a key signs, if that was decided.
@@ -298,11 +304,15 @@ mod tests {
                     && seen == stored
                 {
                     number += 1;
+                    let adds = step == KeyStep::Add;
                     let step = match step {
                         KeyStep::Schedule { kid, .. } if !publishes_ahead => KeyStep::Schedule { kid, sign_time: own },
                         step => step,
                     };
                     take(&mut stored, step, own, policy.publish_ahead, number);
+                    // By the clock of the replica that makes one: by another one the last key may not sign yet.
+                    let next = stored.iter().filter(|key| state(&stored, key, own) == KeyState::Next).count();
+                    outcome.most_next = outcome.most_next.max(if adds { next } else { 0 });
                 }
                 replica.known.clone_from(&stored);
                 replica.read_at = now;
@@ -335,8 +345,6 @@ mod tests {
                     outcome.refused.push(format!("{kid} at {}", now - START));
                 }
             }
-            let next = stored.iter().filter(|key| state(&stored, key, now) == KeyState::Next).count();
-            outcome.most_next = outcome.most_next.max(next);
             outcome.most_keys = outcome.most_keys.max(stored.len());
         }
         outcome
@@ -397,6 +405,23 @@ mod tests {
         let outcome = run(&policy, &[0, 0], &quiet(300), true);
         assert_eq!((outcome.refused.as_slice(), outcome.signed_with.len() >= 5), ([].as_slice(), true), "{outcome:?}");
         assert_ne!(run(&policy, &[0, 0], &quiet(300), false).refused, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_replica_whose_clock_is_ahead_makes_one_next_key_at_a_time() {
+        // The next key is made as soon as the last one signs.
+        let outcome = run(&[schedule(16, 16, 1)], &[1], &quiet(600), true);
+        assert_eq!((outcome.refused.as_slice(), outcome.most_next), ([].as_slice(), 1), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_key_is_kept_for_a_replica_that_may_sign_without_reading_for_longer_than_the_others() {
+        let mut seconds = quiet(600);
+        // The first replica does not hear of the next key, and signs alone with the last one.
+        seconds[154].cut = Some((0, 130));
+        seconds.iter_mut().for_each(|second| second.signs = 0);
+        let outcome = run(&[schedule(200, 45, 30), schedule(200, 15, 30)], &[0, 0], &seconds, true);
+        assert_eq!(outcome.refused, Vec::<String>::new());
     }
 
     #[test]
