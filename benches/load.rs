@@ -9,6 +9,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark may panic")]
 
+#[path = "load/limit.rs"]
 mod limit;
 
 use std::{
