@@ -4,11 +4,10 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{app, config::Config, domain::env::Env, error::Error};
 
-use super::{error::CliError, output, user::Server};
+use super::{error::CliError, output, server::Server};
 
 #[derive(Debug, Subcommand)]
 pub enum Keys {
@@ -59,7 +58,7 @@ pub async fn run(command: Keys) -> Result<ExitCode, CliError> {
             let keyring = app::existing_keys(&config.config, &env).await?;
             if states {
                 for key in keyring.list(env.now()) {
-                    let time = key.sign_time.map_or_else(|| Ok("-".to_owned()), rfc3339)?;
+                    let time = key.sign_time.map_or_else(|| Ok("-".to_owned()), output::time)?;
                     output::line(&format!("{}\t{}\t{}\t{time}", key.kid, key.algorithm, key.state.as_str()))?;
                 }
             } else {
@@ -69,7 +68,7 @@ pub async fn run(command: Keys) -> Result<ExitCode, CliError> {
         Keys::Rotate { config } => {
             let service = app::existing_domain(&config.config, env).await?;
             let next = service.rotate_keys().await?;
-            output::line(&format!("{}\t{}", next.kid, rfc3339(next.sign_time)?))?;
+            output::line(&format!("{}\t{}", next.kid, output::time(next.sign_time)?))?;
             output::note("It is published now and signs from then on.");
         }
         Keys::Revoke { kid, config } => {
@@ -90,9 +89,4 @@ pub async fn run(command: Keys) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn rfc3339(time: OffsetDateTime) -> Result<String, CliError> {
-    let time = time.replace_nanosecond(0).unwrap_or(time);
-    Ok(time.format(&Rfc3339).map_err(Error::internal)?)
 }

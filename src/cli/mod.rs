@@ -5,6 +5,7 @@ mod error;
 mod keys;
 mod output;
 mod secrets;
+mod server;
 mod service;
 mod signals;
 mod user;

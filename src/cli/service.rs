@@ -4,7 +4,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 
 use crate::{
     app,
@@ -20,7 +20,7 @@ use crate::{
     error::{Error, FieldViolation},
 };
 
-use super::{error::CliError, output, user::Server};
+use super::{error::CliError, output, server::Server};
 
 /// How many accounts one query reads.
 const PAGE_SIZE: u32 = 200;
@@ -181,7 +181,8 @@ async fn run_key(command: Key, by: Administrator) -> Result<(), CliError> {
             let expire_time = expires_in.map(|lifetime| end_of(lifetime, domain.env.now())).transpose()?;
             let (key, secret) = domain.create_service_key(account.id, description, expire_time, by).await?;
             // Before the secret, so that whoever reads both sees the ids first.
-            output::note(&format!("client id: {}\nkey: {}\nexpires: {}", account.id, key.id, moment(key.expire_time)));
+            let expires = moment(key.expire_time)?;
+            output::note(&format!("client id: {}\nkey: {}\nexpires: {expires}", account.id, key.id));
             output::line(secret.expose())
         }
         Key::List { selector, config } => {
@@ -239,12 +240,11 @@ fn print_as(account: &ServiceAccount, state: &str) -> Result<(), CliError> {
 }
 
 fn print_key(key: &ServiceKey) -> Result<(), CliError> {
-    let times = [Some(key.create_time), key.expire_time, key.last_use_time].map(moment);
-    output::line(&format!("{}\t{}\t{}", key.id, times.join("\t"), key.description))
+    let [created, expires, used] = [Some(key.create_time), key.expire_time, key.last_use_time].map(moment);
+    output::line(&format!("{}\t{}\t{}\t{}\t{}", key.id, created?, expires?, used?, key.description))
 }
 
-/// A time to the second, as RFC 3339 has it.
-fn moment(time: Option<OffsetDateTime>) -> String {
-    let time = time.map(|time| time.replace_nanosecond(0).unwrap_or(time));
-    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| "never".to_owned())
+/// A time that may never come or have come.
+fn moment(time: Option<OffsetDateTime>) -> Result<String, CliError> {
+    time.map_or_else(|| Ok("never".to_owned()), output::time)
 }

@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-use super::{error::CliError, output};
+use super::{error::CliError, output, server::Server};
 
 /// How many accounts one query reads.
 const PAGE_SIZE: u32 = 200;
@@ -102,13 +102,6 @@ pub struct AccountSelector {
     /// Email address of the account
     #[arg(long, value_name = "ADDRESS")]
     email: String,
-}
-
-/// The settings of the server, so that a command runs with the server's environment variables.
-#[derive(Debug, Args)]
-pub struct Server {
-    #[command(flatten)]
-    pub(super) config: Config,
 }
 
 impl User {

@@ -11,7 +11,6 @@ use std::{
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
-use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, StoreError};
@@ -311,7 +310,7 @@ impl Keyring {
 
 fn read_key(sealed: &SealedSigningKey, pkcs8: &[u8]) -> Result<Key, Error> {
     let (signing, verification) = signing_key::read(pkcs8, algorithm_of(sealed)?)?;
-    let revocation = SessionId(Uuid::from_bytes(revocation_id(&sealed.kid)));
+    let revocation = revocation_id(&sealed.kid);
     Ok(Key { signing: Arc::new(signing), verification: Arc::new(verification), revocation })
 }
 
@@ -410,7 +409,7 @@ mod tests {
         keyring.drop_revoked(|_| false);
         assert!(keyring.key_revoked().now_or_never().is_none());
 
-        let revoked = SessionId(Uuid::from_bytes(revocation_id(&second.kid)));
+        let revoked = revocation_id(&second.kid);
         keyring.drop_revoked(|id| id == revoked);
         assert!(keyring.key_revoked().now_or_never().is_some());
         assert_eq!((keyring.knows(&second.kid), signing(&keyring).ok()), (false, Some(first.kid.clone())));

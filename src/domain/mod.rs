@@ -11,6 +11,7 @@ pub mod admin;
 pub mod admission;
 pub mod audit;
 pub mod demands;
+pub mod digest;
 pub mod env;
 pub mod hasher;
 pub mod ids;

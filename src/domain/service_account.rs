@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::{constant_time, digest};
+use aws_lc_rs::constant_time;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use quick_cache::sync::Cache;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use crate::error::{Error, FieldViolation};
 
 use super::{
+    digest::sha256,
     env::Env,
     ids::{ServiceAccountId, ServiceKeyId},
     role::{Role, ServiceCaller},
@@ -113,9 +114,7 @@ impl ClientSecret {
     }
 
     pub fn hash(&self) -> SecretHash {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest::digest(&digest::SHA256, self.expose().as_bytes()).as_ref());
-        SecretHash(bytes)
+        SecretHash(sha256(self.expose().as_bytes()))
     }
 }
 
@@ -149,10 +148,7 @@ impl fmt::Debug for PresentedSecret {
 
 impl PresentedSecret {
     pub fn of(account: ServiceAccountId, secret: &ClientSecret) -> Self {
-        let mut bytes = [0; 32];
-        let text = [account.0.as_bytes().as_slice(), &secret.hash().0].concat();
-        bytes.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
-        Self(bytes)
+        Self(sha256(&[account.0.as_bytes().as_slice(), &secret.hash().0].concat()))
     }
 }
 

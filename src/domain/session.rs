@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use super::{
     audit::Action,
+    digest::sha256,
     ids::{SessionId, UserId},
 };
 
@@ -70,10 +71,7 @@ pub struct RefreshHash(pub [u8; 32]);
 
 impl RefreshHash {
     pub fn of(token: &str) -> Self {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest.as_ref());
-        Self(bytes)
+        Self(sha256(token.as_bytes()))
     }
 }
 

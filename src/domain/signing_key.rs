@@ -3,7 +3,6 @@
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
-    digest,
     encoding::{AsDer, Pkcs8V1Der},
     rand::SystemRandom,
     rsa::{self, KeySize},
@@ -18,11 +17,12 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, CommonParameters, Jwk, PublicKeyUse, RSAKeyParameters, RSAKeyType, ThumbprintHash},
 };
 use serde::Serialize;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
 
-use super::{env::Env, master_key::MasterKey};
+use super::{digest::sha256, env::Env, ids::SessionId, master_key::MasterKey};
 
 /// The length of an AES-GCM nonce, in bytes.
 const NONCE_BYTES: usize = 12;
@@ -231,11 +231,11 @@ pub fn read(pkcs8: &[u8], algorithm: SigningAlgorithm) -> Result<(SigningKey, Ve
 }
 
 /// What the log of revocations has for a key that was revoked: an id of the form of a session's, which no session has.
-pub fn revocation_id(kid: &str) -> [u8; 16] {
-    let hash = digest::digest(&digest::SHA256, format!("postern signing key {kid}").as_bytes());
+pub fn revocation_id(kid: &str) -> SessionId {
+    let hash = sha256(format!("postern signing key {kid}").as_bytes());
     let mut id = [0; 16];
-    id.copy_from_slice(hash.as_ref().split_at(16).0);
-    id
+    id.copy_from_slice(hash.split_at(16).0);
+    SessionId(Uuid::from_bytes(id))
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, jwk::JwkSet};
 use quick_cache::sync::Cache;
@@ -24,6 +23,7 @@ use crate::error::Error;
 
 use super::{
     account::User,
+    digest::sha256,
     env::Env,
     ids::SessionId,
     keyring::Keyring,
@@ -309,7 +309,7 @@ impl Tokens {
     /// remembered is what the token says: its expiry is compared with the clock each time, and whether it was revoked
     /// is decided elsewhere each time.
     pub fn verify_access(&self, token: &str, now: OffsetDateTime) -> Result<Arc<VerifiedToken>, AccessTokenError> {
-        let digest = digest(token);
+        let digest = sha256(token.as_bytes());
         let verified = match self.verified.get(&digest) {
             Some(verified) if self.keyring.knows(&verified.kid) => verified,
             Some(_) | None => {
@@ -452,12 +452,6 @@ fn names(roles: &[Role]) -> Vec<String> {
 /// Drops the fraction of a second: NumericDates in our tokens are whole seconds (RFC 7519 §2).
 pub fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(0).unwrap_or(time)
-}
-
-fn digest(token: &str) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
-    bytes
 }
 
 /// The header of a compact JWS of three strict base64url segments; `None` for anything else.

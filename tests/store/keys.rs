@@ -7,14 +7,12 @@ use postern::{
     domain::{
         audit::Action,
         env::Env,
-        ids::SessionId,
         ports::{KeyChange, KeyEdit, Revoked, SealedSigningKey, Store},
         signing_key::revocation_id,
     },
     store::{self, Migrate},
 };
 use time::ext::NumericalDuration as _;
-use uuid::Uuid;
 
 use crate::{
     fixtures::{NOW, audit, audit_context},
@@ -171,7 +169,7 @@ async fn a_revoked_key_is_in_the_log_of_revocations(database: &Database) {
 
     assert_eq!(keys(store).await, [key("b")]);
     let log = store.revocations(0, &[]).await.expect("the store");
-    let session = SessionId(Uuid::from_bytes(revocation_id("a")));
+    let session = revocation_id("a");
     assert_eq!(log.iter().map(|entry| entry.what.clone()).collect::<Vec<_>>(), [Revoked::Session(session)]);
     assert!(log[0].retain_until >= context.retain_until);
     let events = audit(store).await;

@@ -4,12 +4,10 @@
 //! was decided from, and does nothing if they are others by now.
 
 use async_trait::async_trait;
-use uuid::Uuid;
 
 use crate::{
     domain::{
         audit::{AuditContext, AuditTarget},
-        ids::SessionId,
         ports::{KeyChange, KeyEdit, KeyStore, SealedSigningKey},
         signing_key::revocation_id,
     },
@@ -76,7 +74,7 @@ async fn apply(tx: &mut impl WriteTransaction, edit: KeyEdit, context: &AuditCon
         KeyEdit::Revoke { kid } => {
             tx.run(forget(&kid)).await?;
             // To a reader of the log it is a session that no token names, unless it knows the key.
-            tx.log_session(SessionId(Uuid::from_bytes(revocation_id(&kid))), context).await
+            tx.log_session(revocation_id(&kid), context).await
         }
     }
 }
