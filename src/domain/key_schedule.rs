@@ -419,7 +419,9 @@ mod tests {
         let mut seconds = quiet(600);
         // The first replica does not hear of the next key, and signs alone with the last one.
         seconds[154].cut = Some((0, 130));
-        seconds.iter_mut().for_each(|second| second.signs = 0);
+        for second in &mut seconds {
+            second.signs = 0;
+        }
         let outcome = run(&[schedule(200, 45, 30), schedule(200, 15, 30)], &[0, 0], &seconds, true);
         assert_eq!(outcome.refused, Vec::<String>::new());
     }
