@@ -6,7 +6,8 @@ use futures_util::stream::Empty;
 use postern::proto::{
     GetMeRequest, GetMeResponse, IntrospectTokenRequest, IntrospectTokenResponse, IssueServiceTokenRequest,
     IssueServiceTokenResponse, LoginRequest, LoginResponse, LogoutRequest, LogoutResponse, RefreshRequest,
-    RefreshResponse, SignUpRequest, SignUpResponse, User, WatchRevocationsRequest, WatchRevocationsResponse,
+    RefreshResponse, RevokeTokenRequest, RevokeTokenResponse, SignUpRequest, SignUpResponse, User,
+    WatchRevocationsRequest, WatchRevocationsResponse,
     auth_service_server::{AuthService, AuthServiceServer},
     external::envoy::{
         config::core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
@@ -103,6 +104,10 @@ impl TokenService for Constant {
         &self,
         _: Request<IssueServiceTokenRequest>,
     ) -> Result<Response<IssueServiceTokenResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn revoke_token(&self, _: Request<RevokeTokenRequest>) -> Result<Response<RevokeTokenResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 

@@ -41,6 +41,8 @@ pub enum Action {
     ServiceDeleted,
     ServiceKeyCreated,
     ServiceKeyDeleted,
+    /// One token of a service, by whoever had it.
+    ServiceTokenRevoked,
     /// A signing key is published, and it was decided when it signs.
     SigningKeyScheduled,
     SigningKeyRevoked,
@@ -49,7 +51,7 @@ pub enum Action {
 }
 
 impl Action {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::SignUp,
         Self::Login,
         Self::LoginFailed,
@@ -76,6 +78,7 @@ impl Action {
         Self::ServiceDeleted,
         Self::ServiceKeyCreated,
         Self::ServiceKeyDeleted,
+        Self::ServiceTokenRevoked,
         Self::SigningKeyScheduled,
         Self::SigningKeyRevoked,
         Self::SigningKeyRewrapped,
@@ -110,6 +113,7 @@ impl Action {
             Self::ServiceDeleted => "service_deleted",
             Self::ServiceKeyCreated => "service_key_created",
             Self::ServiceKeyDeleted => "service_key_deleted",
+            Self::ServiceTokenRevoked => "service_token_revoked",
             Self::SigningKeyScheduled => "signing_key_scheduled",
             Self::SigningKeyRevoked => "signing_key_revoked",
             Self::SigningKeyRewrapped => "signing_key_rewrapped",

@@ -58,6 +58,11 @@ id! {
 }
 
 id! {
+    /// An access token's id: its `jti`.
+    TokenId
+}
+
+id! {
     /// Who did something: the id of a user or of a service account.
     ActorId
 }

@@ -287,7 +287,7 @@ impl Revocations {
         }
     }
 
-    /// Whether the log has an entry for this id. Also the keys that were revoked have one.
+    /// Whether the log has an entry for this id. Signing keys, and tokens that were revoked by themselves, have one too.
     pub fn has(&self, id: SessionId) -> bool {
         self.sessions.contains_key(&id)
     }
@@ -298,7 +298,7 @@ impl Revocations {
         if read_at == 0 || milliseconds(self.started.elapsed()) >= read_at + milliseconds(MAX_STALENESS) {
             return Err(AccessTokenError::RevocationUnknown);
         }
-        if self.sessions.contains_key(&caller.session()) {
+        if self.has(caller.session()) || caller.token().is_some_and(|token| self.has(token)) {
             return Err(AccessTokenError::Revoked);
         }
         match self.roles.get(&caller.account()) {

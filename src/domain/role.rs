@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ids::{ActorId, ServiceAccountId, ServiceKeyId, SessionId, UserId};
+use super::ids::{ActorId, ServiceAccountId, ServiceKeyId, SessionId, TokenId, UserId};
 
 /// A role's name: `[a-z][a-z0-9_-]{0,63}`. `user` and `admin` are built in; a platform may add its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +58,8 @@ pub struct Person {
 pub struct ServiceCaller {
     pub account_id: ServiceAccountId,
     pub key_id: ServiceKeyId,
+    /// The token that it has presented. `None`: it has presented its secret.
+    pub token_id: Option<TokenId>,
     pub roles: Vec<Role>,
 }
 
@@ -109,6 +111,15 @@ impl Caller {
         }
     }
 
+    /// What ends this token alone, in the log of revocations: a token of a service that was revoked by itself is in it like a
+    /// session. A person's token ends with its session.
+    pub fn token(&self) -> Option<SessionId> {
+        match self {
+            Self::Person(_) => None,
+            Self::Service(service) => service.token_id.map(SessionId::from),
+        }
+    }
+
     /// The account in the log of revocations, which treats a service account like a user.
     pub fn account(&self) -> UserId {
         match self {
@@ -121,6 +132,12 @@ impl Caller {
 impl From<ServiceKeyId> for SessionId {
     fn from(key: ServiceKeyId) -> Self {
         Self(key.0)
+    }
+}
+
+impl From<TokenId> for SessionId {
+    fn from(token: TokenId) -> Self {
+        Self(token.0)
     }
 }
 

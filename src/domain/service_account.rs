@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    num::NonZeroU32,
     time::{Duration, Instant},
 };
 
@@ -33,6 +34,8 @@ const MAX_DESCRIPTION_CHARS: usize = 200;
 pub const MOST_KEYS: u32 = 20;
 /// The most accounts.
 pub const MOST_ACCOUNTS: u32 = 10_000;
+/// How many tokens of one account may be revoked in a minute. Each is in the memory of every replica until it has expired.
+pub const MOST_REVOKED_TOKENS: NonZeroU32 = NonZeroU32::new(600).unwrap();
 
 /// The name of a service account: `[a-z][a-z0-9_-]{0,63}`. No two accounts have the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,7 +203,8 @@ mod tests {
     fn a_verified_secret_is_remembered_for_its_account_and_until_its_key_expires() {
         let [secret, other] = [(); 2].map(|()| ClientSecret::generate(&Env::system()).expect("randomness"));
         let [account, stranger] = [1, 2].map(|number| ServiceAccountId(Uuid::from_u128(number)));
-        let service = ServiceCaller { account_id: account, key_id: ServiceKeyId(Uuid::nil()), roles: Vec::new() };
+        let service =
+            ServiceCaller { account_id: account, key_id: ServiceKeyId(Uuid::nil()), token_id: None, roles: Vec::new() };
         let now = OffsetDateTime::UNIX_EPOCH;
         let secrets = VerifiedSecrets::default();
         secrets.insert(PresentedSecret::of(account, &secret), service.clone(), Some(now + 1.seconds()));

@@ -3,6 +3,7 @@
 //! much.
 
 use std::{
+    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
     time::Duration,
@@ -135,28 +136,27 @@ impl LoginAttempts {
     }
 }
 
-/// A token bucket for each client address; for IPv6, for each /64, which is what one customer gets (RFC 6177 §2).
-pub struct RateLimiter(Option<DefaultKeyedRateLimiter<IpAddr>>);
+/// A token bucket for each key: for each client address, unless another kind is named.
+pub struct RateLimiter<K: Hash + Eq + Clone = IpAddr>(Option<DefaultKeyedRateLimiter<K>>);
 
-impl std::fmt::Debug for RateLimiter {
+impl<K: Hash + Eq + Clone> std::fmt::Debug for RateLimiter<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RateLimiter").finish_non_exhaustive()
     }
 }
 
-impl RateLimiter {
+impl<K: Hash + Eq + Clone> RateLimiter<K> {
     /// Allows `count` calls at once and as many again each minute. `None` means no limit.
     pub fn per_minute(count: Option<NonZeroU32>) -> Self {
         Self(count.map(|count| governor::RateLimiter::keyed(Quota::per_minute(count))))
     }
 
-    /// Counts one call, or returns how long to wait until the next is allowed. A client whose address is unknown is not
-    /// limited.
-    pub fn check(&self, client: Option<IpAddr>) -> Result<(), Duration> {
-        let (Some(limiter), Some(client)) = (&self.0, client) else {
+    /// Counts one call, or returns how long to wait until the next is allowed.
+    pub fn check_key(&self, key: &K) -> Result<(), Duration> {
+        let Some(limiter) = &self.0 else {
             return Ok(());
         };
-        limiter.check_key(&network(client)).map_err(|until| until.wait_time_from(limiter.clock().now()))
+        limiter.check_key(key).map_err(|until| until.wait_time_from(limiter.clock().now()))
     }
 
     /// Drops the buckets that are full again.
@@ -165,6 +165,14 @@ impl RateLimiter {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
+    }
+}
+
+impl RateLimiter {
+    /// The same for a client. One whose address is unknown is not limited. For IPv6 there is one bucket for each /64, which is
+    /// what one customer gets (RFC 6177 §2).
+    pub fn check(&self, client: Option<IpAddr>) -> Result<(), Duration> {
+        client.map_or(Ok(()), |client| self.check_key(&network(client)))
     }
 }
 

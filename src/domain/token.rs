@@ -439,7 +439,8 @@ fn caller_of(claims: &AccessClaims) -> Option<(Caller, Option<EmailClaim>)> {
         }
         (SubjectType::Service, None, None) if claims.client_id == claims.sub => {
             let (account_id, key_id) = (claims.sub.parse().ok()?, claims.sid.parse().ok()?);
-            Some((Caller::Service(ServiceCaller { account_id, key_id, roles }), None))
+            let token_id = Some(claims.jti.parse().ok()?);
+            Some((Caller::Service(ServiceCaller { account_id, key_id, token_id, roles }), None))
         }
         _ => None,
     }

@@ -44,6 +44,16 @@ impl TokenService for TokenRpcs {
         Ok(Response::new(found.map(|(token, caller)| active(&token, &caller)).unwrap_or_default()))
     }
 
+    async fn revoke_token(
+        &self,
+        request: Request<proto::RevokeTokenRequest>,
+    ) -> Result<Response<proto::RevokeTokenResponse>, Status> {
+        let client = client(&request);
+        let token = single_field(required("token", request.into_inner().token))?;
+        self.service.revoke_token(&token, &client).await?;
+        Ok(Response::new(proto::RevokeTokenResponse {}))
+    }
+
     async fn issue_service_token(
         &self,
         request: Request<proto::IssueServiceTokenRequest>,

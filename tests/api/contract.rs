@@ -178,6 +178,7 @@ fn every_secret_field_is_declared_as_secret() {
         "RequestEmailChangeRequest.password",
         "ResetPasswordRequest.new_password",
         "ResetPasswordRequest.token",
+        "RevokeTokenRequest.token",
         "SignUpRequest.password",
         "TokenPair.access_token",
         "TokenPair.refresh_token",

@@ -23,7 +23,7 @@ one_engine = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 AUTHENTICATED = ("GetMe", "ChangePassword", "RequestEmailChange", "ChangeUsername")
 METHODS = (
     "SignUp", "Login", "Refresh", "Logout", "VerifyEmail", "ResendVerificationEmail", "RequestPasswordReset",
-    "ResetPassword", "ConfirmEmailChange", "IntrospectToken", "IssueServiceToken", *AUTHENTICATED,
+    "ResetPassword", "ConfirmEmailChange", "IntrospectToken", "IssueServiceToken", "RevokeToken", *AUTHENTICATED,
 )  # fmt: skip
 
 CONTROL_CHARACTERS = {

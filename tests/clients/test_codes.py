@@ -30,6 +30,7 @@ def test_missing_fields_are_all_named_at_once(client):
     expect_invalid(lambda: client.call("Refresh", pb.RefreshRequest()), "refresh_token")
     expect_invalid(lambda: client.call("Logout", pb.LogoutRequest(everywhere=True)), "refresh_token")
     expect_invalid(lambda: client.call("IntrospectToken", pb.IntrospectTokenRequest()), "token")
+    expect_invalid(lambda: client.call("RevokeToken", pb.RevokeTokenRequest()), "token")
     expect_invalid(
         lambda: client.call("IssueServiceToken", pb.IssueServiceTokenRequest()), "client_id", "client_secret"
     )

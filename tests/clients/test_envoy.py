@@ -166,7 +166,9 @@ CREATE_SERVICE, LIST_SERVICES, GET_SERVICE, SERVICE_ROLES, DISABLE_SERVICE, ENAB
 CREATE_KEY, LIST_KEYS, DELETE_KEY = (
     f"AdminService.{name}" for name in ("CreateServiceKey", "ListServiceKeys", "DeleteServiceKey")
 )
-INTROSPECT, ISSUE = (f"TokenService.{name}" for name in ("IntrospectToken", "IssueServiceToken"))
+INTROSPECT, ISSUE, REVOKE_TOKEN = (
+    f"TokenService.{name}" for name in ("IntrospectToken", "IssueServiceToken", "RevokeToken")
+)
 # These RPCs need an access token, and this one that of an admin.
 AUTHENTICATED = (CHANGE_PASSWORD, NEW_EMAIL, NEW_NAME, DELETE_ACCOUNT, CREATE_SERVICE)
 OF_ADMINS = (CREATE_SERVICE,)
@@ -188,6 +190,7 @@ GOOD: dict[str, Callable[[Somebody], dict]] = {
     DELETE_ACCOUNT: lambda s: {"password": s.person.password},
     CREATE_SERVICE: lambda s: {"name": s.stranger.username},
     INTROSPECT: lambda s: {"token": s.tokens.access_token},
+    REVOKE_TOKEN: lambda s: {"token": s.tokens.access_token},
     ISSUE: lambda s: {"clientId": s.service.id, "clientSecret": s.service.secret},
 }
 
@@ -412,6 +415,7 @@ ROWS = [
     Row(INTROSPECT, "a service's token", 200, lambda s: Call({"token": s.service.token()})),
     Row(INTROSPECT, "an old token", 200, lambda s: Call({"token": ended(s)})),
     Row(INTROSPECT, "nonsense", 200, lambda s: Call({"token": "nonsense"})),
+    Row(REVOKE_TOKEN, "a service's token", 200, lambda s: Call({"token": s.service.token()})),
     Row(
         ISSUE,
         "the proto's spelling",

@@ -55,7 +55,7 @@ RPCS = {
         "ListServiceKeys",
         "DeleteServiceKey",
     },
-    TOKEN_SERVICE: {"IntrospectToken", "IssueServiceToken", "WatchRevocations"},
+    TOKEN_SERVICE: {"IntrospectToken", "IssueServiceToken", "RevokeToken", "WatchRevocations"},
 }
 STREAMED = {"WatchRevocations"}
 SQLITE_ALONE = pytest.mark.parametrize("server", ["sqlite"], indirect=True)

@@ -328,6 +328,7 @@ def test_every_rpc_declares_who_may_call_it():
         "DeleteServiceKey": admin,
         "IntrospectToken": public,
         "IssueServiceToken": public,
+        "RevokeToken": public,
         "WatchRevocations": service,
     }
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -118,6 +119,7 @@ def test_bad_fields_are_all_named_at_once(way, admin, service):
     long = {"client_id": service.id, "client_secret": "x" * 129}
     way.refused("IssueServiceToken", *INVALID, {"client_secret"}, **long)
     way.refused("IntrospectToken", *INVALID, {"token"})
+    way.refused("RevokeToken", *INVALID, {"token"})
 
 
 @pytest.mark.parametrize("way", ["gRPC"], indirect=True)
@@ -252,6 +254,50 @@ def test_a_secret_is_replaced_without_a_gap(way, service):
     way.refused("IssueServiceToken", *INVALID_CLIENT, client_id=service.id, client_secret=service.secret)
     for token in (new, service.token(new_secret)):
         assert introspect(way, token)["sessionId"] == new_key["id"]
+
+
+def test_one_token_is_revoked_and_the_others_of_its_key_are_not(way, admin, service):
+    token, other = service.token(), service.token()
+    for _ in range(2):
+        way.ok("RevokeToken", token=token)
+        assert introspect(way, token) == DEAD
+    assert introspect(way, other)["active"]
+    [event] = everything(way, "ListAuditEvents", admin.credential, "events", action="service_token_revoked")
+    assert (event["userId"], event["actorId"], event["sessionId"]) == (
+        service.id,
+        service.id,
+        jose.claims_of(token)["jti"],
+    )
+
+
+def test_either_token_of_a_person_ends_its_session(way, server):
+    for kind in ("accessToken", "refreshToken"):
+        person = Somebody(way, server.engine)
+        for token in ("nonsense", f"{person.tokens[kind]}A"):
+            way.ok("RevokeToken", token=token)
+        assert way.ok("GetMe", credential=person.credential)
+        for _ in range(2):
+            way.ok("RevokeToken", token=person.tokens[kind])
+            way.expect_dead(person.tokens)
+
+
+@pytest.mark.parametrize("way", ["gRPC"], indirect=True)
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True)
+def test_a_service_cannot_fill_the_memory_with_its_own_revocations(way, server, service):
+    def revoke(token: str) -> str:
+        try:
+            server.client.call("RevokeToken", pb.RevokeTokenRequest(token=token))
+        except grpc.RpcError as error:
+            return reason_of(error)
+        return "OK"
+
+    tokens = [service.token() for _ in range(700)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = Counter(pool.map(revoke, tokens))
+    assert 600 <= answers["OK"] < 700, answers
+    assert answers["OK"] + answers["THROTTLED"] == 700, answers
+    way.ok("RevokeToken", token=Somebody(way, "sqlite").credential)
+    assert introspect(way, service.token())["active"]
 
 
 def test_what_ends_tokens_ends_them_at_once_and_only_those(way, admin):

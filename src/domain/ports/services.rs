@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use crate::{
     domain::{
         audit::AuditContext,
-        ids::{ServiceAccountId, ServiceKeyId},
+        ids::{ServiceAccountId, ServiceKeyId, TokenId},
         role::Role,
         service_account::{SecretHash, ServiceAccount, ServiceKey},
     },
@@ -56,6 +56,14 @@ pub trait ServiceStore {
         key: ServiceKeyId,
         context: AuditContext,
     ) -> Result<bool, StoreError>;
+
+    /// Ends one token of an account.
+    async fn revoke_service_token(
+        &self,
+        account: ServiceAccountId,
+        token: TokenId,
+        context: AuditContext,
+    ) -> Result<(), StoreError>;
 
     /// Notes that a key was used at a time.
     async fn service_key_used(&self, key: ServiceKeyId, time: OffsetDateTime) -> Result<(), StoreError>;

@@ -32,7 +32,7 @@ use super::{
     demands::DemandWarnings,
     env::Env,
     hasher::Hasher,
-    ids::{ActorId, AuditEventId},
+    ids::{ActorId, AuditEventId, ServiceAccountId},
     keyring::Keyring,
     mail::MailPolicy,
     one_time::OneTimeTokens,
@@ -66,6 +66,8 @@ pub struct Service {
     pub(crate) login_limiter: RateLimiter,
     /// Sign-ups of one client.
     pub(crate) sign_up_limiter: RateLimiter,
+    /// Tokens that one service revokes.
+    pub(crate) token_revocation_limiter: RateLimiter<ServiceAccountId>,
     pub(crate) revocations: Revocations,
     pub(crate) seen: SeenGenerations,
     /// Secrets of services that were verified a moment ago.

@@ -29,6 +29,7 @@ impl Service {
             for limiter in mails.into_iter().chain([&self.login_limiter, &self.sign_up_limiter]) {
                 limiter.drop_idle();
             }
+            self.token_revocation_limiter.drop_idle();
         }
     }
 

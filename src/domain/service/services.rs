@@ -56,11 +56,24 @@ impl Service {
             return Ok(caller);
         }
         let (account, key) = self.verify_service_secret(id, secret, client).await?;
-        let service = ServiceCaller { account_id: account.id, key_id: key.id, roles: account.roles };
+        let service = ServiceCaller { account_id: account.id, key_id: key.id, token_id: None, roles: account.roles };
         if let Some(presented) = presented {
             self.verified_secrets.insert(presented, service.clone(), key.expire_time);
         }
         Ok(Caller::Service(service))
+    }
+
+    /// Ends one token of a service. The other tokens of its key stay.
+    pub(super) async fn revoke_service_token(&self, service: &ServiceCaller, client: &Client) -> Result<(), Error> {
+        let Some(token) = service.token_id else {
+            return Ok(());
+        };
+        let too_many = |retry_after| Error::Throttled { retry_after };
+        self.token_revocation_limiter.check_key(&service.account_id).map_err(too_many)?;
+        let context = self.audit_context(Some(service.account_id.into()), client.ip)?;
+        self.store.revoke_service_token(service.account_id, token, context).await?;
+        self.sync_revocations().await;
+        Ok(())
     }
 
     /// The account and the key whose secret was presented.

@@ -44,6 +44,20 @@ impl Service {
         }
     }
 
+    /// Ends a token (RFC 7009). With the access token of a person, or a refresh token, its session ends; of a service only that
+    /// token does. Whoever has a token may end it, and one that is not valid is as good as revoked.
+    pub async fn revoke_token(&self, token: &str, client: &Client) -> Result<(), Error> {
+        let revoked = match self.introspect(token)? {
+            Some((_, Caller::Person(person))) => self.revoke_session(&person, person.session_id, client).await,
+            Some((_, Caller::Service(service))) => self.revoke_service_token(&service, client).await,
+            None => self.logout(token, false, client).await,
+        };
+        match revoked {
+            Err(Error::NotFound(_) | Error::RefreshTokenInvalid) => Ok(()),
+            revoked => revoked,
+        }
+    }
+
     pub(super) fn verified(&self, access_token: &str) -> Result<(Arc<VerifiedToken>, Caller), AccessTokenError> {
         let token = self.tokens.verify_access(access_token, self.env.now())?;
         let caller = self.revocations.check(token.caller.clone())?;

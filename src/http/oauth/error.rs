@@ -78,12 +78,6 @@ impl OAuthError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_scope", "there are no scopes: leave scope out")
     }
 
-    /// A token that is revoked in another way.
-    pub fn unsupported_token_type() -> Self {
-        let description = "the token of a service ends with its key, which an admin deletes";
-        Self::new(StatusCode::BAD_REQUEST, "unsupported_token_type", description)
-    }
-
     fn bearer(status: StatusCode, code: &'static str, challenge: &'static str, description: &str) -> Self {
         let error = Self::new(status, code, description);
         Self { challenges: vec![HeaderValue::from_static(challenge)], ..error }

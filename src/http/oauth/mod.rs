@@ -17,11 +17,11 @@ use axum::{
     response::Response,
     routing::post,
 };
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, header};
+use http::{Extensions, HeaderMap, HeaderName, header};
 use prost::Message;
 use serde_json::json;
 use time::OffsetDateTime;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::{
     domain::{env::Env, service::Service},
@@ -30,8 +30,7 @@ use crate::{
     listen::ClientAddr,
     proto::{
         IntrospectTokenRequest, IntrospectTokenResponse, IssueServiceTokenRequest, IssueServiceTokenResponse,
-        LogoutRequest, LogoutResponse, RefreshRequest, RefreshResponse, RevokeSessionRequest, RevokeSessionResponse,
-        SubjectType,
+        RefreshRequest, RefreshResponse, RevokeTokenRequest, RevokeTokenResponse, SubjectType,
     },
 };
 
@@ -51,8 +50,7 @@ pub use self::{
 const ISSUE: &str = "/postern.auth.v1.TokenService/IssueServiceToken";
 const INTROSPECT: &str = "/postern.auth.v1.TokenService/IntrospectToken";
 const REFRESH: &str = "/postern.auth.v1.AuthService/Refresh";
-const LOGOUT: &str = "/postern.auth.v1.AuthService/Logout";
-const REVOKE_SESSION: &str = "/postern.auth.v1.AccountService/RevokeSession";
+const REVOKE_TOKEN: &str = "/postern.auth.v1.TokenService/RevokeToken";
 
 /// The headers that are passed on with every call: its id, its trace and its program.
 const PASSED_ON: [HeaderName; 3] = [grpc::REQUEST_ID, HeaderName::from_static("traceparent"), header::USER_AGENT];
@@ -218,36 +216,12 @@ async fn introspect(State(endpoints): State<Arc<Endpoints>>, request: Request) -
 
 /// The revocation endpoint.
 ///
-/// The token is the credential, as it is for a logout. A client that authenticates nevertheless must be right. A token that
-/// is not valid, for whatever reason, is answered like one that was revoked just now (RFC 7009 section 2.2).
+/// The token is the credential. A client that authenticates nevertheless must be right. A token that is not valid, for
+/// whatever reason, is answered like one that was revoked just now (RFC 7009 section 2.2).
 async fn revoke(State(endpoints): State<Arc<Endpoints>>, request: Request) -> Result<Response, OAuthError> {
     let asked = Asked::read(request).await?;
-    let token = asked.parameters.required("token")?;
-    let message = IntrospectTokenRequest { token: token.to_owned() };
-    let found: IntrospectTokenResponse =
-        endpoints.call(INTROSPECT, &message, asked.metadata.clone(), asked.with_client()?).await?;
-    let revoked = match found.subject_type() {
-        // The key of a service belongs to its admin, not to whoever holds a token of it.
-        SubjectType::Service => return Err(OAuthError::unsupported_token_type()),
-        SubjectType::User => {
-            let mut metadata = asked.metadata;
-            let bearer = HeaderValue::try_from(format!("Bearer {token}")).map_err(Error::internal)?;
-            metadata.insert(header::AUTHORIZATION, bearer);
-            let message = RevokeSessionRequest { session_id: found.session_id };
-            let done: Result<RevokeSessionResponse, _> =
-                endpoints.call(REVOKE_SESSION, &message, metadata, asked.extensions).await;
-            done.map(|RevokeSessionResponse {}| ())
-        }
-        // No access token that is active.
-        SubjectType::Unspecified => {
-            let message = LogoutRequest { refresh_token: token.to_owned(), everywhere: false };
-            let done: Result<LogoutResponse, _> =
-                endpoints.call(LOGOUT, &message, asked.metadata, asked.extensions).await;
-            done.map(|LogoutResponse {}| ())
-        }
-    };
-    match revoked {
-        Err(status) if !matches!(status.code(), Code::Unauthenticated | Code::NotFound) => Err(status.into()),
-        Ok(()) | Err(_) => Ok(done()),
-    }
+    let message = RevokeTokenRequest { token: asked.parameters.required("token")?.to_owned() };
+    let extensions = asked.with_client()?;
+    let RevokeTokenResponse {} = endpoints.call(REVOKE_TOKEN, &message, asked.metadata, extensions).await?;
+    Ok(done())
 }

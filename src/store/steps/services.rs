@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use crate::{
     domain::{
         audit::{Action, AuditContext, AuditTarget},
-        ids::{ServiceAccountId, ServiceKeyId, SessionId, UserId},
+        ids::{ServiceAccountId, ServiceKeyId, SessionId, TokenId, UserId},
         ports::{KeyCreation, NewServiceKey, ServiceCreation, ServiceCredentials, ServiceStore},
         role::Role,
         service_account::{ServiceAccount, ServiceKey},
@@ -68,6 +68,15 @@ impl<B: Backend> ServiceStore for B {
         context: AuditContext,
     ) -> Result<bool, StoreError> {
         write(self, move |tx| delete_key(tx, account, key, context)).await
+    }
+
+    async fn revoke_service_token(
+        &self,
+        account: ServiceAccountId,
+        token: TokenId,
+        context: AuditContext,
+    ) -> Result<(), StoreError> {
+        write(self, move |tx| revoke_token(tx, account, token, context)).await
     }
 
     async fn service_key_used(&self, key: ServiceKeyId, time: OffsetDateTime) -> Result<(), StoreError> {
@@ -279,6 +288,18 @@ async fn delete_key(
     tx.record(Action::ServiceKeyDeleted, &context, of_key(account, key)).await?;
     tx.commit().await?;
     Ok(true)
+}
+
+async fn revoke_token(
+    mut tx: impl WriteTransaction,
+    account: ServiceAccountId,
+    token: TokenId,
+    context: AuditContext,
+) -> Result<(), StoreError> {
+    tx.log_session(token.into(), &context).await?;
+    let target = AuditTarget::session(UserId::from(account), SessionId::from(token));
+    tx.record(Action::ServiceTokenRevoked, &context, target).await?;
+    tx.commit().await
 }
 
 fn of_key(account: ServiceAccountId, key: ServiceKeyId) -> AuditTarget {

@@ -459,7 +459,7 @@ pub(in crate::store) trait WriteTransaction: Send + Sized {
         self.announce_revocations().await
     }
 
-    /// Tells every replica that the tokens of a key are refused from now on.
+    /// Tells every replica that the tokens of a key, or one token, are refused from now on.
     async fn log_session(&mut self, session: SessionId, context: &AuditContext) -> Result<(), StoreError> {
         let statement =
             Statement::new("INSERT INTO revocations (session_id, revoke_time, forget_time) VALUES ($1, $2, $3)")

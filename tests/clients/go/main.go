@@ -76,7 +76,13 @@ func run(ctx context.Context, issuer string) (map[string]any, error) {
 	}
 	steps["revoked"] = revoke(renewed.RefreshToken)
 	steps["after"] = introspect(renewed.AccessToken)
-	steps["revoked_service"] = revoke(own.AccessToken)
+	// One that the client does not carry itself.
+	spare, err := service.Token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	steps["revoked_service"] = revoke(spare.AccessToken)
+	steps["after_service"] = introspect(spare.AccessToken)
 	steps["wrong_token"] = post(http.DefaultClient, server.IntrospectionEndpoint, own.AccessToken)
 
 	wrong := service
