@@ -22,6 +22,7 @@ from support.expect import expect_error, expect_unauthenticated, failure_of, rea
 from support.services import INVALID_CLIENT, ServiceAccount, introspect
 from support.transports import ByGrpc
 from support.wait import wait_until
+from support.watch import connect, subject, until_caught_up, watch
 
 NOBODY = "01890000-0000-7000-8000-000000000000"
 INVALID = ("INVALID_ARGUMENT", "INVALID_FIELD")
@@ -268,6 +269,19 @@ def test_one_token_is_revoked_and_the_others_of_its_key_are_not(way, admin, serv
         service.id,
         jose.claims_of(token)["jti"],
     )
+
+
+@pytest.mark.parametrize("way", ["gRPC"], indirect=True)
+def test_a_revoked_token_is_told_by_its_id_and_ends_its_stream(way, server, service):
+    token = service.token()
+    with connect(server) as channel:
+        by_others, stream = watch(channel, service.token()), watch(channel, token)
+        for each in (by_others, stream):
+            until_caught_up(each)
+        way.ok("RevokeToken", token=token)
+        told = next(message for message in by_others if message.WhichOneof("event") == "session_ended")
+        assert subject(told) == jose.claims_of(token)["jti"]
+        expect_unauthenticated(lambda: list(stream), "SESSION_REVOKED")
 
 
 def test_either_token_of_a_person_ends_its_session(way, server):

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import grpc
 import pytest
 
-from support import jose, load
+from support import load
 from support.admin import Somebody, session_id
 from support.engine import Postgres, Sqlite
 from support.expect import failure_of, judge, reason_of
@@ -186,17 +186,6 @@ def test_a_service_that_loses_its_tokens_loses_its_stream(watched, change):
         begun = time.monotonic()
         judge(end_of(stream), grpc.StatusCode.UNAUTHENTICATED, "SESSION_REVOKED")
         assert time.monotonic() - begun < HEARTBEAT
-
-
-def test_one_token_that_is_revoked_is_told_by_its_id_and_ends_its_stream(watched):
-    token = watched.service.token()
-    with watched.stream() as all_streams, watched.stream(token=token) as stream:
-        until_caught_up(all_streams)
-        until_caught_up(stream)
-        watched.way.ok("RevokeToken", token=token)
-        ended = next(message for message in all_streams if message.WhichOneof("event") == "session_ended")
-        assert subject(ended) == jose.claims_of(token)["jti"]
-        judge(end_of(stream), grpc.StatusCode.UNAUTHENTICATED, "SESSION_REVOKED")
 
 
 def test_a_stream_ends_with_its_token_and_goes_on_with_the_next_one(start_server, embedded):
