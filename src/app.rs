@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -259,7 +260,7 @@ async fn open(config: &Config, checked: Checked, env: Env, opening: Opening) -> 
         login_attempts: LoginAttempts::new(config.limits.attempt_policy(), &masters)?,
         login_limiter: RateLimiter::per_minute(config.limits.client_limit()),
         sign_up_limiter: RateLimiter::per_minute(config.limits.sign_up_limit()),
-        token_revocation_limiter: RateLimiter::per_minute(Some(MOST_REVOKED_TOKENS)),
+        token_revocation_limiter: RateLimiter::per_minute(NonZeroU32::new(MOST_REVOKED_TOKENS)),
         verified_secrets: VerifiedSecrets::default(),
         pages: PageTokens::new(&masters)?,
         streams: Streams::new(&masters)?,

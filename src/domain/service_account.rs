@@ -3,7 +3,6 @@
 
 use std::{
     fmt,
-    num::NonZeroU32,
     time::{Duration, Instant},
 };
 
@@ -35,7 +34,7 @@ pub const MOST_KEYS: u32 = 20;
 /// The most accounts.
 pub const MOST_ACCOUNTS: u32 = 10_000;
 /// How many tokens of one account may be revoked in a minute. Each is in the memory of every replica until it has expired.
-pub const MOST_REVOKED_TOKENS: NonZeroU32 = NonZeroU32::new(600).unwrap();
+pub const MOST_REVOKED_TOKENS: u32 = 600;
 
 /// The name of a service account: `[a-z][a-z0-9_-]{0,63}`. No two accounts have the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
