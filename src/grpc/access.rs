@@ -1,13 +1,9 @@
 //! Authorization: reads the `(access)` option of each RPC from the descriptor of the contract, and enforces it. An RPC
 //! that declares nothing is denied. `authenticate.rs` identifies the caller; this layer decides.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
-use axum::{
-    extract::{Request, State},
-    middleware::Next,
-    response::Response,
-};
+use axum::{extract::Request, response::Response};
 use prost_reflect::{DescriptorPool, MethodDescriptor, Value};
 use tonic::Status;
 
@@ -17,7 +13,7 @@ use crate::{
     proto::{self, Access},
 };
 
-use super::{authenticate::Identity, response::respond};
+use super::{authenticate::Identity, next::Next, response::respond};
 
 /// Public services of other packages. Their proto files are not ours, so they cannot declare `(access)`. To ask about a
 /// request of somebody, a proxy needs nothing but their token, like a caller of `IntrospectToken`.
@@ -79,7 +75,7 @@ pub fn declared_access(method: &MethodDescriptor) -> Access {
 pub struct ServicesOnly;
 
 /// Passes a call on or refuses it. Adds the `Caller` of an authenticated call to its extensions.
-pub async fn authorize(State(rules): State<Arc<AccessRules>>, mut request: Request, next: Next) -> Response {
+pub async fn authorize(rules: &AccessRules, mut request: Request, next: impl Next) -> Response {
     let Some(access) = rules.of(request.uri().path()) else {
         return respond(Status::unimplemented("no such RPC"));
     };

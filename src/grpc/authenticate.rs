@@ -4,13 +4,7 @@
 //! A call of the OAuth endpoints may have the [`ClientCredentials`] of a service in the place of a token. Those are verified
 //! here too, so that they pass the same limits. A call with wrong ones is rejected (RFC 6749 section 5.2).
 
-use std::sync::Arc;
-
-use axum::{
-    extract::{Request, State},
-    middleware::Next,
-    response::Response,
-};
+use axum::{extract::Request, response::Response};
 use http::{HeaderMap, header::AUTHORIZATION};
 
 use crate::{
@@ -19,7 +13,7 @@ use crate::{
     listen::ClientAddr,
 };
 
-use super::response::respond;
+use super::{next::Next, response::respond};
 
 /// The credentials of a service account. Only code of this process can add them to the extensions of a call.
 #[derive(Debug, Clone)]
@@ -51,9 +45,9 @@ impl From<AccessTokenError> for Error {
 }
 
 /// Adds the identity of the caller to the extensions of the call.
-pub async fn authenticate(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
+pub async fn authenticate(service: &Service, mut request: Request, next: impl Next) -> Response {
     let identity = match request.extensions_mut().remove::<ClientCredentials>() {
-        None => identify(request.headers(), &service),
+        None => identify(request.headers(), service),
         Some(ClientCredentials { id, secret }) => {
             let ip = request.extensions().get::<ClientAddr>().map(|peer| peer.0.ip());
             let client = Client { ip, user_agent: None };

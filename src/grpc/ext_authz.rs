@@ -6,7 +6,6 @@ use std::{borrow::Cow, sync::Arc};
 use axum::{
     body::{Body, Bytes},
     extract::Request as HttpRequest,
-    middleware::Next,
     response::Response as HttpResponse,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
@@ -36,7 +35,10 @@ use crate::{
     },
 };
 
-use super::decision::{Allowed, Decision, Denied, decide, subject_type};
+use super::{
+    decision::{Allowed, Decision, Denied, decide, subject_type},
+    next::Next,
+};
 
 /// The path of the RPC.
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -152,7 +154,7 @@ fn claims(token: &VerifiedToken, caller: &Caller) -> Struct {
 }
 
 /// Turns a `Check` that has failed into one that denies: no place, no message that can be read, too late, a panic.
-pub async fn deny_failed_checks(request: HttpRequest, next: Next) -> HttpResponse {
+pub async fn deny_failed_checks(request: HttpRequest, next: impl Next) -> HttpResponse {
     let is_check = request.uri().path() == CHECK;
     let response = next.run(request).await;
     // A call that has failed has its status in its headers.
@@ -184,17 +186,13 @@ fn answered(message: &CheckResponse) -> HttpResponse {
 
 #[cfg(test)]
 mod tests {
-    use axum::{Router, middleware::from_fn, routing::post};
-    use tower::ServiceExt as _;
-
     use super::*;
     use crate::grpc::response::respond;
 
     async fn after(status: Status) -> CheckResponse {
-        let failing = || async { respond(status) };
-        let router = Router::new().route(CHECK, post(failing)).layer(from_fn(deny_failed_checks));
-        let response = router.oneshot(HttpRequest::post(CHECK).body(Body::empty()).expect("a request")).await;
-        let body = response.expect("infallible").into_body().collect().await.expect("a body");
+        let request = HttpRequest::post(CHECK).body(Body::empty()).expect("a request");
+        let response = deny_failed_checks(request, |_| async { respond(status) }).await;
+        let body = response.into_body().collect().await.expect("a body");
         assert_eq!(body.trailers().and_then(|trailers| trailers.get("grpc-status")).expect("a status"), "0");
         CheckResponse::decode(body.to_bytes().slice(5..)).expect("a message")
     }

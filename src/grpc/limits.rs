@@ -10,12 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{
-    body::Body,
-    extract::{Request, State},
-    middleware::Next,
-    response::Response,
-};
+use axum::{body::Body, extract::Request, response::Response};
 use http::HeaderMap;
 use http_body_util::Limited;
 use tonic::Status;
@@ -28,7 +23,7 @@ use crate::{
     shares::{Share, Shares},
 };
 
-use super::response::respond;
+use super::{next::Next, response::respond};
 
 /// The longest that a call may take, even if its client would wait longer.
 pub const LONGEST_CALL: Duration = Duration::from_secs(10);
@@ -81,15 +76,15 @@ impl Default for Places {
 
 /// Receives the message of a call, and then takes a place for the call. Refuses the call if there is none for its client.
 /// Health checks pass while too many calls run, because a busy replica is healthy.
-pub async fn bound_calls(State(places): State<Places>, request: Request, next: Next) -> Response {
+pub async fn bound_calls(places: &Places, request: Request, next: impl Next) -> Response {
     let client = request.extensions().get::<ClientAddr>().map(|client| client.0.ip());
-    match admit(&places, client, request, next).await {
+    match admit(places, client, request, next).await {
         Ok(response) => response,
         Err(refusal) => respond(refusal.into()),
     }
 }
 
-async fn admit(places: &Places, client: Option<IpAddr>, request: Request, next: Next) -> Result<Response, Error> {
+async fn admit(places: &Places, client: Option<IpAddr>, request: Request, next: impl Next) -> Result<Response, Error> {
     let path = request.uri().path();
     let ends = request.extensions().get::<ConnectionEnds>().cloned();
     if path.starts_with(REFLECTION) {
@@ -162,7 +157,7 @@ impl Guard for Lifetime {
 
 /// Ends a call with DEADLINE_EXCEEDED at the client's deadline or after [`LONGEST_CALL`], whichever is first. The
 /// hasher gets the deadline from the request's [`Deadline`]. A response stream that has started is not limited.
-pub async fn bound_time(mut request: Request, next: Next) -> Response {
+pub async fn bound_time(mut request: Request, next: impl Next) -> Response {
     let allowed = client_timeout(request.headers()).map_or(LONGEST_CALL, |timeout| timeout.min(LONGEST_CALL));
     request.extensions_mut().insert(Deadline(Instant::now() + allowed));
     match tokio::time::timeout(allowed, next.run(request)).await {

@@ -1,5 +1,4 @@
-//! The gRPC API: all services, and all layers in their order, with the reason for each position. REST calls pass the
-//! same layers: see `http`.
+//! The gRPC API: all services, within the layers of `layers`. REST calls pass the same layers: see `http`.
 
 mod access;
 mod account;
@@ -10,7 +9,9 @@ mod context;
 mod decision;
 mod ext_authz;
 mod health;
+mod layers;
 mod limits;
+mod next;
 mod reflection;
 mod request;
 mod response;
@@ -20,13 +21,10 @@ mod watch;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    middleware::{from_fn, from_fn_with_state},
-};
+use axum::Router;
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::{ServiceBuilder, ServiceExt as _};
+use tower::ServiceExt as _;
 
 use crate::{
     domain::{env::Env, service::Service},
@@ -109,28 +107,5 @@ pub async fn router(service: Arc<Service>, env: Env, reflection: bool) -> Result
         services.into_axum_router()
     };
 
-    let rules = contract_rules()?;
-    let layers = ServiceBuilder::new()
-        // Outermost, so that every log line of the call contains the request id.
-        .layer(from_fn_with_state(env, context::assign_request_id))
-        // Around everything that could refuse a call.
-        .layer(from_fn(ext_authz::deny_failed_checks))
-        .layer(from_fn_with_state(context::MeasuredRpcs::new(&rules), context::request_context))
-        // Before anything reads the headers, which have been dropped.
-        .layer(from_fn(context::refuse_oversized_head))
-        // Before anything reads the request as gRPC.
-        .layer(from_fn(context::require_grpc_content_type))
-        // Around all our code that could panic.
-        .layer(context::catch_panics())
-        // Around the services, because it rewrites their decoding errors.
-        .layer(from_fn(context::normalize_errors))
-        // Around the rest, so that the time spent receiving and waiting counts too.
-        .layer(from_fn(limits::bound_time))
-        // Before any work is done for the call.
-        .layer(from_fn_with_state(limits::Places::default(), limits::bound_calls))
-        // Authenticates the caller.
-        .layer(from_fn_with_state(service, authenticate::authenticate))
-        // Authorizes the call. Innermost, so that no service can be reached without it.
-        .layer(from_fn_with_state(Arc::new(rules), access::authorize));
-    Ok((router.layer(layers), health))
+    Ok((layers::around(router, service, env, contract_rules()?), health))
 }

@@ -21,7 +21,9 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Bytes,
-    middleware::{from_fn, from_fn_with_state},
+    extract::{Request, State},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::Response,
     routing::get,
 };
 use http::{HeaderValue, Method, header};
@@ -82,7 +84,11 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
         .layer(from_fn(call::refuse_oversized_head))
         // Around all layers that refuse requests.
         .layer(from_fn(oauth::normalize));
-    Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), grpc::assign_request_id)))
+    Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), assign_request_id)))
+}
+
+async fn assign_request_id(State(env): State<Env>, request: Request, next: Next) -> Response {
+    grpc::assign_request_id(&env, request, |request| next.run(request)).await
 }
 
 /// Lets pages of these origins call the API and read its answers. Scripts send bearer tokens, so cookies are not
