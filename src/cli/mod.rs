@@ -156,11 +156,16 @@ impl Command {
 }
 
 async fn serve(config: &Config) -> Result<ExitCode, CliError> {
-    signals::ignore_others().map_err(|error| CliError::with_causes("signals cannot be received", &error))?;
-    let app = app::build(config, Env::system()).await?;
     let stop = CancellationToken::new();
-    let signals = signals::stop_on_signal(stop.clone());
-    tokio::spawn(signals.map_err(|error| CliError::with_causes("signals cannot be received", &error))?);
+    signals::handle(&stop).map_err(|error| CliError::with_causes("signals cannot be received", &error))?;
+    // It can wait for its database for long. As the first process of a container it would ignore signals until then.
+    let app = tokio::select! {
+        app = app::build(config, Env::system()) => app?,
+        () = stop.cancelled() => {
+            tracing::info!("stopped before it was ready");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let addresses = app.addresses();
     tracing::info!(
         grpc_addr = %addresses.grpc,

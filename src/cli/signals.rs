@@ -5,9 +5,16 @@ use std::{io, process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Handles signals from now on.
+pub fn handle(stop: &CancellationToken) -> io::Result<()> {
+    ignore_others()?;
+    tokio::spawn(stop_on_signal(stop.clone())?);
+    Ok(())
+}
+
 /// Logs the signals that mean nothing to Postern, and goes on. By default they would end the process, and daemons often
 /// get them: SIGHUP from whoever expects them to read their configuration again.
-pub fn ignore_others() -> io::Result<()> {
+fn ignore_others() -> io::Result<()> {
     let kinds = [
         ("SIGHUP", SignalKind::hangup()),
         ("SIGUSR1", SignalKind::user_defined1()),
@@ -27,7 +34,7 @@ pub fn ignore_others() -> io::Result<()> {
 }
 
 /// Stops on SIGINT, SIGTERM or SIGQUIT. A second signal exits at once, without waiting for calls to finish.
-pub fn stop_on_signal(stop: CancellationToken) -> io::Result<impl Future<Output = ()>> {
+fn stop_on_signal(stop: CancellationToken) -> io::Result<impl Future<Output = ()>> {
     let mut signals = Stopping {
         interrupt: signal(SignalKind::interrupt())?,
         terminate: signal(SignalKind::terminate())?,
