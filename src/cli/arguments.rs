@@ -6,7 +6,7 @@
 use std::{any::TypeId, collections::BTreeMap, error::Error as _, ffi::OsString, path::PathBuf};
 
 use clap::{
-    Arg, Command, CommandFactory, FromArgMatches,
+    Arg, ArgMatches, Command, CommandFactory, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
@@ -18,6 +18,8 @@ use super::secrets::secret_argument;
 #[derive(Debug)]
 pub(super) struct Given<C> {
     pub(super) cli: C,
+    /// What clap has found, for the command that shows where each value comes from.
+    pub(super) matches: ArgMatches,
     pub(super) faults: Vec<ConfigError>,
 }
 
@@ -42,7 +44,7 @@ pub(super) fn given<C: CommandFactory + FromArgMatches>() -> Result<Given<C>, Un
                     return Err(Unusable::Config(ConfigError::SecretArgument(fault)));
                 }
                 match C::from_arg_matches(&matches) {
-                    Ok(cli) => return Ok(Given { cli, faults }),
+                    Ok(cli) => return Ok(Given { cli, matches, faults }),
                     Err(error) => error,
                 }
             }

@@ -7,6 +7,7 @@ mod output;
 mod secrets;
 mod server;
 mod service;
+mod settings;
 mod signals;
 mod user;
 
@@ -17,7 +18,8 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -35,9 +37,11 @@ use self::{
     error::CliError,
 };
 
+const NAME: &str = "postern";
+
 /// Accounts, passwords and JWT sessions behind gRPC
 #[derive(Debug, Parser)]
-#[command(name = "postern", version, about, max_term_width = 100)]
+#[command(name = NAME, version, about, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -51,7 +55,7 @@ enum Command {
     Serve(Box<Config>),
     /// Look at the settings without a start
     #[command(subcommand, name = "config")]
-    Settings(Settings),
+    Settings(settings::Settings),
     /// Apply the missing database migrations; with SQLite, `serve` does this itself
     Migrate(StoreSettings),
     /// Copy the embedded database to a new file, also while a server uses it
@@ -60,6 +64,13 @@ enum Command {
     Healthcheck(Healthcheck),
     /// Print the OpenAPI 3.1 description of the REST API
     Openapi,
+    /// Print the completions of the command line for a shell
+    Completions { shell: Shell },
+    /// Write a manual page for each command to a directory
+    Man {
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Manage accounts directly in the database, for example to create the first admin
     #[command(subcommand)]
     User(user::User),
@@ -69,13 +80,6 @@ enum Command {
     /// Show and change the keys that sign access tokens
     #[command(subcommand)]
     Keys(keys::Keys),
-}
-
-#[derive(Debug, Subcommand)]
-enum Settings {
-    /// Check the settings of `serve`, and print every error; the exit code is 0 if there is none. Nothing is opened but
-    /// the files that settings name
-    Check(Box<Config>),
 }
 
 #[derive(Debug, Args)]
@@ -110,17 +114,16 @@ pub fn main() -> ExitCode {
 }
 
 async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
-    let Given { cli, faults } = given;
+    let Given { cli, matches, faults } = given;
     if !faults.is_empty() {
         return Err(ConfigError::with_more(faults, cli.command.check().err()).into());
     }
     telemetry::start(&cli.log)?;
     match cli.command {
         Command::Serve(config) => serve(&config).await,
-        Command::Settings(Settings::Check(config)) => {
-            config.check()?;
-            output::line("the settings are valid")?;
-            Ok(ExitCode::SUCCESS)
+        Command::Settings(settings) => {
+            let (command, given) = innermost(Cli::command(), &matches);
+            settings::run(&settings, &command, given)
         }
         Command::Migrate(config) => {
             app::migrate(&config).await?;
@@ -135,6 +138,18 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
             output::line(&text)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
+            output::line(String::from_utf8_lossy(&script).trim_end())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { directory } => {
+            clap_mangen::generate_to(Cli::command(), &directory).map_err(|error| {
+                CliError::with_causes(&format!("{} cannot be written to", directory.display()), &error)
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::User(command) => user::run(command).await,
         Command::Service(command) => service::run(command).await,
         Command::Keys(command) => keys::run(command).await,
@@ -145,14 +160,27 @@ impl Command {
     /// Checks the settings of a command.
     fn check(&self) -> Result<(), ConfigError> {
         match self {
-            Self::Serve(config) | Self::Settings(Settings::Check(config)) => config.check().map(drop),
+            Self::Serve(config) => config.check().map(drop),
+            Self::Settings(settings) => settings.config().check().map(drop),
             Self::Migrate(store) | Self::Backup(Backup { store, .. }) => store.database().map(drop),
             Self::Keys(command) => command.config().check().map(drop),
             Self::User(command) => command.config().check().map(drop),
             Self::Service(command) => command.config().check().map(drop),
-            Self::Healthcheck(_) | Self::Openapi => Ok(()),
+            Self::Healthcheck(_) | Self::Openapi | Self::Completions { .. } | Self::Man { .. } => Ok(()),
         }
     }
+}
+
+/// The command that was given, and what was given to it.
+fn innermost(mut command: clap::Command, mut given: &ArgMatches) -> (clap::Command, &ArgMatches) {
+    // Gives each command the arguments that all commands have.
+    command.build();
+    while let Some((name, below)) = given.subcommand()
+        && let Some(found) = command.find_subcommand(name).cloned()
+    {
+        (command, given) = (found, below);
+    }
+    (command, given)
 }
 
 async fn serve(config: &Config) -> Result<ExitCode, CliError> {

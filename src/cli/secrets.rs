@@ -1,4 +1,5 @@
-//! Refuses secrets on the command line: everybody who can list processes would see them.
+//! Which settings are secrets. They are refused on the command line, where everybody who can list processes would see them,
+//! and are not printed.
 
 use clap::{ArgMatches, parser::ValueSource};
 
@@ -22,6 +23,14 @@ pub(super) fn secret_argument(given: &ArgMatches) -> Option<String> {
         format!("--{flag} would show a secret to everybody who can list processes: set {instead} instead")
     });
     fault.or_else(|| given.subcommand().and_then(|(_, given)| secret_argument(given)))
+}
+
+/// The value of a setting as people may see it.
+pub(super) fn shown(name: &str, value: &str) -> String {
+    match SECRETS.iter().find(|(secret, ..)| *secret == name) {
+        Some((_, is_url, _)) if !is_url || has_password(value) => "(hidden)".to_owned(),
+        _ => value.to_owned(),
+    }
 }
 
 /// The value of an argument that the command line has.

@@ -4,12 +4,13 @@ It tests the empty configuration, that a refusal to start names its cause, and t
 server.
 """
 
+import re
 import stat
 import subprocess
 
 import pytest
 
-from support import load
+from support import load, pb
 from support.client import Client, Person
 from support.engine import Sqlite, new_master_key
 from support.environment import own_environment
@@ -165,6 +166,54 @@ def test_settings_can_be_checked_without_a_start(binary, tmp_path):
     for name in ("POSTERN_HASH_THREADS", "POSTERN_ISSUER", "POSTERN_ACCES_TOKEN_TTL"):
         assert name in wrong.stderr
     assert not (tmp_path / "data").exists(), "nothing is created"
+
+
+def test_the_settings_are_shown_with_where_they_come_from_and_without_secrets(binary, tmp_path):
+    def show(*arguments: str, **settings) -> dict[str, tuple[str, str]]:
+        given = own_environment(**settings)
+        command = [binary, "config", "show", *arguments]
+        ended = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stderr
+        rows = [line.split("\t") for line in ended.stdout.splitlines()]
+        return {name: (value, source) for name, value, source in rows}
+
+    key = tmp_path / "key"
+    key.write_text(SECRET)
+    shown = show(
+        "--hash-queue", "7", "--log-format=json",
+        database_url="postgres://ada:hunter2@db/postern", mail_url="smtp://mail:25", master_key_file=key, issuer="https://id.example",
+    )  # fmt: skip
+    expected = {
+        "POSTERN_DATABASE_URL": ("(hidden)", "variable"),
+        "POSTERN_MAIL_URL": ("smtp://mail:25", "variable"),
+        "POSTERN_MASTER_KEY": ("-", "default"),
+        "POSTERN_MASTER_KEY_FILE": (str(key), "variable"),
+        "POSTERN_ISSUER": ("https://id.example", "variable"),
+        "POSTERN_HASH_QUEUE": ("7", "flag"),
+        "POSTERN_LOG_FORMAT": ("json", "flag"),
+        "POSTERN_ACCESS_TOKEN_TTL": ("15m", "default"),
+        "POSTERN_ALLOW_PLAINTEXT": ("false", "default"),
+    }
+    assert {name: shown[name] for name in expected} == expected
+    without_password = show(database_url="postgres://ada@db/postern", master_key=SECRET)
+    assert without_password["POSTERN_DATABASE_URL"] == ("postgres://ada@db/postern", "variable")
+    assert without_password["POSTERN_MASTER_KEY"] == ("(hidden)", "variable")
+    page = (pb.REPOSITORY / "docs/configuration.md").read_text()
+    assert set(shown) >= set(re.findall(r"^\| `(POSTERN_\w+)`", page, re.MULTILINE))
+
+
+def test_the_command_line_describes_itself_to_shells_and_to_man(binary, tmp_path):
+    for shell in ("bash", "zsh", "fish"):
+        script = run(binary, tmp_path, "completions", shell)
+        assert script.returncode == 0
+        assert "healthcheck" in script.stdout
+    assert run(binary, tmp_path, "man", str(tmp_path)).returncode == 0
+    pages = {path.name for path in tmp_path.glob("*.1")}
+    assert pages >= {"postern.1", "postern-serve.1", "postern-config-show.1", "postern-keys-rotate.1"}
+    assert "POSTERN_DATABASE_URL" in (tmp_path / "postern-serve.1").read_text().replace("\\", "")
+    nowhere = run(binary, tmp_path, "man", str(tmp_path / "missing"))
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert "missing" in nowhere.stderr
 
 
 def test_healthcheck_tells_a_serving_server_from_none(embedded, start_server):
