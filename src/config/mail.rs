@@ -15,7 +15,11 @@ use crate::{
     },
 };
 
-use super::{error::ConfigError, mail_url, value::read_secret};
+use super::{
+    error::{ConfigError, Faults},
+    mail_url,
+    value::read_secret,
+};
 
 /// Mail, and the name of the service in it.
 ///
@@ -110,21 +114,27 @@ impl MailSettings {
 
     /// The parts of mails that the deployment chooses: the name of the service and the targets of links.
     pub fn templates(&self, public_url: &str) -> Result<MailTemplates, ConfigError> {
-        let link = |variable, given: &Option<String>, purpose: Purpose| {
-            let Some(given) = given else {
-                return default_link(public_url, purpose.page_path());
-            };
-            Link::parse(given).map_err(|error| ConfigError::Unusable(variable, error.to_string()))
+        let mut faults = Faults::default();
+        let given = [&self.verify_email_url, &self.reset_password_url, &self.confirm_email_change_url];
+        if given.iter().any(|url| url.is_none()) {
+            // Once, and not for each of them.
+            faults.take(default_link(public_url, ""));
+        }
+        let mut link = |variable, given: &Option<String>, purpose: Purpose| match given {
+            None => default_link(public_url, purpose.page_path()).ok(),
+            Some(given) => {
+                faults.take(Link::parse(given).map_err(|error| ConfigError::Unusable(variable, error.to_string())))
+            }
         };
-        let links = Links {
-            verify_email: link("POSTERN_VERIFY_EMAIL_URL", &self.verify_email_url, Purpose::VerifyEmail)?,
-            reset_password: link("POSTERN_RESET_PASSWORD_URL", &self.reset_password_url, Purpose::ResetPassword)?,
-            confirm_email_change: link(
-                "POSTERN_CONFIRM_EMAIL_CHANGE_URL",
-                &self.confirm_email_change_url,
-                Purpose::ChangeEmail,
-            )?,
+        let links = (
+            link("POSTERN_VERIFY_EMAIL_URL", &self.verify_email_url, Purpose::VerifyEmail),
+            link("POSTERN_RESET_PASSWORD_URL", &self.reset_password_url, Purpose::ResetPassword),
+            link("POSTERN_CONFIRM_EMAIL_CHANGE_URL", &self.confirm_email_change_url, Purpose::ChangeEmail),
+        );
+        let (Some(verify_email), Some(reset_password), Some(confirm_email_change)) = links else {
+            return Err(faults.into_error());
         };
+        let links = Links { verify_email, reset_password, confirm_email_change };
         Ok(MailTemplates { service_name: self.service_name.clone(), links })
     }
 

@@ -87,7 +87,9 @@ impl Config {
         faults.take(self.passwords.validate(memory::limit()));
         faults.take(self.limits.validate());
         faults.take(self.signing_keys.validate());
-        let public_url = faults.take(self.tokens.validate().and_then(|()| self.listen.validate_public_url()));
+        faults.take(self.tokens.validate());
+        let issuer = self.tokens.validate_issuer();
+        let public_url = faults.take(self.listen.validate_public_url()).filter(|()| issuer.is_ok());
         let database = faults.take(self.store.database());
         let master_key = database.as_ref().and_then(|it| faults.take(self.master_key.configured(it)));
         let previous_master_key = faults.take(self.master_key.previous()).flatten();

@@ -58,6 +58,11 @@ pub struct TokenSettings {
 }
 
 impl TokenSettings {
+    /// Checks the issuer alone, from which other settings are derived.
+    pub(super) fn validate_issuer(&self) -> Result<(), ConfigError> {
+        web_url::check(&self.issuer).map_err(|problem| ConfigError::malformed("POSTERN_ISSUER", &self.issuer, problem))
+    }
+
     /// Checks the ranges of the lifetimes and that they go together, the issuer, and that the audience is not empty and
     /// contains no white space.
     pub fn validate(&self) -> Result<(), ConfigError> {
@@ -84,9 +89,7 @@ impl TokenSettings {
                 )));
             }
         }
-        if let Err(problem) = web_url::check(&self.issuer) {
-            faults.add(ConfigError::malformed("POSTERN_ISSUER", &self.issuer, problem));
-        }
+        faults.take(self.validate_issuer());
         let lost = ("POSTERN_REFRESH_LOST_ANSWER_WINDOW", self.lost_answer_window());
         faults.take(in_range(lost.0, lost.1, Duration::ZERO, 3_650 * day));
         if self.audience.is_empty() || self.audience.chars().any(|c| c.is_whitespace() || c.is_control()) {

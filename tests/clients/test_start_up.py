@@ -4,13 +4,12 @@ It tests the empty configuration, that a refusal to start names its cause, and t
 server.
 """
 
-import re
 import stat
 import subprocess
 
 import pytest
 
-from support import load, pb
+from support import load
 from support.client import Client, Person
 from support.engine import Sqlite, new_master_key
 from support.environment import own_environment
@@ -153,53 +152,6 @@ def test_migrating_again_changes_nothing(engine, start_server):
 
     assert engine.counts() == before
     assert server.client.login(person)
-
-
-def test_settings_can_be_checked_without_a_start(binary, tmp_path):
-    def check(**settings) -> subprocess.CompletedProcess:
-        given = own_environment(data_dir=tmp_path / "data", **settings)
-        return subprocess.run([binary, "config", "check"], env=given, capture_output=True, text=True, timeout=60)
-
-    assert (check().returncode, check().stdout) == (0, "the settings are valid\n")
-    wrong = check(hash_threads="0", issuer="not a url", acces_token_ttl="5m")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    for name in ("POSTERN_HASH_THREADS", "POSTERN_ISSUER", "POSTERN_ACCES_TOKEN_TTL"):
-        assert name in wrong.stderr
-    assert not (tmp_path / "data").exists(), "nothing is created"
-
-
-def test_the_settings_are_shown_with_where_they_come_from_and_without_secrets(binary, tmp_path):
-    def show(*arguments: str, **settings) -> dict[str, tuple[str, str]]:
-        given = own_environment(**settings)
-        command = [binary, "config", "show", *arguments]
-        ended = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-        assert ended.returncode == 0, ended.stderr
-        rows = [line.split("\t") for line in ended.stdout.splitlines()]
-        return {name: (value, source) for name, value, source in rows}
-
-    key = tmp_path / "key"
-    key.write_text(SECRET)
-    shown = show(
-        "--hash-queue", "7", "--log-format=json",
-        database_url="postgres://ada:hunter2@db/postern", mail_url="smtp://mail:25", master_key_file=key, issuer="https://id.example",
-    )  # fmt: skip
-    expected = {
-        "POSTERN_DATABASE_URL": ("(hidden)", "variable"),
-        "POSTERN_MAIL_URL": ("smtp://mail:25", "variable"),
-        "POSTERN_MASTER_KEY": ("-", "default"),
-        "POSTERN_MASTER_KEY_FILE": (str(key), "variable"),
-        "POSTERN_ISSUER": ("https://id.example", "variable"),
-        "POSTERN_HASH_QUEUE": ("7", "flag"),
-        "POSTERN_LOG_FORMAT": ("json", "flag"),
-        "POSTERN_ACCESS_TOKEN_TTL": ("15m", "default"),
-        "POSTERN_ALLOW_PLAINTEXT": ("false", "default"),
-    }
-    assert {name: shown[name] for name in expected} == expected
-    without_password = show(database_url="postgres://ada@db/postern", master_key=SECRET)
-    assert without_password["POSTERN_DATABASE_URL"] == ("postgres://ada@db/postern", "variable")
-    assert without_password["POSTERN_MASTER_KEY"] == ("(hidden)", "variable")
-    page = (pb.REPOSITORY / "docs/configuration.md").read_text()
-    assert set(shown) >= set(re.findall(r"^\| `(POSTERN_\w+)`", page, re.MULTILINE))
 
 
 def test_the_command_line_describes_itself_to_shells_and_to_man(binary, tmp_path):
