@@ -1,6 +1,6 @@
 //! Makes calls inside one process, through every layer of the gRPC API, for `bench/instructions` to count what they cost.
 //!
-//!     instructions CALL COUNT    CALL is get-me, refresh or health
+//!     instructions CALL COUNT    CALL is get-me, refresh, introspect, check or health
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark may panic")]
 
@@ -13,8 +13,9 @@ use postern::{
     domain::env::Env,
     grpc,
     proto::{
-        GetMeRequest, LoginRequest, LoginResponse, RefreshRequest, RefreshResponse, SignUpRequest, SignUpResponse,
-        TokenPair,
+        GetMeRequest, IntrospectTokenRequest, LoginRequest, LoginResponse, RefreshRequest, RefreshResponse,
+        SignUpRequest, SignUpResponse, TokenPair,
+        external::envoy::service::auth::v3::{AttributeContext, CheckRequest, attribute_context},
     },
 };
 use prost::Message;
@@ -51,6 +52,24 @@ async fn main() {
                 let request = RefreshRequest { refresh_token: tokens.refresh_token };
                 let answer = call(&router, &format!("{AUTH}/Refresh"), &request, None).await;
                 tokens = RefreshResponse::decode(answer).unwrap().tokens.unwrap();
+            }
+            "introspect" => {
+                let request = IntrospectTokenRequest { token: tokens.access_token.clone() };
+                drop(call(&router, "postern.auth.v1.TokenService/IntrospectToken", &request, None).await);
+            }
+            "check" => {
+                let request = AttributeContext {
+                    request: Some(attribute_context::Request {
+                        http: Some(attribute_context::HttpRequest {
+                            headers: [("authorization".to_owned(), bearer.clone())].into(),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                };
+                let request = CheckRequest { attributes: Some(request) };
+                drop(call(&router, "envoy.service.auth.v3.Authorization/Check", &request, None).await);
             }
             "health" => drop(call(&router, "grpc.health.v1.Health/Check", &HealthCheckRequest::default(), None).await),
             other => panic!("{other} is not a call"),
