@@ -16,6 +16,10 @@ test *arguments:
 ci *arguments:
     .ci/run {{ arguments }}
 
+# Builds the container image, and checks it and docker-compose.yml.
+image *arguments:
+    scripts/image {{ arguments }}
+
 # Checks format, Rust lints and the contract.
 lint:
     scripts/tools buf
