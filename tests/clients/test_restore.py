@@ -1,6 +1,6 @@
 """A database that comes back from a backup: what is revoked afterwards is refused, and nobody is logged out by it.
 
-PostgreSQL is restored with its own tools under running servers. SQLite's backup is a copy of the data directory of a
+PostgreSQL is restored with its own tools under running servers, or to another machine. SQLite's backup is a copy of the data directory of a
 server that is stopped.
 """
 
@@ -12,7 +12,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ import pytest
 
 from support import jose
 from support.admin import Somebody, any_way
+from support.engine import Postgres
 from support.expect import expect_unauthenticated, reason_of
 from support.outbox import settle
+from support.postgres import Cluster
 from support.rows import check_all
 from support.server import Server
 from support.transports import Transport
@@ -296,6 +298,30 @@ def test_a_session_that_had_ended_before_the_backup_stays_ended(engine, start_se
 
     expect_unauthenticated(lambda: server.client.me(tokens.access_token), "SESSION_REVOKED")
     expect_unauthenticated(lambda: server.client.refresh(tokens.refresh_token), "REFRESH_TOKEN_INVALID")
+
+
+# -- another machine -----------------------------------------------------------------------------------------------
+
+
+def test_people_go_on_with_what_was_restored_from_a_base_backup(start_server, postgres_binaries):
+    with ExitStack() as stack:
+        original = Cluster(postgres_binaries)
+        stack.callback(original.remove)
+        engine = Postgres(original.start(), migrated=False)
+        server = start_server(engine)
+        person, tokens = server.client.newcomer()
+        copy = Cluster(postgres_binaries, original)
+        stack.callback(copy.remove)
+        late, _ = server.client.newcomer()
+        # The first machine is lost.
+        original.stop()
+        server.kill()
+
+        restored = start_server(engine.on(copy.start()))
+        assert restored.client.login(person)
+        assert restored.client.me(tokens.access_token)
+        assert restored.client.refresh(tokens.refresh_token)
+        expect_unauthenticated(lambda: restored.client.login(late), "INVALID_CREDENTIALS")
 
 
 # -- ending all sessions -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ and to make changes that no RPC can make.
 """
 
 import base64
+import copy
 import secrets
 import sqlite3
 import subprocess
@@ -185,6 +186,12 @@ class Postgres(Engine):
 
     def to_time(self, stored: datetime) -> datetime:
         return stored
+
+    def on(self, cluster) -> "Postgres":
+        """The copy of this database in a copy of its cluster."""
+        same = copy.copy(self)
+        same._cluster = cluster
+        return same
 
     def backups(self) -> dict[str, bytes]:
         return {"pg_dump": self._cluster.dump(self.database)}

@@ -45,10 +45,11 @@ def find_binaries() -> Path | None:
 class Cluster:
     """One cluster. By default `stop` crashes it, because tests check that Postern survives a crash."""
 
-    def __init__(self, binaries: Path):
+    def __init__(self, binaries: Path, original: "Cluster | None" = None):
+        """An empty one, or one from a base backup of another that runs."""
         self._binaries = binaries
         self._directory = Path(tempfile.mkdtemp(prefix="postern-pg-"))
-        self.password = secrets.token_hex(16)
+        self.password = original.password if original else secrets.token_hex(16)
         # The migrated database of which the others are copies, once it exists.
         self.template: str | None = None
         # Connections by database and thread.
@@ -56,7 +57,10 @@ class Cluster:
         self._process: subprocess.Popen | None = None
         give_to_postgres(self._directory)
         self._port = free_port()
-        self._initialise()
+        if original:
+            self._copy(original)
+        else:
+            self._initialise()
 
     @property
     def running(self) -> bool:
@@ -146,10 +150,18 @@ class Cluster:
         give_to_postgres(password_file)
         command = [self._binaries / "initdb", "-D", self._directory / "data", "-U", USER, "--auth=scram-sha-256"]
         command += [f"--pwfile={password_file}", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        self._make(command)
+
+    def _copy(self, original: "Cluster") -> None:
+        """With the part of the write-ahead log that makes the copy consistent."""
+        source = ["--dbname", original.url("postgres"), "--checkpoint=fast", "--wal-method=stream", "--no-sync"]
+        self._make([self._binaries / "pg_basebackup", "-D", self._directory / "data", *source])
+
+    def _make(self, command: list) -> None:
         made = subprocess.run(command, cwd=self._directory, capture_output=True, text=True, timeout=60, **as_postgres())
         if made.returncode != 0:
             shutil.rmtree(self._directory, ignore_errors=True)
-            raise RuntimeError(f"initdb failed: {made.stderr}")
+            raise RuntimeError(f"{command[0].name} failed: {made.stderr}")
 
 
 def _cheap_verifier(password: str) -> str:
