@@ -13,7 +13,8 @@ HARDENED = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:t
 DATA = "--tmpfs=/var/lib/postern:uid=10001,gid=10001,mode=0700"
 # Plaintext beyond the container, and hashes that are cheap: nothing here depends on their cost.
 DEFAULTS = {"allow_plaintext": "true", "argon2_memory_kib": "1024", "argon2_iterations": "1", "log_format": "json"}
-COMMAND_DEADLINE = 120
+# To bring Compose up is one command, and a busy machine takes long for it.
+COMMAND_DEADLINE = 400
 
 
 def execute(*command, check: bool = True, **options) -> subprocess.CompletedProcess:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from containers import docker, execute, inspect
+from containers import COMMAND_DEADLINE, docker, execute, inspect
 from support import pb
 from support.client import Client, Person
 from support.mail import LINK, TOKEN
@@ -20,6 +20,8 @@ from support.wait import wait_until
 GRACE_SECONDS = 40
 REPLICAS = 2
 MINIMUM_CALLS = 20
+
+pytestmark = pytest.mark.timeout(COMMAND_DEADLINE + 200)
 
 
 class Stack:
@@ -131,7 +133,11 @@ def test_a_person_signs_up_reads_the_mail_and_uses_every_replica(stack):
 
 def test_the_first_admin_is_made_as_the_file_says(stack):
     command = ["postern", "user", "create", "--username", "root", "--email", "root@example.com", "--role", "admin"]
-    made = stack.compose("exec", "-T", "postern", *command, input="an unlikely password for root\n")
+    # A command waits for its database for a second, which is short on a busy machine. Nothing is created then.
+    made = wait_until(
+        "the admin is created",
+        lambda: stack.compose("exec", "-T", "postern", *command, input="an unlikely password for root\n"),
+    )
     assert "admin,user" in made
 
 
