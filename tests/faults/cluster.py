@@ -339,7 +339,6 @@ class Cluster:
         for machine in self.machines:
             machine.patroni.start()
         self.haproxy.start()
-        wait_until("a database machine leads", self.leader, deadline=120, pause=0.2)
         self.settle()
         with self.leader().connect() as connection:
             connection.execute(f"CREATE ROLE postern LOGIN PASSWORD '{self.plan['postern_password']}'")
@@ -376,13 +375,17 @@ class Cluster:
 
     # -- looking at it ---------------------------------------------------------------------------------------------
 
-    def leader(self) -> Machine | None:
-        """The machine that holds the lock and takes writes."""
+    def found_leader(self) -> Machine | None:
+        """The machine that holds the lock and takes writes, if there is one."""
         return next((machine for machine in self.machines if machine.holds_the_lock() and machine.takes_writes()), None)
 
+    def leader(self) -> Machine:
+        """The same; waits until there is one."""
+        return wait_until("a database machine leads", self.found_leader, deadline=120, pause=0.2)
+
     def standbys(self) -> dict[str, str]:
-        """The standbys that follow the leader, each `sync` or `async`."""
-        if (leader := self.leader()) is None:
+        """The standbys that follow the leader, each `sync` or `async`. None if nobody leads."""
+        if (leader := self.found_leader()) is None:
             return {}
         statement = "SELECT application_name, sync_state FROM pg_stat_replication WHERE state = 'streaming'"
         try:
@@ -390,6 +393,15 @@ class Cluster:
         except psycopg.Error:
             return {}
         return {name: state for name, state in found.items() if name in NAMES}
+
+    def synchronous_standby(self) -> Machine:
+        """The standby that has every commit."""
+
+        def found() -> Machine | None:
+            standbys = self.standbys()
+            return next((machine for machine in self.machines if standbys.get(machine.name) == "sync"), None)
+
+        return wait_until("a standby is synchronous", found, pause=0.2)
 
     def settle(self) -> None:
         """Waits until the leader has two standbys, one of them synchronous."""
@@ -415,7 +427,7 @@ class Cluster:
         lines = []
         for daemon in [*self.etcd, self.haproxy, self.pgbouncer]:
             lines.append(f"{daemon.name:15} {f'process {daemon.pid}' if daemon.pid else 'down'}")
-        leader, standbys = self.leader(), self.standbys()
+        leader, standbys = self.found_leader(), self.standbys()
         for machine in self.machines:
             role = "leader" if machine is leader else f"{standbys.get(machine.name, 'not a')} standby"
             process = f"process {machine.patroni.pid}, {role}, port {machine.port}" if machine.patroni.pid else "down"

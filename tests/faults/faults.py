@@ -234,8 +234,7 @@ def leader_frozen(scene: Scene):
 @fault(heals_within=NEW_LEADER)
 def standby_killed(scene: Scene):
     """The machine of the synchronous standby loses its power. Commits wait until the other standby takes its place."""
-    name = next(name for name, state in scene.cluster.standbys().items() if state == "sync")
-    standby = next(machine for machine in scene.cluster.machines if machine.name == name)
+    standby = scene.cluster.synchronous_standby()
     standby.kill()
     scene.afterwards(standby.patroni.start)
     wait_until("the other standby is synchronous", lambda: "sync" in scene.cluster.standbys().values(), 60)
@@ -256,8 +255,7 @@ def failover(scene: Scene):
 
 def _ask_patroni(scene: Scene, path: str, with_leader: bool) -> None:
     old = scene.cluster.leader()
-    candidate = next(name for name, state in scene.cluster.standbys().items() if state == "sync")
-    body = {"candidate": candidate, **({"leader": old.name} if with_leader else {})}
+    body = {"candidate": scene.cluster.synchronous_standby().name, **({"leader": old.name} if with_leader else {})}
     answers: list[tuple[int, str]] = []
     asking = threading.Thread(target=lambda: answers.append(http(old.api, path, body, timeout=90)))
     asking.start()

@@ -20,7 +20,7 @@ from support import pb
 
 # How often each is chosen.
 MIX = {"refresh": 550, "look": 370, "change_roles": 64, "open": 10, "sign_up": 6}
-SESSIONS = 8
+SESSIONS = 6
 # Access tokens are valid for 15 minutes.
 OLD = 600
 ROLES = ("", "editor", "auditor", "translator")
@@ -215,7 +215,7 @@ class Client:
 class Probe(Client):
     """Refreshes at one replica ten times a second, and notes when that works."""
 
-    PAUSE, TIMEOUT, STOCK = 0.1, 2, 12
+    PAUSE, TIMEOUT, STOCK = 0.1, 2, 6
 
     def __init__(self, *arguments):
         super().__init__(*arguments)

@@ -21,7 +21,7 @@ from support import pb
 from support.mail import Mailbox
 from support.wait import wait_until
 
-CLIENTS, PROBES_IN_A_ROW = 16, 10
+CLIENTS, PROBES_IN_A_ROW = 8, 10
 HEALING_DEADLINE = 90
 IDLE = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'postern' AND state LIKE 'idle in transaction%'"
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ DISK_MIB = 1280
 
 def main() -> int:
     options = _options()
+    # The cluster is taken down in any case.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     pb.load(pb.generate())
     chosen, left_out = _chosen(options)
     for round_ in range(1, options.rounds + 1):
