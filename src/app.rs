@@ -43,6 +43,7 @@ use crate::{
     },
     store::{self, Migrate, OpenError},
     telemetry::Metrics,
+    tls::{self, Tls},
 };
 
 /// How long `serve` and `migrate` wait for a database that cannot be reached: it is often started at the same time.
@@ -56,7 +57,7 @@ const PING_INTERVAL: Duration = Duration::from_millis(250);
 /// How long closing the database may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The background tasks, by the names under which their failures are counted.
-const TASKS: [&str; 7] = ["health", "revocations", "keys", "seen", "purge", "limits", "metrics"];
+const TASKS: [&str; 8] = ["health", "revocations", "keys", "seen", "purge", "limits", "metrics", "tls"];
 /// The pause before a background task that failed starts again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long mails in flight may still take after the last call has ended.
@@ -93,6 +94,7 @@ pub struct App {
     surfaces: Vec<Surface>,
     addresses: Addresses,
     proxies: TrustedProxies,
+    tls: Option<Tls>,
     health: Health,
     readiness: Arc<Readiness>,
     metrics: Metrics,
@@ -136,7 +138,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
 }
 
 async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mailer) -> Result<App, BuildError> {
-    let templates = checked.mail_templates.clone();
+    let (templates, tls) = (checked.mail_templates.clone(), checked.tls.clone());
     if mailer.is_log_only() && matches!(checked.database, DatabaseUrl::Postgres { .. }) {
         tracing::warn!("mails are only written to the log: set POSTERN_MAIL_URL to send them");
     }
@@ -147,6 +149,10 @@ async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mail
     count_from_zero();
     outbox::count_from_zero();
     listen::count_from_zero();
+    tls::count_from_zero();
+    if let Some(tls) = &tls {
+        tls.announce();
+    }
     for task in TASKS {
         metrics::counter!("postern_task_failures_total", "task" => task).increment(0);
     }
@@ -180,6 +186,7 @@ async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mail
         surfaces: vec![grpc, http, ops],
         addresses,
         proxies,
+        tls,
         health,
         readiness,
         metrics,
@@ -358,7 +365,7 @@ impl App {
     /// Serves until `stop` is cancelled. Then it reports NOT_SERVING, goes on serving for the lame duck time, sends
     /// GOAWAY, lets calls finish, and returns.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { surfaces, proxies, health, readiness, metrics, store, service, outbox, lame_duck, .. } = self;
+        let Self { surfaces, proxies, tls, health, readiness, metrics, store, service, outbox, lame_duck, .. } = self;
         let (age, idle) = (self.max_connection_age, self.http_idle_timeout);
         let close = CancellationToken::new();
         // The health is set before the first caller can ask for it.
@@ -367,7 +374,8 @@ impl App {
         let servers = TaskTracker::new();
         for Surface { listener, protocol, most_connections, router } in surfaces {
             let bounds = Bounds { connections: most_connections, age, idle };
-            servers.spawn(listen::serve(listener, protocol, bounds, proxies.clone(), router, close.clone()));
+            let (proxies, tls, close) = (proxies.clone(), tls.clone(), close.clone());
+            servers.spawn(listen::serve(listener, protocol, bounds, proxies, tls, router, close));
         }
         servers.close();
         let monitor = supervise("health", {
@@ -397,6 +405,7 @@ impl App {
             }),
             supervise("metrics", move || metrics.clone().run_upkeep()),
         ];
+        let tls_reload = tls.map(|tls| supervise("tls", move || tls.clone().run_reload()));
         let stop_sending = CancellationToken::new();
         let sending = tokio::spawn(outbox.run(stop_sending.clone()));
 
@@ -413,6 +422,7 @@ impl App {
         revocation_sync.abort();
         key_rotation.abort();
         writing_seen.abort();
+        tls_reload.iter().for_each(JoinHandle::abort);
         if let Err(error) = service.write_seen().await {
             tracing::debug!(%error, "what was seen of access tokens in the last second could not be written");
         }

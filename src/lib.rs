@@ -5,15 +5,16 @@
 //! |---|---|---|
 //! | [`cli`], `main` | the commands | everything |
 //! | [`app`] | builds the parts, connects, starts and stops them | everything |
-//! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail` (the types of their settings), `error`, `private_file`, `this_machine` |
+//! | [`config`] | settings, their names and limits | `database_url`, `domain`, `listen`, `mail`, `tls` (the types of their settings), `error`, `private_file`, `this_machine` |
 //! | [`database_url`] | names a database | `private_file` |
-//! | [`listen`] | connections | `body`, `shares` |
-//! | [`grpc`] | the RPCs, and the layers in front of them | `body`, `domain`, `error`, `proto`, `listen` (the client's address), `shares` |
-//! | [`http`] | REST from the contract, the endpoints of OAuth, the pages that mails link to, keys and discovery, probes and metrics | `body`, `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics) |
+//! | [`listen`] | connections | `body`, `shares`, `tls` |
+//! | [`grpc`] | the RPCs, and the layers in front of them | `body`, `domain`, `error`, `proto`, `listen` (the client's address), `shares`, `tls` (the client's certificate) |
+//! | [`http`] | REST from the contract, the endpoints of OAuth, the pages that mails link to, keys and discovery, probes and metrics | `body`, `grpc`, `domain`, `error`, `proto`, `listen`, `shares`, `telemetry` (metrics), `tls` (the client's certificate) |
 //! | [`domain`] | the rules, and the ports that a store implements | `error` |
 //! | [`mail`] | the content of mails, and sending them | `domain` (ids, addresses, the outbox), `error`, `private_file`, `this_machine` |
 //! | [`body`] | reading bodies within bounds, and keeping something as long as one lives | `shares` |
 //! | [`shares`] | places of which there is a bounded number, shared between client addresses | `domain` (which addresses are one client) |
+//! | [`tls`] | the certificates of the server and of its clients | `domain` (the names of services), `private_file` |
 //! | [`store`] | the two backends | `domain` (the ports), `database_url`, `error`, `private_file`, `this_machine` |
 //! | [`error`] | why a call fails | nothing here |
 //! | [`private_file`] | files and directories that only their owner may read | nothing here |
@@ -41,3 +42,4 @@ pub mod shares;
 pub mod store;
 pub mod telemetry;
 pub mod this_machine;
+pub mod tls;

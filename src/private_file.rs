@@ -136,6 +136,24 @@ pub fn keep_secret(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Warns if every user can read a secret that other programs may share, so that its rights are not ours to change.
+#[cfg(unix)]
+pub fn warn_if_public(path: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let Ok(Some(file)) = regular_file(path) else { return };
+    if file.mode() & 0o007 != 0 {
+        tracing::warn!(
+            file = %path.display(),
+            mode = format!("{:04o}", file.mode() & 0o7777),
+            "other users can read this private key: chmod it to 600, or to 640 if a group needs it"
+        );
+    }
+}
+
+#[cfg(not(unix))]
+pub fn warn_if_public(_path: &Path) {}
+
 /// What is known of a file, if it exists. Only a regular file is ever changed: a path that is set by mistake can be a
 /// directory such as `/tmp`, whose rights many programs depend on.
 #[cfg(unix)]

@@ -126,6 +126,13 @@ fn describe() {
         "postern_connections_refused_total",
         "Connections closed at once, because their client has its share or all are taken"
     );
+    describe_counter!("postern_tls_handshakes_total", "TLS handshakes, by outcome");
+    describe_counter!("postern_tls_reloads_total", "Changes of the TLS files, by outcome");
+    describe_gauge!(
+        "postern_tls_certificate_expire_time_seconds",
+        Unit::Seconds,
+        "When the certificate of this server expires, in Unix time"
+    );
     describe_counter!("postern_task_failures_total", "Background tasks that failed and were started again, by task");
     describe_counter!("postern_housekeeping_total", "Deletions of expired rows, by outcome");
 }

@@ -12,7 +12,7 @@ mod signals;
 mod user;
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -20,7 +20,11 @@ use std::{
 
 use clap::{ArgMatches, Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
@@ -29,7 +33,7 @@ use crate::{
     database_url::DatabaseUrl,
     domain::env::Env,
     error::Error,
-    http, store, telemetry,
+    http, store, telemetry, tls,
 };
 
 use self::{
@@ -96,6 +100,10 @@ struct Healthcheck {
     /// gRPC address of the server
     #[arg(long, env = "POSTERN_GRPC_ADDR", default_value = "127.0.0.1:50051", value_name = "IP:PORT")]
     grpc_addr: SocketAddr,
+    /// Ask with TLS, because the server has this certificate. It is not compared with the one that the server shows,
+    /// and nothing secret is sent
+    #[arg(long, env = "POSTERN_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
 }
 
 /// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the
@@ -131,7 +139,7 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Backup(Backup { to, store }) => backup(&store, &to).await,
-        Command::Healthcheck(arguments) => healthcheck(arguments.grpc_addr).await,
+        Command::Healthcheck(arguments) => healthcheck(&arguments).await,
         Command::Openapi => {
             let document = http::openapi::contract_document()?;
             let text = serde_json::to_string_pretty(&document).map_err(Error::internal)?;
@@ -201,7 +209,7 @@ async fn serve(config: &Config) -> Result<ExitCode, CliError> {
         ops_addr = %addresses.ops,
         "Postern is ready"
     );
-    if config.listen.serves_reflection() {
+    if config.listen.serves_reflection() && !config.listen.tls.is_asked_for() {
         tracing::info!("next: grpcurl -plaintext {} describe postern.auth.v1.AuthService", addresses.grpc);
     }
     app.run(stop).await;
@@ -220,16 +228,28 @@ async fn backup(store: &StoreSettings, to: &Path) -> Result<ExitCode, CliError> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn healthcheck(address: SocketAddr) -> Result<ExitCode, CliError> {
+async fn healthcheck(arguments: &Healthcheck) -> Result<ExitCode, CliError> {
+    let address = arguments.grpc_addr;
     let ask = async {
         // A server that listens on all addresses also listens on loopback.
-        let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let channel = tonic::transport::Endpoint::from_shared(format!("http://{host}:{}", address.port()))?
+        let host = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+        let target = SocketAddr::new(host, address.port());
+        let endpoint = Endpoint::from_shared(format!("http://{target}"))?
             .connect_timeout(Duration::from_secs(2))
-            .timeout(Duration::from_secs(2))
-            .connect()
-            .await?;
+            .timeout(Duration::from_secs(2));
+        let channel = if arguments.tls_cert.is_some() {
+            let tls = TlsConnector::from(tls::any_certificate()?);
+            let connect = move |_| {
+                let tls = tls.clone();
+                async move {
+                    let stream = TcpStream::connect(target).await?;
+                    Ok::<_, std::io::Error>(TokioIo::new(tls.connect(target.ip().into(), stream).await?))
+                }
+            };
+            endpoint.connect_with_connector(tower::service_fn(connect)).await?
+        } else {
+            endpoint.connect().await?
+        };
         let request = HealthCheckRequest { service: String::new() };
         Ok::<_, Box<dyn std::error::Error>>(HealthClient::new(channel).check(request).await?.into_inner().status())
     };

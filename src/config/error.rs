@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use crate::domain::master_key::MasterKeyError;
+use crate::{domain::master_key::MasterKeyError, tls::TlsError};
 
 /// Why the configuration cannot be used. Each message names the setting to change, its value unless that may be secret,
 /// and what to do. `docs/errors.md` lists the messages.
@@ -10,8 +10,6 @@ use crate::domain::master_key::MasterKeyError;
 pub enum ConfigError {
     #[error("{name}: no setting has this name{}; `postern serve --help` lists them", suggestion(nearest.as_ref()))]
     UnknownVariable { name: String, nearest: Option<String> },
-    #[error("{0}: this version of Postern does not implement this setting; remove the variable")]
-    NotImplemented(String),
     /// The value of a variable that cannot be parsed. The value is left out where it may be secret.
     #[error("{variable}{}: {problem}", value.as_ref().map(|value| format!("={}", value.escape_debug())).unwrap_or_default())]
     Malformed { variable: String, value: Option<String>, problem: String },
@@ -42,8 +40,8 @@ pub enum ConfigError {
     #[error("POSTERN_DATABASE_URL must begin with postgres://, postgresql:// or sqlite:")]
     DatabaseUrl,
     #[error(
-        "{0}={1} is not loopback, and passwords would cross the network in plain text: set \
-         POSTERN_ALLOW_PLAINTEXT=true if a proxy in front of Postern provides TLS"
+        "{0}={1} is not loopback, and passwords would cross the network in plain text: set POSTERN_TLS_CERT and \
+         POSTERN_TLS_KEY, or POSTERN_ALLOW_PLAINTEXT=true if a proxy in front of Postern provides TLS"
     )]
     Plaintext(&'static str, SocketAddr),
     #[error(
@@ -60,6 +58,8 @@ pub enum ConfigError {
     /// Two settings that cannot both be meant. The text names both with their values, and what is wrong.
     #[error("{0}")]
     Contradiction(String),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// At least two errors.
     #[error("{} settings are wrong:\n  {}", .0.len(), lines(.0))]
     Several(Vec<ConfigError>),
@@ -120,7 +120,6 @@ impl ConfigError {
                 false
             }
             Self::UnknownVariable { .. }
-            | Self::NotImplemented(_)
             | Self::Malformed { .. }
             | Self::Both(..)
             | Self::SecretArgument(_)
@@ -133,6 +132,7 @@ impl ConfigError {
             | Self::OutOfRange(..)
             | Self::Unusable(..)
             | Self::Contradiction(_)
+            | Self::Tls(_)
             | Self::Several(_) => true,
         }
     }

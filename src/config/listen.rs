@@ -7,6 +7,7 @@ use http::HeaderValue;
 
 use super::{
     error::{ConfigError, Faults},
+    tls::TlsSettings,
     value::{duration, in_range},
     web_url,
 };
@@ -61,6 +62,8 @@ pub struct ListenSettings {
     #[arg(long, env = "POSTERN_REFLECTION", action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub reflection: Option<bool>,
+    #[command(flatten)]
+    pub tls: TlsSettings,
 }
 
 impl ListenSettings {
@@ -75,13 +78,13 @@ impl ListenSettings {
     }
 
     /// Checks the times and that the addresses differ. Refuses plaintext on an address that other machines can reach, unless
-    /// it is allowed.
+    /// it is allowed. The operations address tells nothing that is secret.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut faults = Faults::default();
         let (grpc, http) = (("POSTERN_GRPC_ADDR", self.grpc_addr), ("POSTERN_HTTP_ADDR", self.http_addr));
         let ops = ("POSTERN_OPS_ADDR", self.ops_addr);
         for (variable, address) in [grpc, http] {
-            if !address.ip().is_loopback() && !self.allow_plaintext {
+            if !address.ip().is_loopback() && !self.tls.is_asked_for() && !self.allow_plaintext {
                 faults.add(ConfigError::Plaintext(variable, address));
             }
         }

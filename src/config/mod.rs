@@ -12,6 +12,7 @@ mod mail_url;
 mod memory;
 mod passwords;
 mod store;
+mod tls;
 mod tokens;
 mod value;
 mod variables;
@@ -23,6 +24,7 @@ use crate::{
     database_url::DatabaseUrl,
     domain::{keyring::KeyPolicy, master_key::MasterKey},
     mail::{Sender, TransportSettings, messages::MailTemplates},
+    tls::Tls,
 };
 
 use self::error::Faults;
@@ -37,6 +39,7 @@ pub use self::{
     mail::MailSettings,
     passwords::PasswordSettings,
     store::StoreSettings,
+    tls::TlsSettings,
     tokens::TokenSettings,
     value::duration,
     variables::check_variables,
@@ -76,6 +79,8 @@ pub struct Checked {
     pub mail_transport: TransportSettings,
     pub mail_from: Sender,
     pub mail_templates: MailTemplates,
+    /// `None` without TLS.
+    pub tls: Option<Tls>,
 }
 
 impl Config {
@@ -84,6 +89,7 @@ impl Config {
     pub fn check(&self) -> Result<Checked, ConfigError> {
         let mut faults = Faults::default();
         faults.take(self.listen.validate());
+        let tls = faults.take(self.listen.tls.load()).flatten();
         faults.take(self.passwords.validate(memory::limit()));
         faults.take(self.limits.validate());
         faults.take(self.signing_keys.validate());
@@ -103,7 +109,15 @@ impl Config {
             (Some(database), Some(master_key), Some(mail_transport), Some((mail_from, mail_templates)))
                 if faults.is_empty() =>
             {
-                Ok(Checked { database, master_key, previous_master_key, mail_transport, mail_from, mail_templates })
+                Ok(Checked {
+                    database,
+                    master_key,
+                    previous_master_key,
+                    mail_transport,
+                    mail_from,
+                    mail_templates,
+                    tls,
+                })
             }
             _ => Err(faults.into_error()),
         }

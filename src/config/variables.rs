@@ -4,18 +4,13 @@ use clap::CommandFactory;
 
 use super::error::{ConfigError, Faults};
 
-/// Reserved names of security settings that are not implemented yet. To ignore such a setting would be dangerous.
-const NOT_IMPLEMENTED: [&str; 3] = ["POSTERN_TLS_CERT", "POSTERN_TLS_KEY", "POSTERN_TLS_CLIENT_CA"];
-
 /// Checks the names of environment variables. An unknown name that begins with `POSTERN_` is an error, so that a
 /// misspelt setting is not ignored.
 pub fn check_variables<C: CommandFactory>(names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
     let known = known_variables(&C::command());
     let mut faults = Faults::default();
     for name in names.filter(|name| name.starts_with("POSTERN_")) {
-        if NOT_IMPLEMENTED.contains(&name.as_str()) {
-            faults.add(ConfigError::NotImplemented(name));
-        } else if !known.contains(&name) && !is_kubernetes_service_link(&name) {
+        if !known.contains(&name) && !is_kubernetes_service_link(&name) {
             let nearest = nearest(&name, &known);
             faults.add(ConfigError::UnknownVariable { name, nearest });
         }

@@ -30,6 +30,7 @@ pub mod role;
 pub mod seen;
 pub mod service;
 pub mod service_account;
+pub mod service_identity;
 pub mod session;
 pub mod signing_key;
 pub mod streams;

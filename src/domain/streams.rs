@@ -14,6 +14,7 @@ use crate::error::Error;
 use super::{
     ids::UserId,
     master_key::{Derived, MasterKeys},
+    service_identity::ServiceIdentity,
     watch::{Mark, Position},
 };
 
@@ -28,6 +29,15 @@ const CURSOR_VERSION: u8 = 1;
 const POSITION_BYTES: usize = 24;
 const MAC_BYTES: usize = 16;
 
+/// The service that a stream belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Subscriber {
+    /// A service account, by its token.
+    Account(UserId),
+    /// A service without one, by its client certificate.
+    Certificate(ServiceIdentity),
+}
+
 /// The places for streams. A clone is a handle to the same places.
 #[derive(Debug, Clone, Default)]
 pub struct Places(Arc<Mutex<Taken>>);
@@ -35,26 +45,26 @@ pub struct Places(Arc<Mutex<Taken>>);
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    by_service: HashMap<UserId, usize>,
+    by_service: HashMap<Subscriber, usize>,
 }
 
 /// A place that is taken. It is free again when this is dropped.
 #[derive(Debug)]
 pub struct Place {
     places: Places,
-    service: UserId,
+    service: Subscriber,
 }
 
 impl Places {
     /// Takes a place for a stream of a service, if there is one.
-    pub fn take(&self, service: UserId) -> Option<Place> {
+    pub fn take(&self, service: Subscriber) -> Option<Place> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_service = taken.by_service.get(&service).copied().unwrap_or(0);
         if taken.all >= MOST_STREAMS || of_service >= MOST_OF_ONE_SERVICE {
             return None;
         }
         taken.all += 1;
-        taken.by_service.insert(service, of_service + 1);
+        taken.by_service.insert(service.clone(), of_service + 1);
         drop(taken);
         metrics::gauge!("postern_revocation_streams").increment(1.0);
         Some(Place { places: self.clone(), service })
@@ -192,7 +202,7 @@ mod tests {
     #[test]
     fn places_are_bounded_for_each_service_and_for_all() {
         let places = Places::default();
-        let service = |number| UserId(uuid::Uuid::from_u128(number));
+        let service = |number| Subscriber::Account(UserId(uuid::Uuid::from_u128(number)));
         let mut taken: Vec<_> = (0..MOST_OF_ONE_SERVICE).map(|_| places.take(service(0)).expect("a place")).collect();
         assert!(places.take(service(0)).is_none());
         taken.extend(

@@ -96,9 +96,13 @@ pub async fn authorize(rules: &AccessRules, mut request: Request, next: impl Nex
 /// Decides about a call: the caller to act for, if there is one, or an error.
 fn decide(access: Access, identity: Identity) -> Result<Option<Caller>, Error> {
     match (access, identity) {
-        // A public RPC needs no caller. In particular, an expired token must not prevent a login.
-        (Access::Public, Identity::Anonymous | Identity::Invalid(_)) => Ok(None),
-        (Access::Authenticated | Access::Admin | Access::Service, Identity::Anonymous) => Err(Error::TokenMissing),
+        // A public RPC needs no caller. In particular, an expired token must not prevent a login. The certificate of a
+        // service is enough for what is for services. It stands for no account, so there is no caller to act for.
+        (Access::Public, Identity::Anonymous | Identity::Invalid(_) | Identity::Certified(_))
+        | (Access::Service, Identity::Certified(_)) => Ok(None),
+        // A certificate has no roles, and nothing is its own.
+        (Access::Authenticated | Access::Admin | Access::Service, Identity::Anonymous)
+        | (Access::Authenticated | Access::Admin, Identity::Certified(_)) => Err(Error::TokenMissing),
         (Access::Authenticated | Access::Admin | Access::Service, Identity::Invalid(fault)) => Err(fault.into()),
         // Every authenticated RPC is about the caller's own account, and a service has none.
         (Access::Authenticated, Identity::Known(Caller::Service(_))) => Err(Error::UserRequired),
@@ -121,8 +125,13 @@ mod tests {
     use crate::domain::{
         ids::{SessionId, UserId},
         role::Person,
+        service_identity::ServiceIdentity,
         token::AccessTokenError,
     };
+
+    fn certified() -> Identity {
+        Identity::Certified(ServiceIdentity::parse("billing.example.org").expect("a name"))
+    }
 
     fn caller(role: &str) -> Identity {
         let id = uuid::Uuid::nil();
@@ -161,6 +170,16 @@ mod tests {
         assert!(matches!(decide(Access::Authenticated, caller("user")), Ok(Some(_))));
         assert!(matches!(decide(Access::Admin, caller("user")), Err(Error::RoleRequired)));
         assert!(matches!(decide(Access::Admin, caller("admin")), Ok(Some(_))));
+    }
+
+    #[test]
+    fn a_client_certificate_opens_what_is_for_services_and_nothing_else() {
+        assert!(matches!(decide(Access::Service, certified()), Ok(None)));
+        assert!(matches!(decide(Access::Public, certified()), Ok(None)));
+        for access in [Access::Authenticated, Access::Admin] {
+            assert!(matches!(decide(access, certified()), Err(Error::TokenMissing)), "{access:?}");
+        }
+        assert!(decide(Access::Unspecified, certified()).is_err());
     }
 
     #[test]

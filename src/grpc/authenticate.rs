@@ -3,14 +3,21 @@
 //!
 //! A call of the OAuth endpoints may have the [`ClientCredentials`] of a service in the place of a token. Those are verified
 //! here too, so that they pass the same limits. A call with wrong ones is rejected (RFC 6749 section 5.2).
+//!
+//! A client certificate is the credential of its connection, and that of a call is the better one: it counts only for a
+//! call without a token.
 
 use axum::{extract::Request, response::Response};
 use http::{HeaderMap, header::AUTHORIZATION};
 
 use crate::{
-    domain::{role::Caller, service::Service, service_account::ClientSecret, session::Client, token::AccessTokenError},
+    domain::{
+        role::Caller, service::Service, service_account::ClientSecret, service_identity::ServiceIdentity,
+        session::Client, token::AccessTokenError,
+    },
     error::Error,
     listen::ClientAddr,
+    tls::ServiceCertificate,
 };
 
 use super::{next::Next, response::respond};
@@ -22,7 +29,7 @@ pub struct ClientCredentials {
     pub secret: ClientSecret,
 }
 
-/// The caller, as the metadata of a call identifies it.
+/// The caller, as a call identifies it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
     /// No bearer token.
@@ -31,6 +38,8 @@ pub enum Identity {
     Invalid(AccessTokenError),
     /// A bearer token that verifies.
     Known(Caller),
+    /// No bearer token, and the client certificate of a service.
+    Certified(ServiceIdentity),
 }
 
 impl From<AccessTokenError> for Error {
@@ -47,7 +56,10 @@ impl From<AccessTokenError> for Error {
 /// Adds the identity of the caller to the extensions of the call.
 pub async fn authenticate(service: &Service, mut request: Request, next: impl Next) -> Response {
     let identity = match request.extensions_mut().remove::<ClientCredentials>() {
-        None => identify(request.headers(), service),
+        None => match identify(request.headers(), service) {
+            Identity::Anonymous => certified(&request),
+            known => known,
+        },
         Some(ClientCredentials { id, secret }) => {
             let ip = request.extensions().get::<ClientAddr>().map(|peer| peer.0.ip());
             let client = Client { ip, user_agent: None };
@@ -67,6 +79,12 @@ fn identify(headers: &HeaderMap, service: &Service) -> Identity {
         Ok(Some(token)) => service.identify(token).map_or_else(Identity::Invalid, Identity::Known),
         Err(fault) => Identity::Invalid(fault),
     }
+}
+
+/// The service that the client certificate of the connection stands for, if it is still accepted.
+fn certified(request: &Request) -> Identity {
+    let certificate = request.extensions().get::<ServiceCertificate>().filter(|certificate| certificate.holds());
+    certificate.map_or(Identity::Anonymous, |certificate| Identity::Certified(certificate.identity().clone()))
 }
 
 /// The token of `authorization: Bearer <token>` (RFC 6750 §2.1). The scheme is not case-sensitive (RFC 9110 §11.1).

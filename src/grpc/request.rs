@@ -83,7 +83,8 @@ pub fn optional_person<T>(request: &Request<T>) -> Option<&Person> {
     }
 }
 
-fn optional_caller<T>(request: &Request<T>) -> Option<&Caller> {
+/// The caller, if the call has a token that is valid.
+pub fn optional_caller<T>(request: &Request<T>) -> Option<&Caller> {
     request.extensions().get()
 }
 

@@ -1,5 +1,5 @@
 //! `WatchRevocations`: a stream that is asked for its next message when its client has room for it, and keeps nothing else.
-//! It lives as long as its token is accepted and its connection goes on.
+//! It lives as long as its token or its client certificate is accepted and its connection goes on.
 
 use std::{
     pin::Pin,
@@ -18,24 +18,28 @@ use crate::{
             Service,
             watch::{Change, Event, Notice, RevocationStream},
         },
+        streams::Subscriber,
         token::AccessTokenError,
     },
     error::Error,
     listen::ConnectionEnds,
     proto::{self, watch_revocations_response},
+    tls::ServiceCertificate,
 };
 
 use super::{
     authenticate::bearer_token,
-    request::{caller, timestamp},
+    request::{optional_caller, timestamp},
 };
 
 /// The time between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Why a stream ends whose connection has reached its age, or whose server stops.
 const CONNECTION_ENDS: &str = "its connection ends";
-/// After how many messages in a row it is looked at whether the token is still accepted.
-const LOOK_AT_TOKEN: u32 = 64;
+/// Why a stream ends whose client certificate has expired, or is of an authority that was taken away.
+const CERTIFICATE_ENDS: &str = "its client certificate is no longer accepted";
+/// After how many messages in a row it is looked at whether the credential is still accepted.
+const LOOK_AT_CREDENTIAL: u32 = 64;
 
 /// The messages of a stream.
 pub type Revocations = Pin<Box<dyn Stream<Item = Result<proto::WatchRevocationsResponse, Status>> + Send>>;
@@ -45,11 +49,10 @@ pub async fn revocations(
     service: Arc<Service>,
     request: Request<proto::WatchRevocationsRequest>,
 ) -> Result<Response<Revocations>, Status> {
-    let account = caller(&request)?.account();
-    let token = bearer_token(request.metadata().as_ref()).ok().flatten().unwrap_or_default().to_owned();
+    let (credential, subscriber) = credential(&request)?;
     let connection = request.extensions().get::<ConnectionEnds>().map(|ends| ends.0.clone()).unwrap_or_default();
-    let stream = service.watch_revocations(&request.into_inner().resume_cursor, account).await?;
-    let watch = Watch { service, stream, token, connection, last_heartbeat: None, in_a_row: 0, end: "client" };
+    let stream = service.watch_revocations(&request.into_inner().resume_cursor, subscriber).await?;
+    let watch = Watch { service, stream, credential, connection, last_heartbeat: None, in_a_row: 0, end: "client" };
     let messages = stream::unfold(Some(watch), |watch| async move {
         let mut watch = watch?;
         match watch.next().await {
@@ -63,15 +66,54 @@ pub async fn revocations(
     Ok(Response::new(Box::pin(messages)))
 }
 
+/// What the access layer has let in. Without a caller it was the certificate.
+fn credential<T>(request: &Request<T>) -> Result<(Credential, Subscriber), Error> {
+    if let Some(caller) = optional_caller(request) {
+        let token = bearer_token(request.metadata().as_ref()).ok().flatten().unwrap_or_default().to_owned();
+        return Ok((Credential::Token(token), Subscriber::Account(caller.account())));
+    }
+    let certificate = request.extensions().get::<ServiceCertificate>().cloned();
+    let certificate = certificate.ok_or_else(|| Error::internal("a stream was let in without a credential"))?;
+    let subscriber = Subscriber::Certificate(certificate.identity().clone());
+    Ok((Credential::Certificate(certificate), subscriber))
+}
+
+/// What a stream was begun with.
+enum Credential {
+    Token(String),
+    Certificate(ServiceCertificate),
+}
+
+impl Credential {
+    fn ensure_accepted(&self, service: &Service) -> Result<(), Error> {
+        match self {
+            Self::Token(token) => match service.identify(token) {
+                // The heartbeats tell how old the knowledge of this replica is.
+                Ok(_) | Err(AccessTokenError::RevocationUnknown) => Ok(()),
+                Err(fault) => Err(fault.into()),
+            },
+            Self::Certificate(certificate) if certificate.holds() => Ok(()),
+            Self::Certificate(_) => Err(Error::StreamEnded(CERTIFICATE_ENDS)),
+        }
+    }
+
+    /// When it has to be looked at again, whatever happens.
+    fn time_left(&self, service: &Service) -> Result<Duration, Error> {
+        match self {
+            Self::Token(token) => Ok(service.token_time_left(token)?),
+            Self::Certificate(_) => Ok(HEARTBEAT),
+        }
+    }
+}
+
 struct Watch {
     service: Arc<Service>,
     stream: RevocationStream,
-    /// The token that the stream was begun with.
-    token: String,
+    credential: Credential,
     /// Cancelled when the connection is to end.
     connection: CancellationToken,
     last_heartbeat: Option<Instant>,
-    /// How many messages were sent since the token was looked at.
+    /// How many messages were sent since the credential was looked at.
     in_a_row: u32,
     /// Why the stream ends, for the metrics.
     end: &'static str,
@@ -91,11 +133,11 @@ impl Watch {
                 self.last_heartbeat = Some(Instant::now());
                 return Ok(message(self.service.heartbeat(&self.stream)));
             }
-            let token_end = self.service.token_time_left(&self.token)?;
+            let credential_end = self.credential.time_left(&self.service)?;
             tokio::select! {
                 () = self.stream.added() => {}
                 () = self.connection.cancelled() => {}
-                () = tokio::time::sleep(rest.min(token_end)) => {}
+                () = tokio::time::sleep(rest.min(credential_end)) => {}
             }
         }
     }
@@ -104,14 +146,10 @@ impl Watch {
         if self.connection.is_cancelled() {
             return Err(Error::StreamEnded(CONNECTION_ENDS));
         }
-        if !self.in_a_row.is_multiple_of(LOOK_AT_TOKEN) {
+        if !self.in_a_row.is_multiple_of(LOOK_AT_CREDENTIAL) {
             return Ok(());
         }
-        match self.service.identify(&self.token) {
-            // The heartbeats tell how old the knowledge of this replica is.
-            Ok(_) | Err(AccessTokenError::RevocationUnknown) => Ok(()),
-            Err(fault) => Err(fault.into()),
-        }
+        self.credential.ensure_accepted(&self.service)
     }
 }
 
@@ -123,7 +161,7 @@ impl Drop for Watch {
 
 fn end_of(error: &Error) -> &'static str {
     match error {
-        Error::StreamEnded(CONNECTION_ENDS) => "connection",
+        Error::StreamEnded(CONNECTION_ENDS | CERTIFICATE_ENDS) => "connection",
         Error::StreamEnded(_) => "slow",
         Error::CursorExpired => "restored",
         Error::StoreUnavailable(_) => "database",

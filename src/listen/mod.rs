@@ -2,6 +2,7 @@
 //! nothing of the calls themselves.
 
 mod connections;
+mod handshake;
 mod heads;
 mod leftover;
 mod progress;
@@ -29,11 +30,12 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use crate::shares::Shares;
+use crate::{shares::Shares, tls::Tls};
 
 pub use self::heads::{MAX_HEAD, OversizedHead};
 use self::{
-    connections::{Activity, Connections},
+    connections::{Activity, Connection, Connections},
+    handshake::{Handshakes, Stream},
     heads::Heads,
     leftover::Leftovers,
     progress::Progress,
@@ -187,31 +189,41 @@ pub struct Bounds {
     pub idle: Duration,
 }
 
-/// Starts the counter of refused connections, so that the first one is a rise.
+/// Starts the counters of connections, so that the first one is a rise.
 pub fn count_from_zero() {
     metrics::counter!("postern_connections_refused_total").increment(0);
+    handshake::count_from_zero();
 }
 
-/// Serves until `stop`. Then it sends GOAWAY or `connection: close`, lets calls finish for at most `DRAIN`, and
-/// returns. A connection that reaches its age ends in the same way.
+/// Serves until `stop`, with TLS if there is any. Then it sends GOAWAY or `connection: close`, lets calls finish for at
+/// most `DRAIN`, and returns. A connection that reaches its age ends in the same way.
 pub async fn serve(
     listener: TcpListener,
     protocol: Protocol,
     bounds: Bounds,
     proxies: TrustedProxies,
+    tls: Option<Tls>,
     router: Router,
     stop: CancellationToken,
 ) {
-    let builder = Arc::new(builder(protocol));
     let running = TaskTracker::new();
-    let leftovers = Leftovers::new();
     let connections = Connections::new(bounds.connections);
-    let long_heads = Shares::new(heads::LONG_HEADS_AT_ONCE);
     let refusals = metrics::counter!("postern_connections_refused_total");
     let mut complaints = Complaints::default();
     let mut number = 0;
+    let address = Arc::new(Address {
+        builder: builder(protocol),
+        protocol,
+        bounds,
+        proxies,
+        handshakes: Handshakes::new(tls, protocol == Protocol::Http2),
+        leftovers: Leftovers::new(),
+        long_heads: Shares::new(heads::LONG_HEADS_AT_ONCE),
+        router,
+        stop,
+    });
 
-    while let Some((stream, peer)) = accept(&listener, &stop, &mut complaints).await {
+    while let Some((stream, peer)) = accept(&listener, &address.stop, &mut complaints).await {
         number += 1;
         let Some(entered) = connections.enter(number, peer.ip()) else {
             refusals.increment(1);
@@ -220,24 +232,62 @@ pub async fn serve(
             });
             continue;
         };
+        running.spawn(Arc::clone(&address).serve_connection(stream, peer, number, entered));
+    }
+    drop(listener);
+    running.close();
+    if tokio::time::timeout(DRAIN, running.wait()).await.is_err() {
+        tracing::warn!("some calls did not finish in {DRAIN:?} and were cut off");
+    }
+}
+
+/// What the connections of an address have in common.
+struct Address {
+    builder: auto::Builder<TokioExecutor>,
+    protocol: Protocol,
+    bounds: Bounds,
+    proxies: TrustedProxies,
+    handshakes: Handshakes,
+    leftovers: Leftovers,
+    long_heads: Shares,
+    router: Router,
+    /// Cancelled when the server stops.
+    stop: CancellationToken,
+}
+
+impl Address {
+    /// Serves one connection to its end.
+    async fn serve_connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, number: u64, entered: Connection) {
+        let begun = tokio::select! {
+            begun = self.handshakes.run(stream, peer) => begun,
+            () = entered.close.cancelled() => None,
+            () = self.stop.cancelled() => None,
+        };
+        let Some((stream, certificate)) = begun else {
+            return;
+        };
         let life = Life {
             peer,
             activity: entered.activity(),
-            max_age: bounds.age.map(|age| jittered(age, number)),
+            max_age: self.bounds.age.map(|age| jittered(age, number)),
             give_way: entered.close.clone(),
             progress: Progress::default(),
-            stop: stop.clone(),
-            ends: stop.child_token(),
+            stop: self.stop.clone(),
+            ends: self.stop.child_token(),
         };
-        let wire =
-            Wire::new(stream, protocol == Protocol::Http2, bounds.idle, entered.activity(), entered.close.clone());
-        let stream = Heads::new(with_write_timeout(wire), entered.activity(), long_heads.clone(), peer.ip());
-        let (router, proxies, entered) = (router.clone(), proxies.clone(), Arc::new(entered));
-        let (answers, ends, leftovers) = (life.progress.clone(), life.ends.clone(), leftovers.clone());
+        let is_http2_only = self.protocol == Protocol::Http2;
+        let wire = Wire::new(stream, is_http2_only, self.bounds.idle, entered.activity(), entered.close.clone());
+        let stream = Heads::new(with_write_timeout(wire), entered.activity(), self.long_heads.clone(), peer.ip());
+        let (router, proxies, entered) = (self.router.clone(), self.proxies.clone(), Arc::new(entered));
+        let (answers, ends, leftovers) = (life.progress.clone(), life.ends.clone(), self.leftovers.clone());
         let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
             let caller = proxies.caller(peer, request.headers());
             request.extensions_mut().insert(ClientAddr(caller));
             request.extensions_mut().insert(ConnectionEnds(ends.clone()));
+            // The certificate of a proxy is no credential of its clients.
+            if let Some(certificate) = certificate.as_ref().filter(|_| caller == peer) {
+                request.extensions_mut().insert(certificate.clone());
+            }
             heads::drop_oversized(&mut request);
             let under_way = entered.call();
             let version = request.version();
@@ -253,13 +303,9 @@ pub async fn serve(
                 Ok::<_, Infallible>(response.map(|body| answers.follow(body, under_way)))
             }
         });
-        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
-        running.spawn(life.run(connection));
-    }
-    drop(listener);
-    running.close();
-    if tokio::time::timeout(DRAIN, running.wait()).await.is_err() {
-        tracing::warn!("some calls did not finish in {DRAIN:?} and were cut off");
+        let service = TowerToHyperService::new(service);
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        life.run(connection).await;
     }
 }
 
@@ -402,7 +448,7 @@ async fn accept(
     }
 }
 
-fn with_write_timeout(wire: Wire) -> std::pin::Pin<Box<TimeoutStream<Wire>>> {
+fn with_write_timeout(wire: Wire<Stream>) -> std::pin::Pin<Box<TimeoutStream<Wire<Stream>>>> {
     let mut stream = TimeoutStream::new(wire);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     Box::pin(stream)

@@ -11,7 +11,6 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::Sleep,
 };
 use tokio_util::sync::CancellationToken;
@@ -33,8 +32,8 @@ const HTTP2_PREFACE: &[u8] = b"PRI";
 
 /// A connection that ends by itself if its client is silent for too long.
 #[derive(Debug)]
-pub(super) struct Wire {
-    stream: TcpStream,
+pub(super) struct Wire<S> {
+    stream: S,
     /// How long an HTTP/1.1 connection may wait for its next request.
     idle_timeout: Duration,
     activity: Arc<Activity>,
@@ -70,10 +69,10 @@ impl Spoken {
     }
 }
 
-impl Wire {
+impl<S> Wire<S> {
     /// A connection on which clients speak HTTP/2 only, or either protocol.
     pub(super) fn new(
-        stream: TcpStream,
+        stream: S,
         is_http2_only: bool,
         idle_timeout: Duration,
         activity: Arc<Activity>,
@@ -123,7 +122,7 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let wire = self.get_mut();
         let before = buffer.filled().len();
@@ -142,7 +141,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }

@@ -13,16 +13,16 @@ use crate::imports;
 const MOST_LINES: usize = 600;
 
 /// The top-level modules that each one may name. `app`, `cli` and `main` may name all of them.
-const RULES: [(&str, &[&str]); 16] = [
+const RULES: [(&str, &[&str]); 17] = [
     ("body", &["shares"]),
-    ("config", &["database_url", "domain", "error", "listen", "mail", "private_file", "this_machine"]),
+    ("config", &["database_url", "domain", "error", "listen", "mail", "private_file", "this_machine", "tls"]),
     ("database_url", &["private_file"]),
     ("domain", &["error"]),
     ("error", &[]),
-    ("grpc", &["body", "domain", "error", "listen", "proto", "shares"]),
-    ("http", &["body", "domain", "error", "grpc", "listen", "proto", "shares", "telemetry"]),
+    ("grpc", &["body", "domain", "error", "listen", "proto", "shares", "tls"]),
+    ("http", &["body", "domain", "error", "grpc", "listen", "proto", "shares", "telemetry", "tls"]),
     ("lib", &[]),
-    ("listen", &["body", "shares"]),
+    ("listen", &["body", "shares", "tls"]),
     ("mail", &["domain", "error", "private_file", "this_machine"]),
     ("private_file", &[]),
     ("proto", &[]),
@@ -30,6 +30,7 @@ const RULES: [(&str, &[&str]); 16] = [
     ("store", &["database_url", "domain", "error", "private_file", "this_machine"]),
     ("telemetry", &["config"]),
     ("this_machine", &[]),
+    ("tls", &["domain", "private_file"]),
 ];
 
 /// Crates that the domain must not know: transports and database drivers.

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 
-from support import pb
+from support import pb, wrong_tls
 from support.as_postgres import as_postgres
 from support.client import Person
 from support.engine import Postgres, Sqlite, new_master_key
@@ -145,7 +145,6 @@ def new_user(fragment: str, stdin: str | bytes = "an unlikely password", **chang
 CASES["error: "] = lambda place: place.run("user", "creat")
 serve("settings are wrong", issuer="not a url", audience="a b")
 serve("no setting has this name", acces_token_ttl="5m")
-serve("does not implement this setting", tls_cert="cert.pem")
 serve("are both set", master_key="a", master_key_file="b")
 CASES["would show a secret"] = lambda place: place.run("serve", "--master-key=hunter2")
 serve("must be an IP address and a port", grpc_addr="localhost:50051")
@@ -173,6 +172,9 @@ serve("{token} at most once", verify_email_url="a.example")
 serve("POSTERN_…MASTER_KEY… is not 32 bytes", previous_master_key="c2hvcnQ=")
 serve("is a placeholder", master_key="A" * 43 + "=")
 serve("is required with PostgreSQL", database_url="postgres://a:b@127.0.0.1:1/x")
+serve("has no meaning without", tls_cert="cert.pem")
+serve("POSTERN_SERVICE_IDENTITIES=", service_identities="spiffe://example.org")
+serve("POSTERN_TLS_…: … cannot be read", tls_cert="/nowhere/cert", tls_key="/nowhere/key")
 serve("_FILE: … cannot be read", master_key_file="/nowhere/key")
 serve("must begin with postgres://", database_url="mysql://localhost/x")
 serve("not a usable PostgreSQL URL", database_url="postgres://a:b@localhost:port/x", master_key=new_master_key())
@@ -188,6 +190,9 @@ def not_utf_8(place):
 @case("use pg_dump")
 def backup_of_postgres(place):
     return place.run("backup", "copy", database_url="postgres://a:b@127.0.0.1:1/x")
+
+
+CASES.update(wrong_tls.CASES)
 
 
 # -- the embedded database -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ use crate::{
         ids::{SessionId, UserId},
         revocation::Standing,
         role::Role,
-        streams::Place,
+        streams::{Place, Subscriber},
         token::AccessTokenError,
         watch::{Entry, Mark, Next, Position, Subject, Subscription},
     },
@@ -68,7 +68,7 @@ impl Service {
     /// Begins a stream after a cursor, or at the start of the log without one.
     ///
     /// The log is read first: whoever has seen an entry at another replica is not told something older here.
-    pub async fn watch_revocations(&self, cursor: &str, service: UserId) -> Result<RevocationStream, Error> {
+    pub async fn watch_revocations(&self, cursor: &str, service: Subscriber) -> Result<RevocationStream, Error> {
         let position = self.streams.cursors.read(cursor)?;
         let place = self.streams.places.take(service).ok_or(Error::Overloaded { retry_after: RETRY_AFTER })?;
         self.revocations.poll_unless_read(self.store.as_ref(), self.env.now()).await?;

@@ -32,6 +32,7 @@ use crate::{
         IntrospectTokenRequest, IntrospectTokenResponse, IssueServiceTokenRequest, IssueServiceTokenResponse,
         RefreshRequest, RefreshResponse, RevokeTokenRequest, RevokeTokenResponse, SubjectType,
     },
+    tls::ServiceCertificate,
 };
 
 use super::call;
@@ -96,6 +97,9 @@ impl Asked {
         let mut extensions = Extensions::new();
         if let Some(peer) = parts.extensions.get::<ClientAddr>() {
             extensions.insert(*peer);
+        }
+        if let Some(certificate) = parts.extensions.get::<ServiceCertificate>() {
+            extensions.insert(certificate.clone());
         }
         let metadata = PASSED_ON.into_iter().filter_map(passed_on).collect();
         Ok(Self { parameters, presented, metadata, extensions })
@@ -182,6 +186,8 @@ async fn introspect(State(endpoints): State<Arc<Endpoints>>, request: Request) -
     let Asked { parameters, presented, mut metadata, mut extensions } = Asked::read(request).await?;
     extensions.insert(ServicesOnly);
     match presented {
+        // The client certificate of a service will do (RFC 8705 section 2).
+        Presented::Nothing if extensions.get::<ServiceCertificate>().is_some() => {}
         Presented::Nothing => return Err(OAuthError::unauthenticated()),
         Presented::Credentials(credentials) => drop(extensions.insert(credentials)),
         Presented::Bearer(value) => drop(metadata.insert(header::AUTHORIZATION, value)),

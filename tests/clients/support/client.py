@@ -47,9 +47,19 @@ def service_of(method: str) -> str:
 class Client:
     """One connection to one replica."""
 
-    def __init__(self, address: str, remembered: set[str] | None = None, channel_options=CHANNEL_OPTIONS, **options):
+    def __init__(
+        self,
+        address: str,
+        remembered: set[str] | None = None,
+        channel_options=CHANNEL_OPTIONS,
+        credentials: grpc.ChannelCredentials | None = None,
+        **options,
+    ):
         self.address = address
-        self.channel = grpc.insecure_channel(address, options=channel_options, **options)
+        if credentials is None:
+            self.channel = grpc.insecure_channel(address, options=channel_options, **options)
+        else:
+            self.channel = grpc.secure_channel(address, credentials, options=channel_options, **options)
         names = ("AuthService", "AccountService", "AdminService", "TokenService")
         self._stubs = [pb.stub(name, self.channel) for name in names]
         self._health = health_pb2_grpc.HealthStub(self.channel)
