@@ -77,11 +77,19 @@ fn in_words(error: &sqlx::Error) -> String {
         sqlx::Error::Io(error) if error.to_string().starts_with("failed to lookup address") => {
             format!("the name of the host cannot be resolved ({error})")
         }
-        sqlx::Error::Io(error) => error.to_string(),
-        sqlx::Error::Tls(error) => {
-            format!("TLS: {error}; the operations page has what sslmode and sslrootcert in POSTERN_DATABASE_URL mean")
+        // A certificate that is not accepted. The driver calls it an error of the connection.
+        sqlx::Error::Io(error)
+            if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>) =>
+        {
+            of_tls(error)
         }
+        sqlx::Error::Io(error) => error.to_string(),
+        sqlx::Error::Tls(error) => of_tls(error),
         sqlx::Error::Database(error) => error.message().to_owned(),
         other => other.to_string(),
     }
+}
+
+fn of_tls(error: &dyn std::fmt::Display) -> String {
+    format!("TLS: {error}; the operations page has what sslmode and sslrootcert in POSTERN_DATABASE_URL mean")
 }

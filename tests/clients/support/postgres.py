@@ -15,6 +15,8 @@ import signal
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -107,6 +109,35 @@ class Cluster:
         self._process = start([self._binaries / "postgres", "-D", self._directory / "data", *options], self._directory)
         wait_until("PostgreSQL answers", self._answers)
         return self
+
+    @contextmanager
+    def serve_tls(self, cert: bytes, key: bytes) -> Iterator[None]:
+        """Offers TLS with this certificate on new connections, as long as the context lasts."""
+        name = f"tls-{secrets.token_hex(4)}"
+        for suffix, content in (("pem", cert), ("key", key)):
+            file = self._directory / f"{name}.{suffix}"
+            file.write_bytes(content)
+            file.chmod(0o600)
+            give_to_postgres(file)
+        settings = {"ssl_cert_file": f"{name}.pem", "ssl_key_file": f"{name}.key"}
+        for setting, file in settings.items():
+            self.execute(f"ALTER SYSTEM SET {setting} = '{self._directory / file}'")
+        try:
+            self._set_tls("on", self._directory / settings["ssl_cert_file"])
+            yield
+        finally:
+            self._set_tls("off")
+
+    def _set_tls(self, state: str, cert: Path | None = None) -> None:
+        self.execute(f"ALTER SYSTEM SET ssl = {state}")
+        self.execute("SELECT pg_reload_conf()")
+
+        def is_used() -> bool:
+            with self.connect() as connection:
+                [[tls, file]] = connection.execute("SELECT current_setting('ssl'), current_setting('ssl_cert_file')")
+            return tls == state and (cert is None or file == str(cert))
+
+        wait_until(f"PostgreSQL has TLS {state}", is_used)
 
     def log_position(self) -> int:
         """The current end of the log."""
