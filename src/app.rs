@@ -42,7 +42,7 @@ use crate::{
         outbox::{self, Outbox},
     },
     store::{self, Migrate, OpenError},
-    telemetry::Metrics,
+    telemetry::{Metrics, TelemetryError, Traces, start_traces},
     tls::{self, Tls},
 };
 
@@ -72,6 +72,8 @@ pub enum BuildError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Mail(#[from] mail::SetupError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     #[error("{variable}={address}: cannot listen there: {source}{}", listen_remedy(.source))]
     Listen { variable: &'static str, address: SocketAddr, source: std::io::Error },
     /// The message is the cause, which only an operator may see.
@@ -105,6 +107,7 @@ pub struct App {
     /// How long the service goes on answering after it has reported NOT_SERVING.
     lame_duck: Duration,
     max_connection_age: Option<Duration>,
+    traces: Option<Traces>,
 }
 
 /// The addresses that the service listens on.
@@ -139,6 +142,7 @@ pub async fn build_with(config: &Config, env: Env, mailer: Mailer) -> Result<App
 
 async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mailer) -> Result<App, BuildError> {
     let (templates, tls) = (checked.mail_templates.clone(), checked.tls.clone());
+    let traces = checked.collector.clone().map(start_traces).transpose()?;
     if mailer.is_log_only() && matches!(checked.database, DatabaseUrl::Postgres { .. }) {
         tracing::warn!("mails are only written to the log: set POSTERN_MAIL_URL to send them");
     }
@@ -196,6 +200,7 @@ async fn build_checked(config: &Config, checked: Checked, env: Env, mailer: Mail
         http_idle_timeout: config.listen.http_idle_timeout,
         lame_duck: config.listen.lame_duck,
         max_connection_age: config.listen.connection_age(),
+        traces,
     })
 }
 
@@ -366,7 +371,7 @@ impl App {
     /// GOAWAY, lets calls finish, and returns.
     pub async fn run(self, stop: CancellationToken) {
         let Self { surfaces, proxies, tls, health, readiness, metrics, store, service, outbox, lame_duck, .. } = self;
-        let (age, idle) = (self.max_connection_age, self.http_idle_timeout);
+        let (age, idle, traces) = (self.max_connection_age, self.http_idle_timeout, self.traces);
         let close = CancellationToken::new();
         // The health is set before the first caller can ask for it.
         let reachable = store.ping().await.is_ok();
@@ -431,6 +436,9 @@ impl App {
             tracing::warn!("stopping while a mail is being sent: it will be sent again");
         }
         close_store(store.as_ref()).await;
+        if let Some(traces) = traces {
+            traces.stop().await;
+        }
         tracing::info!("stopped");
     }
 }

@@ -1,6 +1,8 @@
-//! Logging and metrics. The log goes to standard error, as text or as JSON. The types of secrets cannot be printed, and
-//! email addresses are printed without their local part. `http/ops.rs` serves the metrics; `docs/operations.md` lists
-//! them.
+//! Logging, metrics and the export of traces. The log goes to standard error, as text or as JSON. The types of secrets
+//! cannot be printed, and email addresses are printed without their local part. `http/ops.rs` serves the metrics;
+//! `docs/operations.md` lists them.
+
+mod traces;
 
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
@@ -8,7 +10,12 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogFormat, LogSettings};
+use crate::{
+    config::{Collector, LogFormat, LogSettings},
+    trace::ACCESS,
+};
+
+pub use self::traces::Traces;
 
 /// Why logging cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -17,14 +24,20 @@ pub enum TelemetryError {
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("logging was already started: {0}")]
     Twice(#[from] Box<dyn std::error::Error + Send + Sync>),
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT: {0}")]
+    Collector(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
 /// Starts logging.
 pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
     let terminal = std::io::stderr().is_terminal();
     let format = config.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let mut filter = EnvFilter::try_new(&config.log)?;
+    if !config.access_log {
+        filter = filter.add_directive(format!("{ACCESS}=off").parse()?);
+    }
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&config.log)?)
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         // Otherwise a line that cannot be written, because nobody reads standard error any more, would be told to standard
         // error, and that panics in the middle of a call.
@@ -35,6 +48,11 @@ pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init()?,
     }
     Ok(())
+}
+
+/// Starts to trace calls.
+pub fn start_traces(collector: Collector) -> Result<Traces, TelemetryError> {
+    Ok(Traces::start(collector)?)
 }
 
 /// Upper bounds of the buckets of every duration, in seconds: from a token check to the longest call.
@@ -135,4 +153,5 @@ fn describe() {
     );
     describe_counter!("postern_task_failures_total", "Background tasks that failed and were started again, by task");
     describe_counter!("postern_housekeeping_total", "Deletions of expired rows, by outcome");
+    describe_counter!("postern_trace_spans_total", "Spans of traces, by what became of them");
 }

@@ -118,6 +118,7 @@ impl From<BuildError> for CliError {
             BuildError::Config(error) => error.into(),
             BuildError::Store(error) => error.into(),
             BuildError::Domain(error) => error.into(),
+            BuildError::Telemetry(error) => error.into(),
             BuildError::Mail(_) | BuildError::Listen { .. } => Self::Failed(error.to_string()),
         }
     }

@@ -5,11 +5,12 @@ use clap::{ArgMatches, parser::ValueSource};
 
 /// The settings that are or may contain a secret: the name of the argument, whether its value is a URL, and what to set
 /// instead.
-const SECRETS: [(&str, bool, &str); 4] = [
+const SECRETS: [(&str, bool, &str); 5] = [
     ("master_key", false, "POSTERN_MASTER_KEY or POSTERN_MASTER_KEY_FILE"),
     ("previous_master_key", false, "POSTERN_PREVIOUS_MASTER_KEY or POSTERN_PREVIOUS_MASTER_KEY_FILE"),
     ("database_url", true, "POSTERN_DATABASE_URL or POSTERN_DATABASE_URL_FILE"),
     ("mail_url", true, "POSTERN_MAIL_URL, POSTERN_MAIL_URL_FILE or POSTERN_MAIL_PASSWORD_FILE"),
+    ("otlp_headers", false, "OTEL_EXPORTER_OTLP_HEADERS or OTEL_EXPORTER_OTLP_HEADERS_FILE"),
 ];
 
 /// What is wrong, if a secret was given as an argument and not in the environment.

@@ -1,6 +1,6 @@
 //! Settings of the log.
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 /// What is logged and in which format. Every command has these settings.
@@ -14,6 +14,10 @@ pub struct LogSettings {
     /// Format of log lines on standard error [default: text on a terminal, else json]
     #[arg(long, env = "POSTERN_LOG_FORMAT", global = true, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// Log each call that was answered, at level `info`
+    #[arg(long, env = "POSTERN_ACCESS_LOG", default_value_t = true, action = ArgAction::Set, global = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub access_log: bool,
 }
 
 /// Parses what is logged, to refuse what the log would refuse.

@@ -14,6 +14,7 @@ mod passwords;
 mod store;
 mod tls;
 mod tokens;
+mod traces;
 mod value;
 mod variables;
 mod web_url;
@@ -41,6 +42,7 @@ pub use self::{
     store::StoreSettings,
     tls::TlsSettings,
     tokens::TokenSettings,
+    traces::{Collector, TraceSampler, TraceSettings},
     value::duration,
     variables::check_variables,
 };
@@ -66,6 +68,8 @@ pub struct Config {
     pub mail: MailSettings,
     #[command(flatten)]
     pub limits: LimitSettings,
+    #[command(flatten)]
+    pub traces: TraceSettings,
 }
 
 /// What the settings name, once all of them have been checked. Each file is read once, because it may be a pipe.
@@ -81,6 +85,8 @@ pub struct Checked {
     pub mail_templates: MailTemplates,
     /// `None` without TLS.
     pub tls: Option<Tls>,
+    /// What gets the traces, if anything does.
+    pub collector: Option<Collector>,
 }
 
 impl Config {
@@ -96,6 +102,7 @@ impl Config {
         faults.take(self.tokens.validate());
         let issuer = self.tokens.validate_issuer();
         let public_url = faults.take(self.listen.validate_public_url()).filter(|()| issuer.is_ok());
+        let collector = faults.take(self.traces.collector()).flatten();
         let database = faults.take(self.store.database());
         let master_key = database.as_ref().and_then(|it| faults.take(self.master_key.configured(it)));
         let previous_master_key = faults.take(self.master_key.previous()).flatten();
@@ -117,6 +124,7 @@ impl Config {
                     mail_from,
                     mail_templates,
                     tls,
+                    collector,
                 })
             }
             _ => Err(faults.into_error()),

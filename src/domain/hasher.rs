@@ -17,7 +17,7 @@ use std::{
 use argon2::{Algorithm, Argon2, Block, Params, Version, password_hash::phc};
 use tokio::sync::oneshot;
 
-use crate::error::Error;
+use crate::{error::Error, trace::Span};
 
 use super::{
     admission::{Admission, Applicant, Place},
@@ -139,7 +139,8 @@ impl Hasher {
     /// Takes a place, before anything is spent on a call that needs a hash.
     pub async fn admit(&self, applicant: Applicant, deadline: Deadline) -> Result<Place, Error> {
         let per_hash = self.hash_time() / u32::try_from(self.threads).unwrap_or(u32::MAX).max(1);
-        let place = self.admission.take(applicant, deadline, per_hash).await;
+        let waiting = Span::part("wait to hash");
+        let place = waiting.run(self.admission.take(applicant, deadline, per_hash)).await;
         report_depth(self.queue.len(), &self.admission);
         place
     }
@@ -162,7 +163,8 @@ impl Hasher {
 
     /// Judges a new password and hashes it.
     pub async fn hash(&self, place: &Place, new: NewPassword, deadline: Deadline) -> Result<PasswordHash, Error> {
-        match self.submit(place, Task::Hash { new, salt: self.env.random()? }, deadline).await? {
+        let task = Task::Hash { new, salt: self.env.random()? };
+        match Span::part("hash password").run(self.submit(place, task, deadline)).await? {
             Outcome::Hashed(hash) => Ok(hash),
             Outcome::Verified(_) => Err(Error::internal("the hasher verified what it was to hash")),
         }
@@ -180,7 +182,7 @@ impl Hasher {
         let account_exists = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.dummy.clone());
         let task = Task::Verify { password, stored, rehash_salt: self.env.random()? };
-        match self.submit(place, task, deadline).await? {
+        match Span::part("verify password").run(self.submit(place, task, deadline)).await? {
             Outcome::Verified(verification) if account_exists => Ok(verification),
             Outcome::Verified(_) => Ok(Verification::Mismatch),
             Outcome::Hashed(_) => Err(Error::internal("the hasher hashed what it was to verify")),

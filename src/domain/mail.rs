@@ -3,6 +3,8 @@
 
 use time::OffsetDateTime;
 
+use crate::trace::TraceParent;
+
 use super::{
     account::{Email, User},
     ids::{MailId, UserId},
@@ -100,6 +102,8 @@ pub struct NewMail {
     /// The address to change to, where the mail is about a change of address.
     pub new_email: Option<Email>,
     pub create_time: OffsetDateTime,
+    /// Where the trace of the call that causes it goes on.
+    pub trace: Option<TraceParent>,
 }
 
 /// How much mail may be caused, and whether it hides which accounts exist.

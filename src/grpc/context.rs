@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use metrics::{Counter, Histogram, Label, SharedString};
 use tonic::{Code, Status};
 use tracing::Instrument;
@@ -22,10 +22,12 @@ use crate::{
     domain::env::Env,
     error::Error,
     listen::{MAX_HEAD, OversizedHead},
+    trace::{self, Span},
 };
 
 use super::{
     access::AccessRules,
+    call_log::{Unanswered, note_call},
     ext_authz::CHECK,
     limits::MAX_MESSAGE,
     next::Next,
@@ -35,6 +37,8 @@ use super::{
 
 /// The header that carries the id of a request, in requests and responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The start of the paths of health checks, which come every few seconds.
+const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The longest request id that is accepted from a caller, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -52,28 +56,52 @@ pub async fn assign_request_id(env: &Env, mut request: Request, next: impl Next)
     response
 }
 
-/// Runs the call in a span with its request id. With a W3C `traceparent` the span carries the trace id too, so that log
-/// lines can be found from a trace. Counts and times the call under the name of its RPC.
+/// Runs the call in a span, and its log lines in one with its request id and the trace id, so that the lines can be found
+/// from a trace. Counts and times the call under the name of its RPC. Health checks are in no trace and not in the access log.
 pub async fn request_context(measured: &MeasuredRpcs, request: Request, next: impl Next) -> Response {
     let started = Instant::now();
+    note_call();
+    let is_probe = request.uri().path().starts_with(HEALTH);
+    let meters = measured.of(request.uri().path());
+    let span = if is_probe { Span::NONE } else { Span::of_request(&meters.method, request.headers()) };
+    span.set("rpc.system.name", "grpc");
     let id = request.headers().get(&REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    let span = tracing::info_span!(
+    let lines = tracing::info_span!(
         "call",
-        method = request.uri().path(),
+        method = &*meters.method,
         request_id = id,
-        trace_id = trace_id(request.headers())
+        trace_id = span.trace_id().or_else(|| trace::trace_id(request.headers()))
     );
-    async move {
-        let meters = measured.of(request.uri().path());
+    let mut unanswered = Unanswered::rpc(started, request.extensions(), &lines);
+    if is_probe {
+        unanswered.forget();
+    }
+    let call = async {
         let response = next.run(request).await;
         // A streamed response has no status in its headers. Its code is in the trailers.
         let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
         meters.record(code, started.elapsed());
-        tracing::debug!(code = code_name(code), "a call was answered");
+        unanswered.answered(code_name(code));
+        span.set("rpc.response.status_code", code_name(code));
+        if is_fault(code) {
+            span.failed();
+        }
         response
-    }
-    .instrument(span)
-    .await
+    };
+    span.run(call.instrument(lines)).await
+}
+
+/// Whether a code stands for a failure of the server, as OpenTelemetry's conventions have it.
+fn is_fault(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
 }
 
 /// The name of every path that is no RPC of the contract.
@@ -139,13 +167,6 @@ impl Meters {
 
 fn is_valid(id: &HeaderValue) -> bool {
     (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-}
-
-/// The trace id of a W3C `traceparent` (version-traceid-parentid-flags, lower-case hexadecimal).
-fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let id = headers.get("traceparent")?.to_str().ok()?.split('-').nth(1)?;
-    let is_hexadecimal = id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    (id.len() == 32 && is_hexadecimal).then_some(id)
 }
 
 /// Refuses a call whose headers were larger than they may be.

@@ -5,6 +5,7 @@ mod account;
 mod admin;
 mod auth;
 mod authenticate;
+mod call_log;
 mod context;
 mod decision;
 mod ext_authz;
@@ -39,6 +40,7 @@ use crate::{
 
 pub use access::{AccessRules, ServicesOnly, contract_rules, declared_access};
 pub use authenticate::ClientCredentials;
+pub use call_log::{Unanswered, watch_calls};
 pub use context::{REQUEST_ID, assign_request_id, oversized_head};
 pub use decision::{Decision, decide};
 pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIVED_AT_ONCE};

@@ -9,6 +9,7 @@ mod gateway;
 mod grpc_web;
 mod json;
 mod oauth;
+mod observed;
 pub mod openapi;
 pub mod ops;
 pub mod pages;
@@ -83,7 +84,8 @@ pub fn router(grpc_router: &Router, service: Arc<Service>, options: &HttpOptions
         .layer(from_fn_with_state(Shares::new(grpc::RECEIVED_AT_ONCE), call::bound_receiving))
         .layer(from_fn(call::refuse_oversized_head))
         // Around all layers that refuse requests.
-        .layer(from_fn(oauth::normalize));
+        .layer(from_fn(oauth::normalize))
+        .layer(from_fn(observed::observe));
     Ok(with_security_headers(surface).layer(from_fn_with_state(options.env.clone(), assign_request_id)))
 }
 

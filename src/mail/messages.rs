@@ -272,6 +272,7 @@ mod tests {
             grant: None,
             attempt: 1,
             create_time: datetime!(2030-01-02 05:04:05.678_901 +02:00),
+            trace: None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{
     domain::{
@@ -18,6 +19,7 @@ use crate::{
         ports::{ClaimedMail, LONGEST_BACKOFF, MailClaim, MailRetry, Store},
     },
     error::StoreError,
+    trace::Span,
 };
 
 use super::{Mailer, messages::MailTemplates};
@@ -89,8 +91,26 @@ impl Outbox {
         }
     }
 
+    /// Delivers a mail in the trace of the call that caused it.
     async fn deliver(self: Arc<Self>, mail: ClaimedMail, _sender: OwnedSemaphorePermit) {
-        match self.send(&mail).await {
+        let span = Span::of_later_work("deliver mail", mail.trace.as_ref());
+        span.set("postern.mail.kind", mail.kind.as_str());
+        span.set("postern.mail.attempt", mail.attempt);
+        let attempt = Box::pin(self.attempt(mail));
+        match span.trace_id() {
+            None => attempt.await,
+            Some(id) => span.run(attempt.instrument(tracing::info_span!("mail", trace_id = id))).await,
+        }
+    }
+
+    async fn attempt(&self, mail: ClaimedMail) {
+        let sending = Span::outside("send mail");
+        let sent = sending.run(Box::pin(self.send(&mail))).await;
+        if sent.is_err() {
+            sending.failed();
+        }
+        drop(sending);
+        match sent {
             Ok(()) => {
                 count(mail.kind, "sent");
                 tracing::info!(mail_id = %mail.id, kind = mail.kind.as_str(), attempt = mail.attempt, "mail sent");

@@ -6,6 +6,7 @@
 //! * `queries` has the queries, likewise.
 //! * Each backend implements the verbs whose static SQL depends on the database. It also has the steps that run on every
 //!   login and refresh, whose locks and statements depend on the database.
+//! * `traced` stands around a backend where the steps are parts of traces.
 //!
 //! # How to add a backend
 //! Make a directory beside `postgres` and `sqlite`. Implement `Backend`, `WriteTransaction`, `SessionStore`, `MailStore`
@@ -21,19 +22,24 @@ mod shared;
 pub mod sqlite;
 mod statement;
 mod steps;
+mod traced;
 
 use std::sync::Arc;
 
-use crate::{database_url::DatabaseUrl, domain::ports::Store};
+use crate::{database_url::DatabaseUrl, domain::ports::Store, trace};
+
+use self::traced::Traced;
 
 pub use opening::{Migrate, OpenError};
 
 /// Opens the store that a URL names.
 pub async fn connect(url: &DatabaseUrl, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(path, migrate).await?)),
+    let (store, system): (Arc<dyn Store>, _) = match url {
+        DatabaseUrl::Sqlite(path) => (Arc::new(sqlite::SqliteStore::open(path, migrate).await?), "sqlite"),
         DatabaseUrl::Postgres { url, max_connections, notifications } => {
-            Ok(Arc::new(postgres::PostgresStore::open(url, *max_connections, *notifications, migrate).await?))
+            let opening = postgres::PostgresStore::open(url, *max_connections, *notifications, migrate);
+            (Arc::new(opening.await?), "postgresql")
         }
-    }
+    };
+    Ok(if trace::is_on() { Arc::new(Traced { store, system }) } else { store })
 }

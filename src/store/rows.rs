@@ -22,6 +22,7 @@ use crate::{
         session::{RefreshHash, RevokeReason, SessionSummary},
     },
     error::StoreError,
+    trace::TraceParent,
 };
 
 use super::shared::Stamp;
@@ -291,6 +292,7 @@ row! {
         user_id: Option<Uuid>,
         new_email: Option<String>,
         create_time: Stamp,
+        trace_parent: Option<String>,
         attempts: i64,
     }
 }
@@ -312,6 +314,7 @@ impl OutboxRow {
                 user_id: self.user_id.map(UserId),
                 new_email: self.new_email.as_deref().map(address).transpose()?,
                 create_time: self.create_time.0,
+                trace: self.trace_parent.map(TraceParent),
             },
             attempt: self.attempts,
         })
@@ -338,6 +341,7 @@ impl LeasedMail {
             grant,
             attempt: self.attempt,
             create_time: self.mail.create_time,
+            trace: self.mail.trace,
         }
     }
 }

@@ -12,7 +12,7 @@ use sqlx::{
 };
 use time::OffsetDateTime;
 
-use crate::{domain::ports::LONGEST_WRITE, error::StoreError};
+use crate::{domain::ports::LONGEST_WRITE, error::StoreError, trace};
 
 /// Runs a write in its own task, to its end, even if its caller goes away.
 ///
@@ -23,7 +23,7 @@ use crate::{domain::ports::LONGEST_WRITE, error::StoreError};
 pub(super) async fn run_to_completion<T: Send + 'static>(
     write: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::spawn(tokio::time::timeout(LONGEST_WRITE, write)).await {
+    match trace::spawn(tokio::time::timeout(LONGEST_WRITE, write)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(elapsed)) => Err(StoreError::Unavailable(Box::new(elapsed))),
         Err(panicked_or_shutting_down) => Err(StoreError::broken(panicked_or_shutting_down)),

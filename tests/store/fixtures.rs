@@ -82,7 +82,8 @@ pub fn new_account(name: &str) -> NewAccount {
 
 /// A mail that is created at [`NOW`].
 pub fn mail(kind: MailKind, recipient: &str, user_id: Option<UserId>) -> NewMail {
-    NewMail { id: MailId(new_id()), kind, recipient: address(recipient), user_id, new_email: None, create_time: NOW }
+    let (id, recipient) = (MailId(new_id()), address(recipient));
+    NewMail { id, kind, recipient, user_id, new_email: None, create_time: NOW, trace: None }
 }
 
 pub fn address(text: &str) -> Email {

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use postern::domain::{
-    account::User,
-    mail::{MailKind, NewMail},
-    one_time::{OneTimeGrant, Purpose},
-    ports::{ClaimedMail, MailClaim, MailQueue, MailRetry, Store},
+use postern::{
+    domain::{
+        account::User,
+        mail::{MailKind, NewMail},
+        one_time::{OneTimeGrant, Purpose},
+        ports::{ClaimedMail, MailClaim, MailQueue, MailRetry, Store},
+    },
+    trace::TraceParent,
 };
 use time::ext::NumericalDuration as _;
 
@@ -77,7 +80,8 @@ async fn a_claimed_mail_contains_everything_that_its_text_needs(database: &Datab
             if user_id.is_none() && kind == MailKind::ConfirmEmailChange {
                 continue;
             }
-            let mail = NewMail { new_email, ..mail(kind, recipient, user_id) };
+            let trace = Some(TraceParent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()));
+            let mail = NewMail { new_email, trace, ..mail(kind, recipient, user_id) };
             queue_mail(store.as_ref(), &mail).await;
             let grant = kind.purpose().map(|purpose| OneTimeGrant {
                 id: mail.id,
@@ -93,6 +97,7 @@ async fn a_claimed_mail_contains_everything_that_its_text_needs(database: &Datab
                 grant,
                 attempt: 1,
                 create_time: NOW,
+                trace: mail.trace,
             };
             assert_eq!(claimed(store.as_ref()).await, expected);
             assert!(store.mail_sent(mail.id, 1).await.expect("the store"));

@@ -19,6 +19,7 @@ use crate::{
         throttle::AddressLimit,
     },
     error::StoreError,
+    trace::TraceParent,
 };
 
 /// The longest pause between two attempts to send a mail. One that waits longer was put off by a clock that was ahead, and
@@ -77,6 +78,8 @@ pub struct ClaimedMail {
     /// Counts from 1. Together with the id it names this claim; a claim that has lapsed settles nothing.
     pub attempt: i64,
     pub create_time: OffsetDateTime,
+    /// As in [`NewMail`].
+    pub trace: Option<TraceParent>,
 }
 
 /// The result of trying to claim a mail.

@@ -2,7 +2,7 @@
 //! counter that begins at 1 would raise no alert.
 
 /// Each counter with the values of its label. `tests/clients/test_operations.py` compares them with the documented ones.
-const COUNTERS: [(&str, &str, &[&str]); 9] = [
+const COUNTERS: [(&str, &str, &[&str]); 10] = [
     ("postern_refreshes_total", "outcome", &["rotated", "retried", "reused", "dead"]),
     ("postern_seen_generations_total", "outcome", &["written", "no_room"]),
     ("postern_service_tokens_total", "outcome", &["issued", "refused"]),
@@ -20,6 +20,7 @@ const COUNTERS: [(&str, &str, &[&str]); 9] = [
     ),
     ("postern_signing_key_reads_total", "outcome", &["read", "failed"]),
     ("postern_housekeeping_total", "outcome", &["done", "failed"]),
+    ("postern_trace_spans_total", "outcome", &["sent", "failed", "dropped"]),
 ];
 
 /// Starts every counter.

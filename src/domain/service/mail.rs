@@ -10,6 +10,7 @@ use crate::{
         ports::Enqueued,
     },
     error::Error,
+    trace::TraceParent,
 };
 
 use super::Service;
@@ -18,7 +19,8 @@ impl Service {
     /// A new mail, created now.
     pub(super) fn new_mail(&self, kind: MailKind, recipient: Email, user_id: Option<UserId>) -> Result<NewMail, Error> {
         let id = MailId(self.env.uuid()?);
-        Ok(NewMail { id, kind, recipient, user_id, new_email: None, create_time: self.env.now() })
+        let (create_time, trace) = (self.env.now(), TraceParent::current());
+        Ok(NewMail { id, kind, recipient, user_id, new_email: None, create_time, trace })
     }
 
     /// The mail to the owner of a taken address, where the deployment conceals which accounts exist.

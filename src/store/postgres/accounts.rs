@@ -10,7 +10,7 @@ use crate::{
     store::{
         rows::UserRow,
         statement::Statement,
-        steps::{self, bind_mail},
+        steps::{self, bind_mail, trace_of},
     },
 };
 
@@ -21,7 +21,7 @@ use super::PostgresStore;
 /// `$1` to `$6` are the values of [`bind_mail`]: the mail. `$7` username, `$8` password hash, `$9` role; `$10` and
 /// `$11` the interval and the tolerance of the limit of the address, in seconds; `$12` the time of the step, `$13` to
 /// `$16` the rest of the audit row, `$17` id and `$18` address of the account, `$19` how
-/// far ahead the count of the address can be, in seconds. It waits for a sign-up with the same
+/// far ahead the count of the address can be, in seconds, `$20` the trace of the mail. It waits for a sign-up with the same
 /// address or username that has not been committed yet.
 const SIGN_UP: &str = "WITH account AS (\
      INSERT INTO users (id, username, email, password_hash, create_time, update_time) \
@@ -33,8 +33,8 @@ const SIGN_UP: &str = "WITH account AS (\
      CASE WHEN m.spent_until > $6 + make_interval(secs => $19) THEN $6 ELSE greatest(m.spent_until, $6) END \
      WHERE m.spent_until <= $6 + make_interval(secs => $11) OR m.spent_until > $6 + make_interval(secs => $19) \
      RETURNING 1), \
-     queued AS (INSERT INTO mail_outbox (id, kind, recipient, user_id, new_email, create_time, next_attempt_time) \
-     SELECT $1, $2, $3, $4, $5, $6, clock_timestamp() FROM counted), \
+     queued AS (INSERT INTO mail_outbox (id, kind, recipient, user_id, new_email, create_time, trace_parent, next_attempt_time) \
+     SELECT $1, $2, $3, $4, $5, $6, $20, clock_timestamp() FROM counted), \
      audited AS (INSERT INTO audit_events (id, create_time, action, actor_id, user_id, client_ip) \
      SELECT $13, $12, $14, $15, id, $16 FROM account) \
      SELECT id, username, email, email_verified, disabled, create_time, update_time, $9 AS roles FROM account";
@@ -58,7 +58,8 @@ impl PostgresStore {
             .bind(account.context.client_ip.map(|ip| ip.to_string()))
             .bind(account.id.0)
             .bind(account.email.as_str())
-            .bind(account.limit.furthest().as_secs_f64());
+            .bind(account.limit.furthest().as_secs_f64())
+            .bind(trace_of(&account.verification));
         match self.written::<UserRow>(statement).await? {
             Some(user) => {
                 self.mail_queued.notify_one();

@@ -40,7 +40,7 @@ impl MailStore for PostgresStore {
                  next_attempt_time = clock_timestamp() + make_interval(secs => $1) \
                  WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL AND (next_attempt_time <= clock_timestamp() \
                  OR next_attempt_time > clock_timestamp() + make_interval(secs => $2)) ORDER BY next_attempt_time LIMIT 1 FOR UPDATE SKIP LOCKED) \
-                 RETURNING id, kind, recipient, user_id, new_email, create_time, attempts",
+                 RETURNING id, kind, recipient, user_id, new_email, create_time, trace_parent, attempts",
             )
             .bind(lease.as_secs_f64())
             .bind(lease.max(LONGEST_BACKOFF).as_secs_f64());

@@ -52,7 +52,7 @@ use super::{
 };
 
 /// The files below `migrations/postgres`, with their names.
-const MIGRATIONS: [(&str, &str); 12] = [
+const MIGRATIONS: [(&str, &str); 13] = [
     ("0001_accounts_and_sessions.sql", include_str!("../../../migrations/postgres/0001_accounts_and_sessions.sql")),
     ("0002_mail.sql", include_str!("../../../migrations/postgres/0002_mail.sql")),
     ("0003_administration.sql", include_str!("../../../migrations/postgres/0003_administration.sql")),
@@ -65,6 +65,7 @@ const MIGRATIONS: [(&str, &str); 12] = [
     ("0010_seen_generations.sql", include_str!("../../../migrations/postgres/0010_seen_generations.sql")),
     ("0011_service_accounts.sql", include_str!("../../../migrations/postgres/0011_service_accounts.sql")),
     ("0012_key_rotation.sql", include_str!("../../../migrations/postgres/0012_key_rotation.sql")),
+    ("0013_traces_of_mails.sql", include_str!("../../../migrations/postgres/0013_traces_of_mails.sql")),
 ];
 
 /// How long connecting may take for the first ping, or for the first one after a failed ping.

@@ -36,7 +36,7 @@ impl MailStore for SqliteStore {
                 "UPDATE mail_outbox SET attempts = attempts + 1, next_attempt_time = $1 + $2 \
                  WHERE id = (SELECT id FROM mail_outbox WHERE dead_time IS NULL \
                  AND (next_attempt_time <= $1 OR next_attempt_time > $1 + $3) ORDER BY next_attempt_time LIMIT 1) \
-                 RETURNING id, kind, recipient, user_id, new_email, create_time, attempts",
+                 RETURNING id, kind, recipient, user_id, new_email, create_time, trace_parent, attempts",
             )
             .bind(Stamp(now))
             .bind(span(lease))

@@ -21,6 +21,7 @@ use crate::{
     },
     error::StoreError,
     store::statement::Statement,
+    trace::TraceParent,
 };
 
 use super::{
@@ -270,6 +271,7 @@ async fn confirm_email_change(
         user_id: Some(id),
         new_email: Some(token.email),
         create_time: now,
+        trace: TraceParent::current(),
     };
     tx.queue(&notice).await?;
     tx.record(Action::EmailChanged, &context, AuditTarget::user(id)).await?;

@@ -1,12 +1,12 @@
-"""The environment of the programs under test: only the `POSTERN_*` settings that a test names."""
+"""The environment of the programs under test: only the settings that a test names."""
 
 import os
 
 
 def own_environment(**settings) -> dict[str, str]:
-    """This process's environment with these `POSTERN_*` settings and no others."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("POSTERN_")}
+    """This process's environment with these settings and no others. Those of OpenTelemetry are in upper case."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("POSTERN_", "OTEL_"))}
     for name, value in settings.items():
         if value is not None:
-            environment[f"POSTERN_{name.upper()}"] = str(value)
+            environment[name if name.isupper() else f"POSTERN_{name.upper()}"] = str(value)
     return environment
