@@ -2,6 +2,7 @@
 //! cannot be printed, and email addresses are printed without their local part. `http/ops.rs` serves the metrics;
 //! `docs/operations.md` lists them.
 
+mod log_queue;
 mod traces;
 
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};
@@ -15,7 +16,11 @@ use crate::{
     trace::ACCESS,
 };
 
-pub use self::traces::Traces;
+use self::log_queue::LogQueue;
+pub use self::{
+    log_queue::{LogGuard, flush as flush_log},
+    traces::Traces,
+};
 
 /// Why logging cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -24,21 +29,25 @@ pub enum TelemetryError {
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("logging was already started: {0}")]
     Twice(#[from] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the log cannot start its thread: {0}")]
+    Thread(#[from] std::io::Error),
     #[error("OTEL_EXPORTER_OTLP_ENDPOINT: {0}")]
     Collector(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
-/// Starts logging.
-pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
+/// Starts logging. With `queued`, lines wait in a queue for whoever reads them, and the guard writes the last ones.
+pub fn start(config: &LogSettings, queued: bool) -> Result<Option<LogGuard>, TelemetryError> {
     let terminal = std::io::stderr().is_terminal();
     let format = config.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let mut filter = EnvFilter::try_new(&config.log)?;
     if !config.access_log {
         filter = filter.add_directive(format!("{ACCESS}=off").parse()?);
     }
+    let (queue, guard) =
+        if queued { LogQueue::start().map(|(queue, guard)| (Some(queue), Some(guard)))? } else { (None, None) };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || writer(queue.as_ref()))
         // Otherwise a line that cannot be written, because nobody reads standard error any more, would be told to standard
         // error, and that panics in the middle of a call.
         .log_internal_errors(false)
@@ -47,7 +56,14 @@ pub fn start(config: &LogSettings) -> Result<(), TelemetryError> {
         LogFormat::Text => builder.with_ansi(terminal).try_init()?,
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init()?,
     }
-    Ok(())
+    Ok(guard)
+}
+
+fn writer(queue: Option<&LogQueue>) -> Box<dyn std::io::Write> {
+    match queue {
+        Some(queue) => Box::new(queue.clone()),
+        None => Box::new(std::io::stderr()),
+    }
 }
 
 /// Starts to trace calls.
@@ -153,5 +169,9 @@ fn describe() {
     );
     describe_counter!("postern_task_failures_total", "Background tasks that failed and were started again, by task");
     describe_counter!("postern_housekeeping_total", "Deletions of expired rows, by outcome");
+    describe_counter!(
+        "postern_log_lines_dropped_total",
+        "Log lines that were dropped because nobody read the ones before"
+    );
     describe_counter!("postern_trace_spans_total", "Spans of traces, by what became of them");
 }

@@ -126,7 +126,8 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
     if !faults.is_empty() {
         return Err(ConfigError::with_more(faults, cli.command.check().err()).into());
     }
-    telemetry::start(&cli.log)?;
+    // Dropped before an error is printed, which is the last line.
+    let _last_lines = telemetry::start(&cli.log, matches!(cli.command, Command::Serve(_)))?;
     match cli.command {
         Command::Serve(config) => serve(&config).await,
         Command::Settings(settings) => {

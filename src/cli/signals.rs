@@ -5,6 +5,8 @@ use std::{io, process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry;
+
 /// Handles signals from now on.
 pub fn handle(stop: &CancellationToken) -> io::Result<()> {
     ignore_others()?;
@@ -45,6 +47,7 @@ fn stop_on_signal(stop: CancellationToken) -> io::Result<impl Future<Output = ()
         stop.cancel();
         signals.recv().await;
         tracing::warn!("second signal: stopping without waiting for calls");
+        telemetry::flush_log();
         process::exit(1);
     })
 }

@@ -5,9 +5,13 @@ The traces arrive at a receiver of OTLP (`support.otlp`). The metrics, the alert
 """
 
 import base64
+import http.client
 import json
+import os
+import re
 import secrets
 import socket
+import subprocess
 
 import grpc
 import pytest
@@ -15,18 +19,21 @@ import trustme
 
 from support import pb
 from support.admin import Somebody, any_way
-from support.client import SERVICE, TIMEOUT, Person
+from support.client import SERVICE, TIMEOUT, Client, Person
 from support.engine import Sqlite
+from support.environment import own_environment
 from support.expect import failure_of
 from support.http import Rest, address_of
 from support.mail import RESET, VERIFY
 from support.otlp import Collector
+from support.ports import free_port
+from support.server import CHEAP_HASHES
 from support.services import ServiceAccount
 from support.wait import wait_until
 
 LOGIN, ME = f"{SERVICE}/Login", f"{SERVICE}/GetMe"
-# The bound that the page promises: how many spans wait for the collector.
-MOST_WAITING = 2_048
+# The bounds that the page promises: how many spans wait for the collector, and how many lines for their reader.
+MOST_WAITING, LINES_WAITING = 2_048, 4_096
 QUICKLY = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 LOST = "traces cannot be sent to OTEL_EXPORTER_OTLP_ENDPOINT and are lost"
 
@@ -331,6 +338,44 @@ def test_the_access_log_can_be_turned_off(embedded, start_server, settings):
     server.client.newcomer()
     Rest(server).get("/.well-known/jwks.json")
     assert not calls(server)
+
+
+def test_a_log_that_nobody_reads_stops_no_call(binary, tmp_path):
+    """A pipe holds 64 KiB. The server has many more lines, and somebody stopped the program that reads them."""
+    ports = {name: f"127.0.0.1:{free_port()}" for name in ("grpc_addr", "http_addr", "ops_addr")}
+    environment = own_environment(
+        log_format="json", data_dir=tmp_path / "data", lame_duck="0s", **CHEAP_HASHES, **ports
+    )
+    unread, written = os.pipe()
+    process = subprocess.Popen(
+        [binary, "serve"], env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, stderr=written
+    )
+    client = Client(ports["grpc_addr"])
+    try:
+        wait_until("it serves", lambda: process.poll() is None and is_serving(client))
+        flood(ports["http_addr"], LINES_WAITING + 1_000)
+        client.newcomer()
+        exposition = http.client.HTTPConnection(ports["ops_addr"], timeout=TIMEOUT)
+        exposition.request("GET", "/metrics")
+        [dropped] = re.findall(
+            r"^postern_log_lines_dropped_total (\d+)$", exposition.getresponse().read().decode(), re.M
+        )
+        assert int(dropped) > 0
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        client.close()
+        process.kill()
+        process.wait()
+        os.close(unread)
+        os.close(written)
+
+
+def is_serving(client: Client) -> bool:
+    try:
+        return client.health() == "SERVING"
+    except grpc.RpcError:
+        return False
 
 
 # -- secrets -------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ const COUNTERS: [(&str, &str, &[&str]); 10] = [
 /// Starts every counter.
 pub fn count_from_zero() {
     metrics::counter!("postern_sessions_opened_total").increment(0);
+    metrics::counter!("postern_log_lines_dropped_total").increment(0);
     metrics::gauge!("postern_revocation_streams").increment(0.0);
     for (counter, label, values) in COUNTERS {
         for value in values {
