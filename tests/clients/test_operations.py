@@ -4,6 +4,7 @@ It tests `/livez`, `/readyz`, `/metrics` and the committed description of the RE
 outage is in `test_outage`.
 """
 
+import json
 import random
 import re
 import secrets
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+import yaml
 
 from support import contract, jose, metrics, pb
 from support.client import Person
@@ -28,7 +30,8 @@ PAGE = pb.REPOSITORY / "docs/operations.md"
 ME = f"{pb.PACKAGE}.AuthService/GetMe"
 # Measured by its name too.
 CHECK = "envoy.service.auth.v3.Authorization/Check"
-ALERTS = pb.REPOSITORY / "deploy/alerts.yml"
+ALERTS = pb.REPOSITORY / "deploy/prometheus/alerts.yml"
+DASHBOARD = pb.REPOSITORY / "deploy/grafana/postern.json"
 # The documented time is one second. A busy machine gets a few more.
 FOLLOWS_WITHIN = 5
 
@@ -197,17 +200,69 @@ def test_the_alert_rules_raise_what_they_promise(promtool):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_alert_rules_name_metrics_that_there_are(fresh):
-    operations, rules = Rest(fresh, "ops_addr"), ALERTS.read_text()
+def expressions() -> list[str]:
+    """Every expression of the alert rules and of the dashboard."""
+    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    targets = [target for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", ())]
+    assert len(rules) > 10
+    assert len(targets) > 20
+    return [written["expr"] for written in rules + targets]
+
+
+def test_the_alert_rules_and_the_dashboard_name_metrics_and_labels_that_there_are(fresh):
+    operations, rows = Rest(fresh, "ops_addr"), metrics.documented(PAGE)
+    # A gauge of hashes appears with the first one.
+    fresh.client.newcomer()
     wait_until(
         "the queue was counted", lambda: ("postern_mail_queue", "state", "dead") in scrape(operations).label_values()
     )
     seen = scrape(operations)
-    for line in (line.partition("expr:")[2] for line in rules.splitlines() if "expr:" in line):
-        for name, labels in re.findall(r"(postern_\w+)(?:\{(\w+=\"\w+\")\})?", line):
-            assert seen.family(name) in metrics.documented(PAGE) or name.endswith("_bucket"), name
-            key, _, value = labels.partition("=")
-            assert not labels or (name, key, value.strip('"')) in seen.label_values(), f"{name}{{{labels}}}"
+    values = {"code": {code.name for code in grpc.StatusCode}, "method": {f"/{rpc}" for rpc in contract.rpcs()}}
+    named = set()
+    for expression in expressions():
+        labels = {"instance", "le"}
+        for name, selector in re.findall(r"\b(postern_\w+)(?:\{([^}]*)\})?", expression):
+            family = re.sub("_bucket$", "", name)
+            # That of a histogram appears with its first event.
+            assert family in rows, expression
+            assert rows[family].type == "histogram" or name in seen.types, expression
+            named.add(family)
+            labels |= set(rows[family].labels)
+            for label, operator, value in re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', selector):
+                if label == "instance":
+                    continue
+                there = {value for metric, key, value in seen.label_values() if (metric, key) == (family, label)}
+                there |= values.get(label, set())
+                for wanted in value.split("|") if "(" not in value else [value]:
+                    assert any(re.fullmatch(wanted, it) for it in there), f"{expression}: {label}{operator}{wanted}"
+        for grouping in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(re.split(r",\s*", grouping)) <= labels, expression
+    assert named == set(rows), "every metric is on the dashboard or in an alert"
+
+
+def test_the_dashboard_is_one_that_grafana_and_prometheus_can_read(promtool, tmp_path):
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = dashboard["panels"]
+    assert (dashboard["uid"], dashboard["schemaVersion"]) == ("postern", 39)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = {
+        (p["gridPos"]["x"] + x, p["gridPos"]["y"] + y)
+        for p in panels
+        for x in range(p["gridPos"]["w"])
+        for y in range(p["gridPos"]["h"])
+    }
+    assert len(places) == sum(p["gridPos"]["w"] * p["gridPos"]["h"] for p in panels), "no panel covers another one"
+    assert max(x for x, _ in places) < 24
+    known = {variable["name"] for variable in dashboard["templating"]["list"]}
+    rules = []
+    for number, expression in enumerate(expressions()):
+        assert set(re.findall(r"\$(\w+)", expression)) <= known | {"__rate_interval"}, expression
+        replaced = expression.replace("$__rate_interval", "5m").replace("$instance", ".*")
+        rules.append({"record": f"expression:{number}", "expr": replaced})
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_first_reused_token_of_a_fresh_server_raises_its_alert(fresh, promtool, tmp_path):
@@ -224,7 +279,9 @@ rule_files: [{ALERTS.name}]
 evaluation_interval: 1m
 tests:
   - interval: 1m
-    input_series: [{{series: '{name}{{outcome="reused"}}', values: "{before}x4 {after}x9"}}]
+    input_series:
+      - {{series: '{name}{{outcome="reused"}}', values: "{before}x4 {after}x9"}}
+      - {{series: postern_database_up, values: "1x13"}}
     promql_expr_test:
       - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
         eval_time: 9m
