@@ -1,8 +1,8 @@
-//! Spans of OpenTelemetry, in the traces of whoever calls: one for each call, with a child for each password hash, each step
-//! of the store and each mail. [`record_with`] starts them; without it nothing is made, and nothing is spent.
+//! Spans of OpenTelemetry, in the traces of whoever calls: one for each call, with a child for each password hash, each
+//! step of the store and each mail. [`record_with`] starts them; without it nothing is made, and nothing is spent.
 //!
-//! What a span carries stands in the code: names, codes and numbers. What somebody sent is not among it, and neither is what
-//! the log says, so no secret can leave with a trace.
+//! What a span carries stands in the code: names, codes and numbers. What somebody sent is not among it, and neither is
+//! what the log says, so no secret can leave with a trace.
 
 use std::{collections::HashMap, sync::OnceLock};
 
@@ -41,7 +41,8 @@ pub fn is_on() -> bool {
 pub struct TraceParent(pub String);
 
 impl TraceParent {
-    /// The position of the span under way, for work that goes on later. `None` if there is none, or if it is not recorded.
+    /// The position of the span under way, for work that goes on later. `None` if there is none, or if it is not
+    /// recorded.
     pub fn current() -> Option<Self> {
         if !is_on() {
             return None;
@@ -83,8 +84,8 @@ impl Span {
         Self::start(tracer, SpanBuilder::from_name(name.to_owned()).with_kind(kind), &parent)
     }
 
-    /// The span of work that was asked for earlier, in the trace of the request that did so. Where that was not recorded, it
-    /// begins a trace of its own.
+    /// The span of work that was asked for earlier, in the trace of the request that did so. Where that was not
+    /// recorded, it begins a trace of its own.
     pub fn of_later_work(name: &'static str, parent: Option<&TraceParent>) -> Self {
         let Some(tracer) = TRACER.get() else {
             return Self::NONE;

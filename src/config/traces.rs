@@ -1,5 +1,5 @@
-//! Settings of traces. Their names are those of OpenTelemetry's specification, which operators know from other services; a
-//! variable that is empty counts as one that is not set, as it says.
+//! Settings of traces. Their names are those of OpenTelemetry's specification, which operators know from other
+//! services; a variable that is empty counts as one that is not set, as it says.
 
 use std::path::PathBuf;
 
@@ -36,8 +36,8 @@ pub struct TraceSettings {
     /// Name of this service in traces [default: postern, or what OTEL_RESOURCE_ATTRIBUTES says]
     #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME")]
     pub otel_service_name: Option<String>,
-    /// Which calls are traced: `always_on`, `always_off` or `traceidratio`; after `parentbased_`, only calls of which the
-    /// caller has not decided it
+    /// Which calls are traced: `always_on`, `always_off` or `traceidratio`; after `parentbased_`, only calls of which
+    /// the caller has not decided it
     #[arg(long, env = "OTEL_TRACES_SAMPLER", default_value = "parentbased_always_on", value_parser = sampler,
         value_name = "NAME")]
     pub otel_traces_sampler: String,

@@ -1,5 +1,6 @@
-//! The access log: one line for each call, with its code, its duration and the address of its client. The method, the request
-//! id and the trace id are fields of the span around it. It never has what the caller sent, such as a token or a path.
+//! The access log: one line for each call, with its code, its duration and the address of its client. The method, the
+//! request id and the trace id are fields of the span around it. It never has what the caller sent, such as a token or
+//! a path.
 //!
 //! A request over HTTP for which RPCs were called has their lines, and otherwise one of its own.
 
@@ -10,7 +11,8 @@ use tracing::Span;
 
 use crate::{listen::ClientAddr, trace::ACCESS};
 
-/// A call that has not been answered yet. If its client goes away before, or its connection ends, the line says CANCELLED.
+/// A call that has not been answered yet. If its client goes away before, or its connection ends, the line says
+/// CANCELLED.
 #[derive(Debug)]
 pub struct Unanswered(Option<Line>);
 

@@ -1,5 +1,5 @@
-//! What is told of each request to the HTTP address: its span, and its line in the access log. Both name the route and not
-//! the path, which a client makes up.
+//! What is told of each request to the HTTP address: its span, and its line in the access log. Both name the route and
+//! not the path, which a client makes up.
 
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::{
     trace::{self, Span},
 };
 
-/// Serves a request in a span, which continues the trace of its sender. The spans of the RPCs that are called for it are
-/// parts of that.
+/// Serves a request in a span, which continues the trace of its sender. The spans of the RPCs that are called for it
+/// are parts of that.
 pub async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let name = format!("{} {}", method(request.method()), route(&request));

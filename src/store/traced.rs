@@ -1,5 +1,5 @@
-//! A store whose steps are parts of the traces of their callers. It stands around another one where traces are recorded, and
-//! nowhere else.
+//! A store whose steps are parts of the traces of their callers. It stands around another one where traces are
+//! recorded, and nowhere else.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,8 +1,9 @@
-//! Log lines on their way to standard error. A server writes a line for each call, and whoever reads standard error may stop
-//! reading: lines then wait in a bounded queue, and no call waits with them. Those that find it full are dropped and counted.
+//! Log lines on their way to standard error. A server writes a line for each call, and whoever reads standard error may
+//! stop reading: lines then wait in a bounded queue, and no call waits with them. Those that find it full are dropped
+//! and counted.
 //!
-//! `tracing-appender` has such a queue too. It prints to standard output when the queue is full at the end, and panics if that
-//! is closed.
+//! `tracing-appender` has such a queue too. It prints to standard output when the queue is full at the end, and panics
+//! if that is closed.
 
 use std::{io, sync::OnceLock, thread, time::Duration};
 

@@ -1,5 +1,5 @@
-//! Sends the spans of `trace` to a collector, by OTLP over gRPC. A collector that is slow or away costs no call anything:
-//! spans wait in a bounded queue, and those that find it full are dropped and counted.
+//! Sends the spans of `trace` to a collector, by OTLP over gRPC. A collector that is slow or away costs no call
+//! anything: spans wait in a bounded queue, and those that find it full are dropped and counted.
 
 use std::{
     sync::{
@@ -107,7 +107,8 @@ fn count(outcome: &'static str, spans: usize) {
     metrics::counter!("postern_trace_spans_total", "outcome" => outcome).increment(spans as u64);
 }
 
-/// Drops and counts spans that find the queue full. The queue behind it has as many places and would drop them in silence.
+/// Drops and counts spans that find the queue full. The queue behind it has as many places and would drop them in
+/// silence.
 #[derive(Debug)]
 struct Bounded {
     batches: BatchSpanProcessor,
