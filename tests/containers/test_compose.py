@@ -6,6 +6,7 @@ import secrets
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,6 +64,11 @@ class Stack:
             client.close()
         self.compose("down", "--volumes")
 
+    def wait_until_ready(self) -> None:
+        for index in range(1, REPLICAS + 1):
+            asked = partial(self.get, "postern", 9090, "/readyz", index)
+            wait_until(f"replica {index} is ready", lambda asked=asked: asked()[0] == 200)
+
     def address(self, service: str, port: int, index: int = 1) -> str:
         return self.compose("port", f"--index={index}", service, str(port))
 
@@ -95,10 +101,7 @@ def stack(image, tmp_path_factory):
     stack = Stack(image, tmp_path_factory.mktemp("compose"))
     try:
         stack.up()
-        for index in range(1, REPLICAS + 1):
-            wait_until(
-                f"replica {index} is ready", lambda index=index: stack.get("postern", 9090, "/readyz", index)[0] == 200
-            )
+        stack.wait_until_ready()
         wait_until("Envoy knows a replica", lambda: stack.get("envoy", 8000, "/.well-known/jwks.json")[0] == 200)
     except AssertionError:
         print(stack.compose("logs", check=False))
@@ -182,8 +185,7 @@ def test_an_outage_of_the_database_restarts_no_replica(stack):
         container["State"].get("Health", {}).get("Status", "healthy") for container in stack.containers("postern")
     } == {"healthy"}
     stack.compose("start", "postgres")
-    for index in (1, 2):
-        wait_until("it is ready again", lambda index=index: stack.get("postern", 9090, "/readyz", index)[0] == 200)
+    stack.wait_until_ready()
     assert [container["State"]["StartedAt"] for container in stack.containers("postern")] == before
 
 
@@ -201,6 +203,7 @@ def test_no_call_fails_while_a_replica_stops_behind_envoy(stack):
         stopped.result()
     print(f"\n{calls} calls through Envoy while a replica stopped, none failed")
     docker("start", stopping)
+    stack.wait_until_ready()
 
 
 def test_it_goes_down_in_peace_and_leaves_nothing(stack):
