@@ -34,7 +34,11 @@ BAD = {
     "SERVICE_NAME": "", "VERIFY_EMAIL_URL": URL, "RESET_PASSWORD_URL": URL, "CONFIRM_EMAIL_CHANGE_URL": URL,
     "MAIL_LIMIT_PER_ADDRESS": NUMBER, "MAIL_LIMIT_PER_CLIENT": NUMBER, "CONCEAL_EXISTING_ACCOUNTS": WORD,
     "LOGIN_MAX_FAILURES": "0", "LOGIN_LIMIT_PER_CLIENT": NUMBER, "SIGN_UP_LIMIT_PER_CLIENT": NUMBER,
-    "TRUSTED_PROXIES": "proxy", "AUDIT_RETENTION": DURATION, "LOG": "h2=loud", "LOG_FORMAT": "xml",
+    "TRUSTED_PROXIES": "proxy", "AUDIT_RETENTION": DURATION, "LOG": "h2=loud", "LOG_FORMAT": "xml", "ACCESS_LOG": WORD,
+    "TLS_CERT": FILE, "TLS_KEY": FILE, "TLS_CLIENT_CA": FILE, "SERVICE_IDENTITIES": "no name",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
+    "OTEL_EXPORTER_OTLP_HEADERS": "no header", "OTEL_EXPORTER_OTLP_HEADERS_FILE": FILE,
+    "OTEL_TRACES_SAMPLER": "some", "OTEL_TRACES_SAMPLER_ARG": "2",
 }  # fmt: skip
 
 
@@ -49,28 +53,33 @@ def check(binary, tmp_path):
 
 def documented() -> set[str]:
     page = (pb.REPOSITORY / "docs/configuration.md").read_text()
-    return set(re.findall(r"^\| `POSTERN_(\w+)`", page, re.MULTILINE))
+    return {name.removeprefix("POSTERN_") for name in re.findall(r"^\| `([A-Z]+_\w+)`", page, re.MULTILINE)}
+
+
+def variable(name: str) -> str:
+    return name if name.startswith("OTEL_") else f"POSTERN_{name}"
 
 
 def test_every_setting_has_a_bad_value_here():
-    assert set(BAD) == documented()
+    # Any text is a name.
+    assert set(BAD) == documented() - {"OTEL_SERVICE_NAME"}
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_value_is_told_by_the_name_of_its_variable(check, name):
-    ended = check(**{name.lower(): BAD[name]})
+    ended = check(**{variable(name): BAD[name]})
     assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-    assert f"POSTERN_{name}" in ended.stderr
+    assert variable(name) in ended.stderr
     assert "panicked" not in ended.stderr
 
 
 def test_all_bad_values_are_told_at_once(check):
     """Apart from those that hide others: the links in mails come from the issuer, the place of the key from the database,
-    and of a setting and its file only one can be set."""
-    hiding = {"ISSUER", "PUBLIC_URL", "DATABASE_URL"}
+    of a setting and its file only one can be set, and of the files of TLS the first is told."""
+    hiding = {"ISSUER", "PUBLIC_URL", "DATABASE_URL", "TLS_CERT", "TLS_KEY"}
     together = {name: value for name, value in BAD.items() if name not in hiding and not name.endswith("_FILE")}
-    told = check(**{name.lower(): value for name, value in together.items()}).stderr
-    assert {name for name in together if f"POSTERN_{name}" not in told} == set()
+    told = check(**{variable(name): value for name, value in together.items()}).stderr
+    assert {name for name in together if variable(name) not in told} == set()
 
 
 def test_settings_can_be_checked_without_a_start(check, tmp_path):
