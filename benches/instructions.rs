@@ -62,7 +62,7 @@ async fn main() {
                     request: Some(attribute_context::Request {
                         http: Some(attribute_context::HttpRequest {
                             headers: [("authorization".to_owned(), bearer.clone())].into(),
-                            ..Default::default()
+                            header_map: None,
                         }),
                         ..Default::default()
                     }),
