@@ -99,18 +99,18 @@ class Machine:
         roots = [pid for pid in (self.patroni.pid, self.postmaster) if pid is not None]
         return [*roots, *(child for root in roots for child in children(root))]
 
-    def connect(self, database: str = "postgres") -> psycopg.Connection:
+    def connect(self, database: str = "postgres", timeout: int = 30) -> psycopg.Connection:
         parameters = {"host": "127.0.0.1", "port": self.port, "user": ADMIN, "password": self._password}
-        return psycopg.connect(**parameters, dbname=database, autocommit=True, connect_timeout=2)
+        return psycopg.connect(**parameters, dbname=database, autocommit=True, connect_timeout=timeout)
 
-    def query(self, statement: str, database: str = "postgres") -> list[tuple]:
-        with self.connect(database) as connection:
+    def query(self, statement: str, database: str = "postgres", timeout: int = 30) -> list[tuple]:
+        with self.connect(database, timeout) as connection:
             return connection.execute(statement).fetchall()
 
     def takes_writes(self) -> bool:
         """Whether its PostgreSQL is no standby, asked there and not in etcd."""
         try:
-            return self.query("SELECT NOT pg_is_in_recovery()") == [(True,)]
+            return self.query("SELECT NOT pg_is_in_recovery()", timeout=2) == [(True,)]
         except psycopg.Error:
             return False
 
