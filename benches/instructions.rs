@@ -64,7 +64,6 @@ async fn main() {
                             headers: [("authorization".to_owned(), bearer.clone())].into(),
                             header_map: None,
                         }),
-                        ..Default::default()
                     }),
                     ..Default::default()
                 };
