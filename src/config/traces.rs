@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     error::{ConfigError, Faults},
     value::read_secret,
+    web_url,
 };
 
 /// Traces, which a collector gets by OTLP over gRPC.
@@ -77,10 +78,8 @@ pub struct Collector {
 }
 
 fn endpoint(text: &str) -> Result<String, String> {
-    let has_host = |uri: &Uri| uri.host().is_some_and(|host| !host.is_empty());
-    let is_web = text.starts_with("http://") || text.starts_with("https://");
     // A user or a password in a URL would be ignored, and shown.
-    if text.is_empty() || is_web && !text.contains('@') && text.parse().as_ref().is_ok_and(has_host) {
+    if text.is_empty() || web_url::check(text).is_ok() {
         Ok(text.to_owned())
     } else {
         Err("a collector is written like http://localhost:4317".to_owned())
@@ -198,7 +197,7 @@ mod tests {
 
     #[test]
     fn headers_that_are_none_are_refused_without_their_value() {
-        for wrong in ["hunter2", "hunter 2=x", "hunter=%ff", "hunter=\n"] {
+        for wrong in ["hunter2", "hunter 2=x", "hunter=%ff", "hunter=a%0Ab"] {
             let refusal = collector(&[&format!("--otlp-headers={wrong}")]).expect_err(wrong).to_string();
             assert!(refusal.contains("OTEL_EXPORTER_OTLP_HEADERS") && !refusal.contains("hunter"), "{refusal}");
         }
