@@ -66,6 +66,8 @@ ENV PATH=/usr/local/bin POSTERN_DATA_DIR=/var/lib/postern
 # POSTERN_ALLOW_PLAINTEXT=true, which states that a proxy, a mesh or the host protects the connections.
 ENV POSTERN_GRPC_ADDR=0.0.0.0:50051 POSTERN_HTTP_ADDR=0.0.0.0:8080 POSTERN_OPS_ADDR=0.0.0.0:9090
 EXPOSE 50051 8080 9090
+# Whether the process answers. The database may be away meanwhile: to restart every replica would not bring it back.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=40s --retries=3 CMD ["postern", "healthcheck", "--live"]
 ENTRYPOINT ["postern"]
 CMD ["serve"]
 # scripts/image says what they are. They come last, because each commit has other ones.

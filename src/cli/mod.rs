@@ -104,6 +104,10 @@ struct Healthcheck {
     /// and nothing secret is sent
     #[arg(long, env = "POSTERN_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
+    /// Succeed if the server answers, also while it is not SERVING because its database is away: for those who restart
+    /// what fails
+    #[arg(long)]
+    live: bool,
 }
 
 /// Runs the command line of this process. An error is printed to standard error. The runtime is made here, so that the
@@ -261,5 +265,6 @@ async fn healthcheck(arguments: &Healthcheck) -> Result<ExitCode, CliError> {
         ))
     })?;
     output::line(status.as_str_name())?;
-    Ok(if status == ServingStatus::Serving { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let healthy = arguments.live || status == ServingStatus::Serving;
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -43,6 +43,16 @@ def expect_away(call) -> None:
     judge(failure_of(call), grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
 
 
+def test_a_health_check_for_liveness_does_not_ask_for_the_database(outage):
+    cluster, server, _, _ = outage
+    assert server.run("healthcheck", "--live").returncode == 0
+    cluster.stop()
+    wait_until("it is not ready", lambda: server.run("healthcheck").returncode == 1)
+    assert server.run("healthcheck", "--live").returncode == 0
+    server.stop()
+    assert server.run("healthcheck", "--live").returncode == 1
+
+
 def test_every_rpc_is_unavailable_while_the_database_is_away(outage):
     cluster, server, person, tokens = outage
     client = server.client
