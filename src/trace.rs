@@ -4,7 +4,13 @@
 //! What a span carries stands in the code: names, codes and numbers. What somebody sent is not among it, and neither is
 //! what the log says, so no secret can leave with a trace.
 
-use std::{collections::HashMap, sync::OnceLock};
+use std::{
+    collections::HashMap,
+    fmt,
+    pin::Pin,
+    sync::OnceLock,
+    task::{self, Poll},
+};
 
 use http::HeaderMap;
 use opentelemetry::{
@@ -13,6 +19,7 @@ use opentelemetry::{
     trace::{FutureExt as _, SpanBuilder, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _},
 };
 use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracer};
+use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
 
 /// The target of the lines of the access log. POSTERN_ACCESS_LOG turns it off.
@@ -140,11 +147,34 @@ impl Span {
     }
 
     /// Runs work in this span: what the work starts are parts of it.
-    pub async fn run<F: Future>(&self, work: F) -> F::Output {
-        match &self.0 {
-            None => work.await,
-            Some(context) => work.with_context(context.clone()).await,
-        }
+    pub fn run<F: Future>(&self, work: F) -> InSpan<F> {
+        InSpan { context: self.0.clone(), work }
+    }
+}
+
+pin_project! {
+    /// Work in a span. An async function around it would hold it twice, and all layers of a call are one future.
+    #[must_use]
+    pub struct InSpan<F> {
+        context: Option<Context>,
+        #[pin]
+        work: F,
+    }
+}
+
+impl<F> fmt::Debug for InSpan<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InSpan")
+    }
+}
+
+impl<F: Future> Future for InSpan<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, task: &mut task::Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = this.context.clone().map(Context::attach);
+        this.work.poll(task)
     }
 }
 
