@@ -300,6 +300,8 @@ def test_each_call_has_one_line_whichever_way_it_came(embedded, start_server):
     rest.call("BREW", "/v1/me")
     failure_of(lambda: server.client.send_bytes(f"/{secrets.token_hex(8)}/x", b""))
     assert server.client.health() == "SERVING"
+    # Its last lines are written then.
+    server.stop()
 
     seen = [(line["span"]["method"], line["code"]) for line in calls(server)]
     assert seen == [
@@ -337,6 +339,7 @@ def test_the_access_log_can_be_turned_off(embedded, start_server, settings):
     server = start_server(embedded, **settings)
     server.client.newcomer()
     Rest(server).get("/.well-known/jwks.json")
+    server.stop()
     assert not calls(server)
 
 
