@@ -64,12 +64,22 @@ start_engine() {
   for _ in {1..150}; do
     if docker info >/dev/null 2>&1; then
       say "containers: a private engine, $(docker version --format '{{.Server.Version}}')"
+      can_run || lack "the container engine starts, and this machine lets no container run"
       return
     fi
     kill -0 "$engine_pid" 2>/dev/null || break
     sleep 0.2
   done
   lack "the container engine does not start: $(tail -n 1 "$engine/log")"
+}
+
+# Whether a container can be run: some sandboxes allow an engine, and nothing in it.
+can_run() {
+  local files
+  mapfile -t files < <(ldd /bin/true | grep --only-matching '/[^ ]*')
+  tar --create --dereference --absolute-names /bin/true "${files[@]}" 2>/dev/null \
+    | docker import - postern-check-probe >/dev/null \
+    && docker run --rm --network none postern-check-probe /bin/true >/dev/null 2>&1
 }
 
 # Ends the private engine by its process id, and removes what it wrote.
