@@ -22,7 +22,7 @@ def small_server(binary, embedded, tmp_path):
     program.write_text(f'#!/bin/sh\nulimit -n {DESCRIPTORS}\nexec "{binary}" "$@"\n')
     program.chmod(0o755)
     (tmp_path / "server").mkdir()
-    server = Server(program, embedded, tmp_path / "server")
+    server = Server(program, embedded, tmp_path / "server", access_log="false")
     yield server.start()
     server.close()
 
