@@ -120,7 +120,7 @@ make_stand_ins() {
     say "stand-ins: unpacking Debian's packages"
     mkdir -p "${base%/*}"
     quietly mmdebstrap --variant=minbase --format=tar --include=ca-certificates,postgresql,gcc,libc6-dev \
-      "$suite" "$base.new"
+      "$suite" "$base.new" || { lack "Debian's packages cannot be fetched or unpacked" || not_checked; }
     mv "$base.new" "$base"
   fi
   quietly docker import "$base" postern-check-debian
