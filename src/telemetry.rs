@@ -9,7 +9,7 @@ use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter};
 
 use crate::{
     config::{Collector, LogFormat, LogSettings},
@@ -43,11 +43,15 @@ pub fn start(config: &LogSettings, queued: bool) -> Result<Option<LogGuard>, Tel
     if !config.access_log {
         filter = filter.add_directive(format!("{ACCESS}=off").parse()?);
     }
-    let (queue, guard) =
-        if queued { LogQueue::start().map(|(queue, guard)| (Some(queue), Some(guard)))? } else { (None, None) };
+    let (writer, guard) = if queued {
+        let (queue, guard) = LogQueue::start()?;
+        (BoxMakeWriter::new(move || queue.clone()), Some(guard))
+    } else {
+        (BoxMakeWriter::new(std::io::stderr), None)
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(move || writer(queue.as_ref()))
+        .with_writer(writer)
         // Otherwise a line that cannot be written, because nobody reads standard error any more, would be told to standard
         // error, and that panics in the middle of a call.
         .log_internal_errors(false)
@@ -57,13 +61,6 @@ pub fn start(config: &LogSettings, queued: bool) -> Result<Option<LogGuard>, Tel
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init()?,
     }
     Ok(guard)
-}
-
-fn writer(queue: Option<&LogQueue>) -> Box<dyn std::io::Write> {
-    match queue {
-        Some(queue) => Box::new(queue.clone()),
-        None => Box::new(std::io::stderr()),
-    }
 }
 
 /// Starts to trace calls.

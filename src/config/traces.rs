@@ -8,11 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{
-    error::{ConfigError, Faults},
-    value::read_secret,
-    web_url,
-};
+use super::{error::ConfigError, value::read_secret, web_url};
 
 /// Traces, which a collector gets by OTLP over gRPC.
 ///
@@ -109,11 +105,7 @@ fn ratio(text: &str) -> Result<String, String> {
 impl TraceSettings {
     /// The collector, if there is one.
     pub fn collector(&self) -> Result<Option<Collector>, ConfigError> {
-        let mut faults = Faults::default();
-        let headers = faults.take(self.headers());
-        let Some(headers) = headers else {
-            return Err(faults.into_error());
-        };
+        let headers = self.headers()?;
         let Some(endpoint) = self.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty()) else {
             return Ok(None);
         };

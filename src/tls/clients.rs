@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
 use governor::{DefaultDirectRateLimiter, Quota};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -18,7 +17,7 @@ use rustls::{
 };
 use webpki::EndEntityCert;
 
-use crate::domain::service_identity::ServiceIdentity;
+use crate::domain::{digest::sha256, service_identity::ServiceIdentity};
 
 /// How long a certificate is taken to hold after it was verified, so that not every call costs a verification.
 const VERIFIED_FOR: Duration = Duration::from_secs(5);
@@ -227,6 +226,6 @@ impl fmt::Display for Named<'_> {
             }
         }
         f.write_str("SHA256:")?;
-        digest(&SHA256, der).as_ref().iter().try_for_each(|byte| write!(f, "{byte:02X}"))
+        sha256(der).iter().try_for_each(|byte| write!(f, "{byte:02X}"))
     }
 }

@@ -6,11 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::digest::{self, SHA256};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
-use crate::private_file;
+use crate::{domain::digest::sha256, private_file};
 
 /// The settings that name the files.
 pub(super) const CERT: &str = "POSTERN_TLS_CERT";
@@ -110,12 +109,8 @@ impl TlsFiles {
 impl Contents {
     /// Differs if a file differs.
     pub(super) fn digest(&self) -> [u8; 32] {
-        let mut all = digest::Context::new(&SHA256);
-        for part in [&self.cert, &*self.key].into_iter().chain(&self.client_ca) {
-            all.update(&(part.len() as u64).to_be_bytes());
-            all.update(part);
-        }
-        all.finish().as_ref().try_into().unwrap_or_default()
+        let files = [&self.cert, &*self.key].into_iter().chain(&self.client_ca);
+        sha256(&files.map(|file| sha256(file)).collect::<Vec<_>>().concat())
     }
 }
 

@@ -6,10 +6,8 @@ import subprocess
 import pytest
 
 from support import pb
+from support.engine import new_master_key
 from support.environment import own_environment
-
-# In base64 32 bytes, like a master key.
-SECRET = "aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMmh1bnQ="
 
 ADDRESS = "localhost"
 URL = "not a url"
@@ -101,7 +99,7 @@ def test_the_settings_are_shown_with_where_they_come_from_and_without_secrets(bi
         return {name: (value, source) for name, value, source in rows}
 
     key = tmp_path / "key"
-    key.write_text(SECRET)
+    key.write_text(new_master_key())
     shown = show(
         "--hash-queue", "7", "--log-format=json",
         database_url="postgres://ada:hunter2@db/postern", mail_url="smtp://mail:25", master_key_file=key, issuer="https://id.example",
@@ -118,7 +116,7 @@ def test_the_settings_are_shown_with_where_they_come_from_and_without_secrets(bi
         "POSTERN_ALLOW_PLAINTEXT": ("false", "default"),
     }
     assert {name: shown[name] for name in expected} == expected
-    without_password = show(database_url="postgres://ada@db/postern", master_key=SECRET)
+    without_password = show(database_url="postgres://ada@db/postern", master_key=new_master_key())
     assert without_password["POSTERN_DATABASE_URL"] == ("postgres://ada@db/postern", "variable")
     assert without_password["POSTERN_MASTER_KEY"] == ("(hidden)", "variable")
     assert {name.removeprefix("POSTERN_") for name in shown} >= documented()

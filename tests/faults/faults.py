@@ -23,7 +23,7 @@ from faults.calls import Caller
 from faults.cluster import Cluster, Replica, free_ports, http
 from faults.cutter import Cutter
 from faults.load import Client, Load
-from faults.processes import now
+from faults.processes import Daemon, now
 from faults.scene import Scene, make_admin
 from support.faketime import SHARED_MEMORY, find_library
 from support.mail import Behaviour
@@ -329,18 +329,19 @@ def commit_answers_lost(scene: Scene):
 @fault(heals_within=5)
 def pgbouncer_restarted(scene: Scene):
     """The pooler is killed with all its connections and started again."""
-    scene.cluster.pgbouncer.kill()
-    time.sleep(2)
-    scene.cluster.pgbouncer.start()
-    scene.healed(now())
+    kill_and_start(scene, scene.cluster.pgbouncer)
 
 
 @fault(heals_within=5)
 def haproxy_restarted(scene: Scene):
     """The balancer is killed with all its connections and started again."""
-    scene.cluster.haproxy.kill()
+    kill_and_start(scene, scene.cluster.haproxy)
+
+
+def kill_and_start(scene: Scene, program: Daemon) -> None:
+    program.kill()
     time.sleep(2)
-    scene.cluster.haproxy.start()
+    program.start()
     scene.healed(now())
 
 

@@ -22,7 +22,7 @@ use crate::{
     store::{
         rows::{ServiceRow, USER_BY_EMAIL, USER_BY_ID, UserRow},
         statement::Statement,
-        steps::{ANOTHER_ADMIN_ENABLED, Budget, WriteTransaction, bind_mail, bind_session, trace_of},
+        steps::{ANOTHER_ADMIN_ENABLED, Budget, WriteTransaction, bind_mail, bind_session},
     },
 };
 
@@ -218,7 +218,7 @@ impl WriteTransaction for Tx {
             "INSERT INTO mail_outbox (id, kind, recipient, user_id, new_email, create_time, trace_parent, next_attempt_time) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $6)",
         );
-        self.run(bind_mail(statement, mail).bind(trace_of(mail))).await?;
+        self.run(bind_mail(statement, mail)).await?;
         self.queued = true;
         Ok(())
     }

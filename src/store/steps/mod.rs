@@ -20,5 +20,5 @@ pub(super) use mail::{issue_token, prepare, request_mail};
 pub(super) use sessions::{apply_logout, carried_on, end_reused_session, end_surplus_sessions, open_session, replayed};
 pub(super) use transaction::{
     ANOTHER_ADMIN_ENABLED, Backend, Budget, Dialect, WriteTransaction, abandon_attempt, bind_mail, bind_session,
-    forgive_attempts, trace_of, write,
+    forgive_attempts, write,
 };

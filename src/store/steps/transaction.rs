@@ -533,11 +533,7 @@ pub(in crate::store) fn bind_mail(statement: Statement, mail: &NewMail) -> State
         .bind(mail.user_id.map(|user| user.0))
         .bind(mail.new_email.as_ref().map(|email| email.as_str().to_owned()))
         .bind(mail.create_time)
-}
-
-/// The `trace_parent` of a mail.
-pub(in crate::store) fn trace_of(mail: &NewMail) -> Option<String> {
-    mail.trace.as_ref().map(|TraceParent(text)| text.clone())
+        .bind(mail.trace.as_ref().map(|TraceParent(text)| text.clone()))
 }
 
 /// What the mails to an address are counted in.
