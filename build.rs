@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=third_party");
 
-    let mut compiler = protox::Compiler::new(["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto", "third_party"])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
     // The encoded form keeps our method options. `file_descriptor_set()` would drop them.
     let encoded = compiler.encode_file_descriptor_set();

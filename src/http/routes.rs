@@ -108,7 +108,7 @@ mod tests {
              message M {{ string id = 1; int32 count = 2; string name = 3; }} service S {{ {rpcs} }}"
         );
         std::fs::write(directory.path().join("test.proto"), source).expect("a file");
-        let includes = [directory.path(), std::path::Path::new("proto")];
+        let includes = [directory.path(), std::path::Path::new("third_party")];
         let mut compiler = protox::Compiler::new(includes).expect("a compiler");
         compiler.include_imports(true).open_file("test.proto").expect("a proto");
         let contract = DescriptorPool::decode(compiler.encode_file_descriptor_set().as_slice()).expect("a descriptor");

@@ -167,7 +167,7 @@ def test_reflection_knows_extensions_and_every_kind_of_symbol(reflect):
     (numbers,) = reflect(ASK(all_extension_numbers_of_type=options))
     found = numbers.all_extension_numbers_response
     assert found.base_type_name == options
-    number = 51910
+    number = 458514432
     assert number in found.extension_number
     wanted = reflection_pb2.ExtensionRequest(containing_type=options, extension_number=number)
     names = [

@@ -86,7 +86,7 @@ class ThroughEnvoy(Rest):
 
 
 def compile_contract(out: Path) -> None:
-    """Writes the descriptor set for Envoy with protoc. It takes `google/api` from the repository.
+    """Writes the descriptor set for Envoy with protoc. It takes `google/api` from the published files.
 
     `google/rpc/error_details.proto` is included too: without it Envoy cannot write the details of an error as JSON.
     """

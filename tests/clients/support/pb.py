@@ -34,7 +34,8 @@ def generate() -> Path:
     if not sources:
         raise RuntimeError(f"no .proto files under {root / 'postern'}")
     well_known = files("grpc_tools") / "_proto"
-    arguments = ["protoc", f"-I{root}", f"-I{well_known}", f"--python_out={out}", f"--grpc_python_out={out}", *sources]
+    includes = [f"-I{root}", f"-I{REPOSITORY / 'third_party'}", f"-I{well_known}"]
+    arguments = ["protoc", *includes, f"--python_out={out}", f"--grpc_python_out={out}", *sources]
     if protoc.main(arguments) != 0:
         raise RuntimeError("protoc refused the contract; its message is above")
     return out
