@@ -46,6 +46,15 @@ class Server:
         return self._addresses["grpc_addr"]
 
     @property
+    def http_address(self) -> str:
+        """Known before the server starts, so that settings can name it."""
+        return self._addresses["http_addr"]
+
+    @property
+    def binary(self) -> Path:
+        return self._binary
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

@@ -1,0 +1,42 @@
+"""Fixtures of the tests that run the client libraries. One server serves all of them: each asks for accounts of its own."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from staging import ROOT, Stage, pb  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def binary() -> Path:
+    """The binary under test: `POSTERN_BIN`, or the output of `cargo build`."""
+    return ROOT / os.environ.get("POSTERN_BIN", "target/debug/postern")
+
+
+@pytest.fixture(scope="session")
+def stage(binary, tmp_path_factory):
+    """A Postern, the accounts of its admin and of a service, and a proxy before it that can be cut."""
+    pb.load(pb.generate())
+    stage = Stage(binary, tmp_path_factory.mktemp("stage"))
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(scope="session")
+def vectors(stage) -> dict:
+    from vectors import make
+
+    return make(stage)
+
+
+@pytest.fixture(scope="session")
+def variables(stage, vectors, tmp_path_factory) -> dict[str, str]:
+    """What the tests of the libraries read."""
+    file = tmp_path_factory.mktemp("vectors") / "vectors.json"
+    file.write_text(json.dumps(vectors, indent=1))
+    return {**stage.variables(), "POSTERN_VECTORS": str(file)}
