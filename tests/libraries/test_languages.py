@@ -19,7 +19,7 @@ from support.ports import free_port
 from support.wait import wait_until
 
 LANGUAGES = ("go", "java", "python", "rust", "typescript")
-MINUTES = 60
+MINUTE = 60
 # The feed of an example tells within a second what was revoked. The longest staleness is shorter than the six seconds after
 # which a feed that hears nothing would be found out by itself.
 TOLD, STALENESS = 1.0, 6
@@ -37,7 +37,7 @@ def language(request, variables, pytestconfig) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=15 * MINUTES,
+        timeout=15 * MINUTE,
     )
     assert ran.returncode == 0, f"clients/{request.param}/test failed:\n{ran.stdout[-8000:]}"
     return request.param
@@ -136,7 +136,7 @@ def reason_of(body: dict) -> str | None:
     return next((detail["reason"] for detail in details if detail.get("@type", "").endswith(".ErrorInfo")), None)
 
 
-@pytest.mark.timeout(20 * MINUTES)
+@pytest.mark.timeout(20 * MINUTE)
 def test_the_example_serves_each_caller_what_is_theirs(stage, start_orders):
     orders = start_orders("refuse")
     ada, joan = stage.new_account(), stage.new_account()

@@ -252,78 +252,83 @@ def forged(stage: Stage) -> list[Case]:
     ]
 
 
-def revoked(stage: Stage) -> list[Case]:
-    """Tokens whose session, key or account ended, or whose roles changed, with what the stream says about it."""
-    watcher = stage.new_service()
-    with_token = watcher.token()
-    client = stage.server.client
+class News:
+    """What the stream of revocations says, for a service that follows it."""
 
-    cursor = ""
+    def __init__(self, stage: Stage):
+        self._token = stage.new_service().token()
+        self._channel = stage.server.client.channel
+        self._cursor = ""
 
-    def news() -> list[dict]:
-        """The messages since the last time."""
-        nonlocal cursor
-        stream = watch(client.channel, with_token, cursor)
-        found, cursor = until_caught_up(stream)
-        stream.cancel()
-        return [json_format.MessageToDict(message) for message in found]
-
-    def after(action) -> list[dict]:
-        news()
+    def after(self, action, about: str) -> list[dict]:
+        """Does something, and returns the messages about this id that it causes: of a session, a token or an account."""
+        self._read()
         action()
-        deadline = time.monotonic() + TIMEOUT
-        while not (found := news()):
+        found, deadline = [], time.monotonic() + TIMEOUT
+        while not found:
             assert time.monotonic() < deadline, "the stream says nothing about it"
+            found = [message for message in self._read() if about in ids_of(message)]
         return found
 
-    cases = []
+    def _read(self) -> list[dict]:
+        stream = watch(self._channel, self._token, self._cursor)
+        messages, self._cursor = until_caught_up(stream)
+        stream.cancel()
+        return [json_format.MessageToDict(message) for message in messages]
+
+
+def ids_of(message: dict) -> set[str]:
+    return {message.get("sessionEnded", {}).get("sessionId"), message.get("rolesChanged", {}).get("userId")}
+
+
+def revoked(stage: Stage) -> list[Case]:
+    """Tokens whose session, key or account ended, or whose roles changed, with what the stream says about it."""
+    news, cases = News(stage), []
 
     def add(*case) -> None:
         """Judged at once: what follows may change the verdict."""
         cases.append(Case(*case))
         cases[-1].verdict = judged(stage, cases[-1])
 
+    def by_admin(rpc: str, id: str, **fields) -> list[dict]:
+        """A change of a person's account, and what is said about it."""
+        return news.after(lambda: stage.way.ok(rpc, credential=stage.admin.credential, user_id=id, **fields), id)
+
     person = stage.new_account()
-    ended = after(lambda: stage.log_out(person["refreshToken"]))
+    sid = jose.claims_of(person["accessToken"])["sid"]
+    ended = news.after(lambda: stage.log_out(person["refreshToken"]), sid)
     add("a session that was logged out", person["accessToken"], PERSON, ended)
     add("another session, after that", stage.new_account()["accessToken"], PERSON, ended)
 
     service = stage.new_service()
     spent, spare = service.token(), service.token()
-    ended = after(lambda: stage.way.ok("RevokeToken", token=spent))
+    ended = news.after(lambda: stage.way.ok("RevokeToken", token=spent), jose.claims_of(spent)["jti"])
     add("a service's token that was revoked", spent, SERVICE, ended)
     add("the service's other token", spare, SERVICE, ended)
-    ended = after(service.delete_key)
+    ended = news.after(service.delete_key, jose.claims_of(spare)["sid"])
     add("a token whose key was deleted", spare, SERVICE, ended)
 
-    def by_admin(rpc: str, **fields):
-        return lambda: stage.way.ok(rpc, credential=stage.admin.credential, **fields)
-
     person = stage.new_account()
-    messages = after(by_admin("DisableUser", user_id=person["id"]))
-    add("a person who was disabled", person["accessToken"], PERSON, messages)
-
-    def roles(id: str, *given: str):
-        return by_admin("SetUserRoles", user_id=id, roles=["user", *given])
-
+    add("a person who was disabled", person["accessToken"], PERSON, by_admin("DisableUser", person["id"]))
     person = stage.new_account()
-    messages = after(roles(person["id"], "admin"))
+    messages = by_admin("SetUserRoles", person["id"], roles=["user", "admin"])
     add("a person who became an admin", person["accessToken"], ADMIN, messages)
     admin = stage.new_account("admin")
-    messages = after(roles(admin["id"]))
+    messages = by_admin("SetUserRoles", admin["id"], roles=["user"])
     add("an admin who is none any more", admin["accessToken"], ADMIN, messages)
     add("an admin who is none any more, as a person", admin["accessToken"], PERSON, messages)
-    again = stage.new_account("admin")
-    messages = [*after(roles(again["id"])), *after(roles(again["id"], "admin"))]
-    add("an admin who was none for a while", again["accessToken"], ADMIN, messages)
+    admin = stage.new_account("admin")
+    messages = by_admin("SetUserRoles", admin["id"], roles=["user"])
+    messages += by_admin("SetUserRoles", admin["id"], roles=["user", "admin"])
+    add("an admin who was none for a while", admin["accessToken"], ADMIN, messages)
 
     service = stage.new_service()
     token = service.token()
-    messages = after(lambda: service.change("DisableServiceAccount"))
+    messages = news.after(lambda: service.change("DisableServiceAccount"), service.id)
     add("a service that was disabled", token, SERVICE, messages)
     service = stage.new_service()
     token = service.token()
-    messages = after(lambda: service.change("DisableServiceAccount"))
-    messages += after(lambda: service.change("EnableServiceAccount"))
+    messages = news.after(lambda: service.change("DisableServiceAccount"), service.id)
+    messages += news.after(lambda: service.change("EnableServiceAccount"), service.id)
     add("a service that was disabled and enabled again", token, SERVICE, messages)
     return cases
