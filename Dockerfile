@@ -12,11 +12,13 @@ RUN cargo install --locked cargo-auditable@0.7.7
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols
 
 # Builds the dependencies in a layer of their own, which is reused until Cargo.toml or Cargo.lock changes. They take most of
-# the build's time. They are built for an empty crate with the same name and targets. The benchmarks stay empty, because
-# Cargo.toml names them and the image does not need them.
+# the build's time. They are built for an empty crate with the same name and targets. The benchmarks and the client library stay
+# empty, because Cargo.toml names them and the image does not need them.
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src benches \
+COPY clients/rust/Cargo.toml clients/rust/
+RUN mkdir src benches clients/rust/src clients/rust/benches \
+    && touch clients/rust/src/lib.rs clients/rust/benches/checks.rs \
     && echo 'fn main() {}' > build.rs \
     && cp build.rs src/main.rs \
     && cp build.rs benches/load.rs \

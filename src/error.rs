@@ -4,11 +4,73 @@
 
 use std::{borrow::Cow, fmt, time::Duration};
 
+/// What is wrong with a field, for a program: a form can show it in any language. `docs/errors.md` lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldReason {
+    /// It is empty, and must not be.
+    Required,
+    /// It has too few characters.
+    TooShort,
+    /// It has too many characters, or the request is too large.
+    TooLong,
+    /// It has too many entries, or there are too many of what it would create.
+    TooMany,
+    /// It is a password that is easy to guess.
+    TooWeak,
+    /// It is not written as its type asks.
+    Malformed,
+    /// It is a number or a time outside of what is allowed.
+    OutOfRange,
+    /// It is a name that this deployment keeps for itself.
+    Reserved,
+    /// It is what the account has already.
+    Unchanged,
+    /// The request has no such field.
+    UnknownField,
+    /// The request has it twice.
+    Duplicate,
+}
+
+impl FieldReason {
+    pub const ALL: [Self; 11] = [
+        Self::Required,
+        Self::TooShort,
+        Self::TooLong,
+        Self::TooMany,
+        Self::TooWeak,
+        Self::Malformed,
+        Self::OutOfRange,
+        Self::Reserved,
+        Self::Unchanged,
+        Self::UnknownField,
+        Self::Duplicate,
+    ];
+
+    /// As it is sent.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "REQUIRED",
+            Self::TooShort => "TOO_SHORT",
+            Self::TooLong => "TOO_LONG",
+            Self::TooMany => "TOO_MANY",
+            Self::TooWeak => "TOO_WEAK",
+            Self::Malformed => "MALFORMED",
+            Self::OutOfRange => "OUT_OF_RANGE",
+            Self::Reserved => "RESERVED",
+            Self::Unchanged => "UNCHANGED",
+            Self::UnknownField => "UNKNOWN_FIELD",
+            Self::Duplicate => "DUPLICATE",
+        }
+    }
+}
+
 /// One refused field of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldViolation {
     /// The name of the field in the request, such as `email`. Empty for the message as a whole.
     pub field: Cow<'static, str>,
+    /// What is wrong with it, for a program.
+    pub reason: FieldReason,
     /// What is wrong with it, for a person. Never contains the value.
     pub description: String,
 }
@@ -17,8 +79,13 @@ pub struct FieldViolation {
 pub const MOST_VIOLATIONS: usize = 20;
 
 impl FieldViolation {
-    pub fn new(field: impl Into<Cow<'static, str>>, description: impl Into<String>) -> Self {
-        Self { field: field.into(), description: description.into() }
+    pub fn new(field: impl Into<Cow<'static, str>>, reason: FieldReason, description: impl Into<String>) -> Self {
+        Self { field: field.into(), reason, description: description.into() }
+    }
+
+    /// A field that is empty, and must not be.
+    pub fn required(field: &'static str) -> Self {
+        Self::new(field, FieldReason::Required, "is required")
     }
 
     /// The same violation of a field with another name.
@@ -150,8 +217,8 @@ impl Error {
     }
 
     /// One refused field.
-    pub fn field(field: &'static str, description: impl Into<String>) -> Self {
-        Self::InvalidFields(vec![FieldViolation::new(field, description)])
+    pub fn field(field: &'static str, reason: FieldReason, description: impl Into<String>) -> Self {
+        Self::InvalidFields(vec![FieldViolation::new(field, reason, description)])
     }
 }
 

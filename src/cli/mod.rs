@@ -33,7 +33,7 @@ use crate::{
     database_url::DatabaseUrl,
     domain::env::Env,
     error::Error,
-    http, store, telemetry, tls,
+    http, proto, store, telemetry, tls,
 };
 
 use self::{
@@ -68,6 +68,8 @@ enum Command {
     Healthcheck(Healthcheck),
     /// Print the OpenAPI 3.1 description of the REST API
     Openapi,
+    /// Print the gRPC API as a binary FileDescriptorSet, for tools that do not read .proto files or are too old for ours
+    Descriptor,
     /// Print the completions of the command line for a shell
     Completions { shell: Shell },
     /// Write a manual page for each command to a directory
@@ -151,6 +153,10 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
             output::line(&text)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Descriptor => {
+            output::bytes(proto::COMPLETE_CONTRACT)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), NAME, &mut script);
@@ -179,7 +185,9 @@ impl Command {
             Self::Keys(command) => command.config().check().map(drop),
             Self::User(command) => command.config().check().map(drop),
             Self::Service(command) => command.config().check().map(drop),
-            Self::Healthcheck(_) | Self::Openapi | Self::Completions { .. } | Self::Man { .. } => Ok(()),
+            Self::Healthcheck(_) | Self::Openapi | Self::Descriptor | Self::Completions { .. } | Self::Man { .. } => {
+                Ok(())
+            }
         }
     }
 }

@@ -10,8 +10,13 @@ use super::error::CliError;
 
 /// Prints a line.
 pub(super) fn line(text: &str) -> Result<(), CliError> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Prints what is no text.
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut output = io::stdout().lock();
-    output.write_all(text.as_bytes()).and_then(|()| output.write_all(b"\n")).map_err(|error| CliError::output(&error))
+    output.write_all(bytes).and_then(|()| output.flush()).map_err(|error| CliError::output(&error))
 }
 
 /// Prints a line for the operator to standard error, apart from the result. It is no failure if nobody reads it.

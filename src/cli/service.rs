@@ -17,7 +17,7 @@ use crate::{
         service::Service as Domain,
         service_account::{ServiceAccount, ServiceKey, ServiceName, description},
     },
-    error::{Error, FieldViolation},
+    error::{Error, FieldReason, FieldViolation},
 };
 
 use super::{error::CliError, output, server::Server};
@@ -191,7 +191,12 @@ async fn run_key(command: Key, by: Administrator) -> Result<(), CliError> {
         }
         Key::Delete { selector, key, config } => {
             let Ok(key) = key.parse::<ServiceKeyId>() else {
-                return Err(FieldViolation::new("key", "must be an id, as `postern service key list` shows it").into());
+                return Err(FieldViolation::new(
+                    "key",
+                    FieldReason::Malformed,
+                    "must be an id, as `postern service key list` shows it",
+                )
+                .into());
             };
             let (domain, account) = selector.find(&config.config).await?;
             domain.delete_service_key(account.id, key, by).await?;
@@ -226,7 +231,7 @@ impl ServiceSelector {
 fn end_of(lifetime: Duration, now: OffsetDateTime) -> Result<OffsetDateTime, Error> {
     let lifetime = time::Duration::try_from(lifetime).ok();
     let end = lifetime.and_then(|lifetime| now.checked_add(lifetime));
-    end.ok_or_else(|| Error::field("expire_time", "is too far away"))
+    end.ok_or_else(|| Error::field("expire_time", FieldReason::OutOfRange, "is too far away"))
 }
 
 /// Prints an account as one line, with tabs between the fields.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt};
 use time::OffsetDateTime;
 use unicode_normalization::UnicodeNormalization;
 
-use crate::error::FieldViolation;
+use crate::error::{FieldReason, FieldViolation};
 
 use super::{ids::UserId, password::Password, role::Role};
 
@@ -44,19 +44,22 @@ impl Username {
     pub const MAX_LENGTH: usize = 64;
 
     pub fn parse(text: &str) -> Result<Self, FieldViolation> {
-        let violation = |description: &str| Err(FieldViolation::new("username", description));
+        let violation = |reason, description: &str| Err(FieldViolation::new("username", reason, description));
         if text.is_empty() {
-            return violation("is required");
+            return Err(FieldViolation::required("username"));
         }
         if text.len() > Self::MAX_LENGTH {
-            return violation("must be at most 64 characters");
+            return violation(FieldReason::TooLong, "must be at most 64 characters");
         }
         if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')) {
-            return violation("may only contain letters A-Z and a-z, digits, dots, underscores and hyphens");
+            return violation(
+                FieldReason::Malformed,
+                "may only contain letters A-Z and a-z, digits, dots, underscores and hyphens",
+            );
         }
         let ends_well = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
         if !ends_well(text.as_bytes().first()) || !ends_well(text.as_bytes().last()) {
-            return violation("must start and end with a letter or a digit");
+            return violation(FieldReason::Malformed, "must start and end with a letter or a digit");
         }
         Ok(Self(text.to_owned()))
     }
@@ -80,15 +83,17 @@ impl Email {
 
     /// Reads what somebody typed. White space around it is dropped, as web forms do.
     pub fn parse(text: &str) -> Result<Self, FieldViolation> {
-        Self::canonical(text.trim()).map(Self).map_err(|problem| FieldViolation::new("email", problem))
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(FieldViolation::required("email"));
+        }
+        let reason = if text.len() > Self::MAX_LENGTH { FieldReason::TooLong } else { FieldReason::Malformed };
+        Self::canonical(text).map(Self).map_err(|problem| FieldViolation::new("email", reason, problem))
     }
 
     /// The canonical form, or what is wrong with the text.
     fn canonical(text: &str) -> Result<String, Cow<'static, str>> {
         const TOO_LONG: &str = "must be at most 254 bytes";
-        if text.is_empty() {
-            return Err("is required".into());
-        }
         if text.len() > Self::MAX_LENGTH {
             return Err(TOO_LONG.into());
         }

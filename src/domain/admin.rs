@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::error::FieldViolation;
+use crate::error::{FieldReason, FieldViolation};
 
 use super::{
     ids::ActorId,
@@ -50,7 +50,7 @@ pub fn page_size(asked: i32) -> Result<u32, FieldViolation> {
     match u32::try_from(asked) {
         Ok(0) => Ok(DEFAULT_PAGE_SIZE),
         Ok(size) => Ok(size.min(MAX_PAGE_SIZE)),
-        Err(_) => Err(FieldViolation::new("page_size", "must not be negative")),
+        Err(_) => Err(FieldViolation::new("page_size", FieldReason::OutOfRange, "must not be negative")),
     }
 }
 
@@ -65,14 +65,17 @@ pub fn role_set(names: &[String]) -> Result<Vec<Role>, FieldViolation> {
 
 /// The roles with these names; sorted.
 pub fn roles(names: &[String]) -> Result<Vec<Role>, FieldViolation> {
-    let violation = |description| Err(FieldViolation::new("roles", description));
+    let violation = |reason, description| Err(FieldViolation::new("roles", reason, description));
     if names.len() > MAX_ROLES {
-        return violation("must be at most 32");
+        return violation(FieldReason::TooMany, "must be at most 32");
     }
     let mut roles = Vec::new();
     for name in names {
         let Some(role) = Role::parse(name) else {
-            return violation("must each be a name such as billing-read: a-z, then a-z, 0-9, _ or -, at most 64");
+            return violation(
+                FieldReason::Malformed,
+                "must each be a name such as billing-read: a-z, then a-z, 0-9, _ or -, at most 64",
+            );
         };
         roles.push(role);
     }
@@ -84,7 +87,11 @@ pub fn roles(names: &[String]) -> Result<Vec<Role>, FieldViolation> {
 /// The prefix to search accounts for.
 pub fn search_text(text: &str) -> Result<String, FieldViolation> {
     if text.len() > MAX_QUERY_BYTES || text.contains(char::is_control) {
-        return Err(FieldViolation::new("query", "must be at most 254 bytes, without control characters"));
+        return Err(FieldViolation::new(
+            "query",
+            FieldReason::Malformed,
+            "must be at most 254 bytes, without control characters",
+        ));
     }
     Ok(text.trim().to_lowercase())
 }
@@ -92,7 +99,11 @@ pub fn search_text(text: &str) -> Result<String, FieldViolation> {
 /// The reason for disabling an account; `None` if it is empty.
 pub fn reason(text: String) -> Result<Option<String>, FieldViolation> {
     if text.chars().count() > MAX_REASON_CHARS || text.contains(char::is_control) {
-        return Err(FieldViolation::new("reason", "must be at most 500 characters, in one line"));
+        return Err(FieldViolation::new(
+            "reason",
+            FieldReason::Malformed,
+            "must be at most 500 characters, in one line",
+        ));
     }
     Ok(Some(text).filter(|text| !text.is_empty()))
 }

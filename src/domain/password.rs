@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::error::FieldViolation;
+use crate::error::{FieldReason, FieldViolation};
 
 /// The longest password, in bytes as received. No passphrase is that long.
 pub const MAX_BYTES: usize = 1024;
@@ -32,17 +32,17 @@ impl Password {
     /// Prepares the value of a request's field.
     pub fn parse(field: &'static str, mut received: String) -> Result<Self, FieldViolation> {
         let violation = if received.is_empty() {
-            Some("is required")
+            Some((FieldReason::Required, "is required"))
         } else if received.len() > MAX_BYTES {
-            Some("must be at most 1024 bytes")
+            Some((FieldReason::TooLong, "must be at most 1024 bytes"))
         } else if received.chars().any(char::is_control) {
-            Some("must not contain control characters")
+            Some((FieldReason::Malformed, "must not contain control characters"))
         } else {
             None
         };
-        if let Some(description) = violation {
+        if let Some((reason, description)) = violation {
             received.zeroize();
-            return Err(FieldViolation::new(field, description));
+            return Err(FieldViolation::new(field, reason, description));
         }
         let prepared: String = received.chars().map(|c| if c.is_whitespace() { ' ' } else { c }).nfc().collect();
         received.zeroize();
@@ -104,7 +104,11 @@ impl PasswordPolicy {
     /// Checks the length of a new password.
     fn check_length(&self, field: &'static str, password: &Password) -> Result<(), FieldViolation> {
         if password.0.expose_secret().chars().count() < self.min_length {
-            return Err(FieldViolation::new(field, format!("must be at least {} characters", self.min_length)));
+            return Err(FieldViolation::new(
+                field,
+                FieldReason::TooShort,
+                format!("must be at least {} characters", self.min_length),
+            ));
         }
         Ok(())
     }
@@ -145,7 +149,7 @@ impl PasswordPolicy {
             || "is too easy to guess: use more words, or less common ones".to_owned(),
             |warning| format!("is too easy to guess: {warning}"),
         );
-        Err(FieldViolation::new(field, description))
+        Err(FieldViolation::new(field, FieldReason::TooWeak, description))
     }
 }
 

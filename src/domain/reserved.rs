@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, str::FromStr};
 
-use crate::error::FieldViolation;
+use crate::error::{FieldReason, FieldViolation};
 
 use super::account::Username;
 
@@ -22,7 +22,7 @@ impl ReservedUsernames {
     /// Refuses a name that is reserved. `field` names it in the error.
     pub fn check(&self, field: &'static str, username: &Username) -> Result<(), FieldViolation> {
         if self.0.contains(&username.as_str().to_ascii_lowercase()) {
-            return Err(FieldViolation::new(field, "is reserved: choose another one"));
+            return Err(FieldViolation::new(field, FieldReason::Reserved, "is reserved: choose another one"));
         }
         Ok(())
     }

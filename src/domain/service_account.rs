@@ -12,7 +12,7 @@ use quick_cache::sync::Cache;
 use secrecy::{ExposeSecret as _, SecretString};
 use time::OffsetDateTime;
 
-use crate::error::{Error, FieldViolation};
+use crate::error::{Error, FieldReason, FieldViolation};
 
 use super::{
     digest::sha256,
@@ -43,11 +43,15 @@ pub struct ServiceName(String);
 impl ServiceName {
     pub fn parse(name: &str) -> Result<Self, FieldViolation> {
         if name.is_empty() {
-            return Err(FieldViolation::new("name", "is required"));
+            return Err(FieldViolation::required("name"));
         }
         // The rule of a role's name.
         Role::parse(name).map(|_| Self(name.to_owned())).ok_or_else(|| {
-            FieldViolation::new("name", "must be a name such as billing-worker: a-z, then a-z, 0-9, _ or -, at most 64")
+            FieldViolation::new(
+                "name",
+                FieldReason::Malformed,
+                "must be a name such as billing-worker: a-z, then a-z, 0-9, _ or -, at most 64",
+            )
         })
     }
 
@@ -85,7 +89,11 @@ pub struct ServiceKey {
 /// The description of a key.
 pub fn description(text: String) -> Result<String, FieldViolation> {
     if text.chars().count() > MAX_DESCRIPTION_CHARS || text.contains(char::is_control) {
-        return Err(FieldViolation::new("description", "must be at most 200 characters, in one line"));
+        return Err(FieldViolation::new(
+            "description",
+            FieldReason::Malformed,
+            "must be at most 200 characters, in one line",
+        ));
     }
     Ok(text)
 }
@@ -104,9 +112,9 @@ impl ClientSecret {
     /// A secret that a client has presented.
     pub fn presented(text: String) -> Result<Self, FieldViolation> {
         match text.len() {
-            0 => Err(FieldViolation::new("client_secret", "is required")),
+            0 => Err(FieldViolation::required("client_secret")),
             1..=MAX_SECRET_BYTES => Ok(Self(text.into())),
-            _ => Err(FieldViolation::new("client_secret", "must be at most 128 bytes")),
+            _ => Err(FieldViolation::new("client_secret", FieldReason::TooLong, "must be at most 128 bytes")),
         }
     }
 

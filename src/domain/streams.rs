@@ -9,7 +9,7 @@ use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use tokio::sync::Semaphore;
 
-use crate::error::Error;
+use crate::error::{Error, FieldReason};
 
 use super::{
     ids::UserId,
@@ -132,7 +132,8 @@ impl Cursors {
         if cursor.is_empty() {
             return Ok(Position::default());
         }
-        let malformed = || Error::field("resume_cursor", "is not a cursor of a stream of revocations");
+        let malformed =
+            || Error::field("resume_cursor", FieldReason::Malformed, "is not a cursor of a stream of revocations");
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).map_err(|_| malformed())?;
         let (signed, mac) = bytes.split_at_checked(1 + POSITION_BYTES).ok_or_else(malformed)?;
         let (version, numbers) = signed.split_first().ok_or_else(malformed)?;

@@ -12,7 +12,7 @@ use crate::{
         service::Service,
         service_account::{ServiceAccount, ServiceKey, ServiceName, description},
     },
-    error::{Error, FieldViolation},
+    error::{Error, FieldReason, FieldViolation},
     proto::{self, admin_service_server::AdminService},
 };
 
@@ -315,7 +315,9 @@ fn filter<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, FieldViolation>) 
 }
 
 fn known_action(name: &str) -> Result<Action, FieldViolation> {
-    Action::parse(name).ok_or_else(|| FieldViolation::new("action", "is not the name of an action, such as login"))
+    Action::parse(name).ok_or_else(|| {
+        FieldViolation::new("action", FieldReason::Malformed, "is not the name of an action, such as login")
+    })
 }
 
 impl From<AuditEvent> for proto::AuditEvent {

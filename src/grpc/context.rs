@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use crate::{
     domain::env::Env,
-    error::Error,
+    error::{Error, FieldReason},
     listen::{MAX_HEAD, OversizedHead},
     trace::{self, Span},
 };
@@ -211,11 +211,15 @@ pub async fn normalize_errors(request: Request, next: impl Next) -> Response {
         return response;
     };
     match status.code() {
-        Code::Internal => respond(Error::field("", "the request is not a valid message of this RPC").into()),
+        Code::Internal => {
+            respond(Error::field("", FieldReason::Malformed, "the request is not a valid message of this RPC").into())
+        }
         Code::ResourceExhausted => respond(mark_own(Status::resource_exhausted(format!(
             "the request is larger than {MAX_MESSAGE} bytes when it is decompressed"
         )))),
-        Code::OutOfRange => respond(Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")).into()),
+        Code::OutOfRange => respond(
+            Error::field("", FieldReason::TooLong, format!("the request is larger than {MAX_MESSAGE} bytes")).into(),
+        ),
         _ => response,
     }
 }

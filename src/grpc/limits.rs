@@ -18,7 +18,7 @@ use tonic::Status;
 use crate::{
     body::{self, Guard, ReadError, guarded},
     domain::env::Deadline,
-    error::Error,
+    error::{Error, FieldReason},
     listen::{ClientAddr, ConnectionEnds},
     shares::{Share, Shares},
 };
@@ -113,8 +113,10 @@ async fn receive(request: Request) -> Result<Request, Error> {
     let (parts, body) = request.into_parts();
     let message =
         body::read(body, FRAME_HEADER + MAX_MESSAGE, LONGEST_RECEIVING).await.map_err(|fault| match fault {
-            ReadError::TooLarge => Error::field("", format!("the request is larger than {MAX_MESSAGE} bytes")),
-            ReadError::Disconnected => Error::field("", "the request is incomplete"),
+            ReadError::TooLarge => {
+                Error::field("", FieldReason::TooLong, format!("the request is larger than {MAX_MESSAGE} bytes"))
+            }
+            ReadError::Disconnected => Error::field("", FieldReason::Malformed, "the request is incomplete"),
             ReadError::TooSlow => Error::DeadlineExceeded,
         })?;
     Ok(Request::from_parts(parts, Body::from(message)))

@@ -15,7 +15,7 @@ use crate::{
         session::Client,
         token::TokenPair,
     },
-    error::{Error, FieldViolation},
+    error::{Error, FieldReason, FieldViolation},
     listen::ClientAddr,
     proto,
 };
@@ -41,15 +41,15 @@ impl Violations {
 
 /// A field that must not be empty. The domain checks its value.
 pub fn required(field: &'static str, value: String) -> Result<String, FieldViolation> {
-    if value.is_empty() { Err(FieldViolation::new(field, "is required")) } else { Ok(value) }
+    if value.is_empty() { Err(FieldViolation::required(field)) } else { Ok(value) }
 }
 
 /// Parses an id.
 pub fn id<T: FromStr>(field: &'static str, text: &str) -> Result<T, FieldViolation> {
     if text.is_empty() {
-        return Err(FieldViolation::new(field, "is required"));
+        return Err(FieldViolation::required(field));
     }
-    text.parse().map_err(|_| FieldViolation::new(field, "must be a UUID"))
+    text.parse().map_err(|_| FieldViolation::new(field, FieldReason::Malformed, "must be a UUID"))
 }
 
 /// The result of a request with a single field to check.
@@ -129,7 +129,7 @@ pub fn moment(field: &'static str, time: Timestamp) -> Result<OffsetDateTime, Fi
     let nanoseconds = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos / 1_000 * 1_000);
     let is_valid = (0..1_000_000_000).contains(&time.nanos);
     let parsed = OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok();
-    parsed.filter(|_| is_valid).ok_or_else(|| FieldViolation::new(field, "must be a time"))
+    parsed.filter(|_| is_valid).ok_or_else(|| FieldViolation::new(field, FieldReason::OutOfRange, "must be a time"))
 }
 
 pub fn timestamp(time: OffsetDateTime) -> Timestamp {

@@ -109,7 +109,12 @@ impl From<Error> for Status {
             details.set_bad_request(
                 named
                     .iter()
-                    .map(|violation| FieldViolation::new(violation.field.clone(), violation.description.clone()))
+                    .map(|violation| FieldViolation {
+                        field: violation.field.clone().into_owned(),
+                        description: violation.description.clone(),
+                        reason: violation.reason.as_str().to_owned(),
+                        localized_message: None,
+                    })
                     .collect::<Vec<_>>(),
             );
         }

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     body::ReadError,
-    error::{Error, FieldViolation, MOST_VIOLATIONS},
+    error::{Error, FieldReason, FieldViolation, MOST_VIOLATIONS},
     grpc::MAX_MESSAGE,
     listen::ClientAddr,
 };
@@ -46,8 +46,10 @@ pub fn router(routes: Vec<Route>, grpc: &Router) -> Result<Router, Error> {
         let handler = move |parameters: Result<RawPathParams, RawPathParamsRejection>, request: Request| {
             let (route, grpc) = (Arc::clone(&route), grpc.clone());
             async move {
-                let parameters = parameters.map_err(|_| Error::field("", "the path is not UTF-8"))?;
-                serve(&route, &parameters, request, grpc).await
+                let parameters =
+                    parameters.map_err(|_| Error::field("", FieldReason::Malformed, "the path is not UTF-8"))?;
+                let answer = serve(&route, &parameters, request, grpc).await;
+                answer.map_err(|refused| refused.in_json_names(&route.rpc.input()))
             }
         };
         let methods = by_template.remove(&template).unwrap_or_default();
@@ -85,7 +87,7 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
     }
     let bytes = call::read_body(body).await.map_err(|fault| match fault {
         ReadError::TooLarge => ErrorResponse::too_large(MAX_MESSAGE),
-        ReadError::Disconnected => Error::field("", "the body is incomplete").into(),
+        ReadError::Disconnected => Error::field("", FieldReason::Malformed, "the body is incomplete").into(),
         ReadError::TooSlow => ErrorResponse::request_timeout(),
     })?;
     if bytes.is_empty() {
@@ -96,15 +98,20 @@ async fn read_body(route: &Route, headers: &HeaderMap, body: Body) -> Result<Map
     }
     // RFC 8259 §8.1: a parser may skip a byte order mark.
     let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
-    let value = json::parse(text).map_err(|error| Error::field("", format!("the body is not JSON: {error}")))?;
+    let value = json::parse(text)
+        .map_err(|error| Error::field("", FieldReason::Malformed, format!("the body is not JSON: {error}")))?;
     match (&route.body, value) {
         (BodyBinding::Field(field), value) => Ok(Map::from_iter([(field.clone(), value)])),
         (BodyBinding::Whole, Value::Object(object)) => Ok(object),
         (BodyBinding::Absent, Value::Object(object)) => match object.keys().next() {
             None => Ok(object),
-            Some(name) => Err(violation(name, "is not allowed: this route has no body").into()),
+            Some(name) => {
+                Err(violation(name, FieldReason::UnknownField, "is not allowed: this route has no body").into())
+            }
         },
-        (BodyBinding::Whole | BodyBinding::Absent, _) => Err(Error::field("", "the body must be a JSON object").into()),
+        (BodyBinding::Whole | BodyBinding::Absent, _) => {
+            Err(Error::field("", FieldReason::Malformed, "the body must be a JSON object").into())
+        }
     }
 }
 
@@ -121,7 +128,7 @@ fn check_parameters(route: &Route, query: &str) -> Result<(), Error> {
         form_urlencoded::parse(query.as_bytes()).find(|(name, _)| !takes_parameters || field(&input, name).is_none());
     match strange {
         None => Ok(()),
-        Some((name, _)) => Err(violation(&name, "is not a parameter of this route")),
+        Some((name, _)) => Err(violation(&name, FieldReason::UnknownField, "is not a parameter of this route")),
     }
 }
 
@@ -139,7 +146,7 @@ fn bind(
         let value = from_text(&field, &text);
         if !field.is_list() {
             if object.insert(field.json_name().to_owned(), value).is_some() {
-                return Err(violation(&name, "is given twice"));
+                return Err(violation(&name, FieldReason::Duplicate, "is given twice"));
             }
         } else if let Value::Array(values) = object.entry(field.json_name()).or_insert_with(|| Value::Array(Vec::new()))
         {
@@ -181,7 +188,7 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
         if let Some(field) = field(descriptor, name)
             && !names.insert(field.number())
         {
-            return Err(violation(name, "is given twice"));
+            return Err(violation(name, FieldReason::Duplicate, "is given twice"));
         }
     }
     read(object.clone()).map_err(|_quotes_the_value| {
@@ -193,13 +200,15 @@ fn read_message(descriptor: &MessageDescriptor, object: Map<String, Value>) -> R
             // One more than an error names, so that it says that there are more.
             .take(MOST_VIOLATIONS + 1)
             .map(|(name, _)| {
-                let description =
-                    field(descriptor, &name).map_or("is not a field of this request", |field| expected_type(&field));
-                FieldViolation::new(name, description)
+                let (reason, description) = match field(descriptor, &name) {
+                    Some(field) => (FieldReason::Malformed, expected_type(&field)),
+                    None => (FieldReason::UnknownField, "is not a field of this request"),
+                };
+                FieldViolation::new(name, reason, description)
             })
             .collect();
         if violations.is_empty() {
-            violations.push(FieldViolation::new("", "the fields contradict each other"));
+            violations.push(FieldViolation::new("", FieldReason::Malformed, "the fields contradict each other"));
         }
         Error::InvalidFields(violations)
     })
@@ -229,8 +238,8 @@ fn expected_type(field: &FieldDescriptor) -> &'static str {
     }
 }
 
-fn violation(field: &str, description: &str) -> Error {
-    Error::InvalidFields(vec![FieldViolation::new(field.to_owned(), description)])
+fn violation(field: &str, reason: FieldReason, description: &str) -> Error {
+    Error::InvalidFields(vec![FieldViolation::new(field.to_owned(), reason, description)])
 }
 
 /// The headers that are passed on as metadata: all except those that describe the HTTP exchange or the gRPC exchange.

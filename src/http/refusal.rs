@@ -11,7 +11,7 @@ use http::{HeaderValue, StatusCode, header};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tonic_types::{FieldViolation, StatusExt};
 
 use crate::{
     error::Error,
@@ -76,6 +76,27 @@ impl ErrorResponse {
     /// The headers are larger than those of a request may be.
     pub fn oversized_head() -> Self {
         Self { http: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, ..grpc::oversized_head().into() }
+    }
+
+    /// Names the refused fields as JSON does: `refreshToken`, where the message has `refresh_token`.
+    #[must_use]
+    pub fn in_json_names(self, input: &MessageDescriptor) -> Self {
+        let mut details = self.status.get_error_details();
+        let Some(violations) = details.bad_request().map(|bad| bad.field_violations.clone()) else {
+            return self;
+        };
+        let mut message = self.status.message().to_owned();
+        let renamed = violations.into_iter().map(|violation| {
+            let Some(field) = input.get_field_by_name(&violation.field) else {
+                return violation;
+            };
+            let described = |name: &str| format!("{name} {}", violation.description);
+            message = message.replacen(&described(&violation.field), &described(field.json_name()), 1);
+            FieldViolation { field: field.json_name().to_owned(), ..violation }
+        });
+        let renamed: Vec<_> = renamed.collect();
+        details.set_bad_request(renamed);
+        Self { status: Box::new(Status::with_error_details(self.status.code(), message, details)), ..self }
     }
 
     /// The body has another content type.

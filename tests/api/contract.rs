@@ -225,6 +225,15 @@ fn messages_print_everything_but_their_secrets() {
 }
 
 #[test]
+fn the_number_of_our_option_is_derived_as_its_comment_says() {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, PACKAGE.as_bytes());
+    let first: [u8; 4] = digest.as_ref()[..4].try_into().expect("four bytes");
+    let number = ((1 << 28) + (u32::from_be_bytes(first) >> 4)) / 256 * 256;
+    let option = pool().get_extension_by_name("postern.auth.v1.access").expect("the option");
+    assert_eq!((option.number(), number), (0x1B54_6000, 0x1B54_6000));
+}
+
+#[test]
 fn the_numbers_of_error_reasons_never_change() {
     // Numbers and names are compiled into clients: values may be added, but not changed.
     let reasons = [

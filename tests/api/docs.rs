@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::CommandFactory;
-use postern::cli::Cli;
+use postern::{cli::Cli, error::FieldReason};
 
 const HOW_TO_UPDATE: &str = "run UPDATE_DOCS=1 cargo test --test api docs";
 const BEGIN: &str = "<!-- configuration:";
@@ -140,4 +140,13 @@ fn the_committed_openapi_description_is_the_one_that_is_served() {
         let is_current = fs::read_to_string(&path).expect("docs/openapi.json") == current;
         assert!(is_current, "{HOW_TO_UPDATE}");
     }
+}
+
+#[test]
+fn every_reason_of_a_field_is_in_the_documentation() {
+    let page = std::fs::read_to_string(root().join("docs/errors.md")).expect("the page");
+    let (_, section) = page.split_once("## Reasons of fields").expect("the section");
+    let (section, _) = section.split_once("\n## ").expect("another section");
+    let listed = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(name, _)| name);
+    assert!(listed.eq(FieldReason::ALL.map(FieldReason::as_str)));
 }

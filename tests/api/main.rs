@@ -14,7 +14,6 @@ mod architecture;
 mod config;
 mod contract;
 mod docs;
-mod examples;
 mod imports;
 mod journey;
 mod lifetimes;

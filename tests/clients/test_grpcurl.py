@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from support import pb
 from support.client import ACCOUNT_SERVICE, ADMIN_SERVICE, SERVICE, TIMEOUT, TOKEN_SERVICE, Person
+from support.environment import own_environment
 from support.expect import failure_of
 from support.mail import RESET
 
@@ -84,6 +85,8 @@ def grpcurl(grpcurl_path, server):
             command += ["-d", json.dumps(data)]
         verb = [argument for argument in arguments if argument in ("list", "describe")]
         rest = [argument for argument in arguments if argument not in ("list", "describe")]
+        if rest[:1] == ["-protoset"]:
+            command += [rest.pop(0), rest.pop(0)]
         command += [server.address, *verb, *rest]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
         assert done.returncode == exit_code, f"exit code {done.returncode}: {done.stdout}{done.stderr}"
@@ -109,6 +112,19 @@ def test_describe_shows_the_contract(grpcurl, service):
         reply = f"{'stream ' if name in STREAMED else ''}.{pb.PACKAGE}.{name}Response"
         assert f"rpc {name} ( .{pb.PACKAGE}.{name}Request ) returns ( {reply} )" in described
     assert "string refresh_token" in grpcurl("describe", f"{pb.PACKAGE}.RefreshRequest")
+
+
+@SQLITE_ALONE
+def test_a_call_with_the_descriptor_set_that_the_binary_prints(server, grpcurl, tmp_path):
+    file = tmp_path / "postern.binpb"
+    printed = subprocess.run([server.binary, "descriptor"], env=own_environment(), capture_output=True, check=True)
+    file.write_bytes(printed.stdout)
+    assert not printed.stderr
+    login = {"email": "nobody@example.com", "password": "wrong"}
+    refused = grpcurl("-protoset", str(file), f"{SERVICE}/Login", data=login, exit_code=UNAUTHENTICATED)
+    assert "INVALID_CREDENTIALS" in refused
+    described = grpcurl("-protoset", str(file), "describe", f"{SERVICE}.GetMe")
+    assert f"option (.{EXTENSION}) = ACCESS_AUTHENTICATED;" in described
 
 
 EXTENSION = f"{pb.PACKAGE}.access"

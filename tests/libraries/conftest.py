@@ -12,6 +12,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from staging import ROOT, Stage, pb  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="as in tests/clients; no test here has another size")
+    parser.addoption("--language", action="append", help="only this one; may be given more than once")
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("language")
+    languages = {item: item.callspec.params.get("language") for item in items if hasattr(item, "callspec")}
+    if wanted:
+        items[:] = [item for item in items if languages.get(item) in (None, *wanted)]
+
+
 @pytest.fixture(scope="session")
 def binary() -> Path:
     """The binary under test: `POSTERN_BIN`, or the output of `cargo build`."""

@@ -25,7 +25,11 @@ MINUTE = 60
 TOLD, STALENESS = 1.0, 6
 
 
-@pytest.fixture(scope="module", params=LANGUAGES)
+@pytest.fixture(
+    scope="module",
+    # Those of one language run one after the other, in one process.
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in LANGUAGES],
+)
 def language(request, variables, pytestconfig) -> str:
     """A language whose own tests have passed."""
     ran = subprocess.run(

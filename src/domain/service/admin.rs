@@ -16,7 +16,7 @@ use crate::{
         session::{Client, SessionSummary},
         throttle::AttemptSubject,
     },
-    error::Error,
+    error::{Error, FieldReason},
 };
 
 use super::Service;
@@ -177,7 +177,9 @@ impl Service {
             return Ok(None);
         }
         let cursor = self.pages.open(list, page_token);
-        cursor.map(Some).ok_or_else(|| Error::field("page_token", "was not issued for this query"))
+        cursor
+            .map(Some)
+            .ok_or_else(|| Error::field("page_token", FieldReason::Malformed, "was not issued for this query"))
     }
 
     pub(super) fn administrative(&self, by: Administrator) -> Result<AuditContext, Error> {

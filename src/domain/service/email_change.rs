@@ -17,7 +17,7 @@ use crate::{
         session::Client,
         throttle::AttemptSubject,
     },
-    error::Error,
+    error::{Error, FieldReason},
 };
 
 use super::Service;
@@ -69,7 +69,7 @@ impl Service {
         let place = self.admit(client.ip, Some(AttemptSubject::of_user(caller.user_id)), deadline).await?;
         let account = self.credentials_of(caller).await?;
         if account.user.email == new_email {
-            return Err(Error::field("new_email", "is already the address of this account"));
+            return Err(Error::field("new_email", FieldReason::Unchanged, "is already the address of this account"));
         }
         self.mails.limiter.check(client.ip).map_err(|retry_after| Error::Throttled { retry_after })?;
         self.verify_password(&place, &account, password, client, deadline).await?;

@@ -14,7 +14,7 @@ use crate::{
         session::Client,
         token::Minted,
     },
-    error::Error,
+    error::{Error, FieldReason},
 };
 
 use super::Service;
@@ -134,6 +134,7 @@ impl Service {
             ServiceCreation::NameTaken => Err(Error::ServiceNameTaken),
             ServiceCreation::TooMany => Err(Error::field(
                 "name",
+                FieldReason::TooMany,
                 format!("cannot be used: there are {MOST_ACCOUNTS} service accounts, so delete one that is not used"),
             )),
         }
@@ -215,7 +216,7 @@ impl Service {
     ) -> Result<(ServiceKey, ClientSecret), Error> {
         let context = self.administrative(by)?;
         if expire_time.is_some_and(|end| end <= context.now) {
-            return Err(Error::field("expire_time", "must be in the future"));
+            return Err(Error::field("expire_time", FieldReason::OutOfRange, "must be in the future"));
         }
         let secret = ClientSecret::generate(&self.env)?;
         let key = ServiceKey {
@@ -232,6 +233,7 @@ impl Service {
             KeyCreation::NoSuchAccount => Err(NO_SERVICE),
             KeyCreation::TooMany => Err(Error::field(
                 "service_account_id",
+                FieldReason::TooMany,
                 format!("has {MOST_KEYS} keys, as many as it may have: delete one that is not used"),
             )),
         }

@@ -10,7 +10,7 @@ use crate::{
         session::Client,
         throttle::AttemptSubject,
     },
-    error::Error,
+    error::{Error, FieldReason},
 };
 
 use super::Service;
@@ -29,7 +29,11 @@ impl Service {
         let place = self.admit(client.ip, Some(AttemptSubject::of_user(caller.user_id)), deadline).await?;
         let account = self.credentials_of(caller).await?;
         if account.user.username == username {
-            return Err(Error::field("new_username", "is already the username of this account"));
+            return Err(Error::field(
+                "new_username",
+                FieldReason::Unchanged,
+                "is already the username of this account",
+            ));
         }
         self.verify_password(&place, &account, password, client, deadline).await?;
         drop(place);

@@ -171,7 +171,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::error::{Error, StoreError};
+    use crate::error::{Error, FieldViolation, StoreError};
 
     #[test]
     fn each_error_of_an_rpc_has_a_standard_code() {
@@ -180,7 +180,7 @@ mod tests {
         for (error, status, code, retry_after) in [
             (Error::InvalidClient, 401, "invalid_client", None),
             (Error::RefreshTokenInvalid, 400, "invalid_grant", None),
-            (Error::field("token", "is required"), 400, "invalid_request", None),
+            (FieldViolation::required("token").into(), 400, "invalid_request", None),
             (Error::TokenMissing, 401, "invalid_client", None),
             (Error::TokenExpired, 401, "invalid_token", None),
             (Error::SessionRevoked, 401, "invalid_token", None),

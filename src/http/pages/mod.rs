@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        error::{FieldViolation, StoreError},
+        error::{FieldReason, FieldViolation, StoreError},
         http::pages::form::TOKEN,
     };
 
@@ -353,7 +353,11 @@ mod tests {
     }
 
     fn weak() -> Error {
-        Error::field("new_password", "is too easy to guess: <b>\"This\"</b> is a common password.")
+        Error::field(
+            "new_password",
+            FieldReason::TooWeak,
+            "is too easy to guess: <b>\"This\"</b> is a common password.",
+        )
     }
 
     fn throttled() -> Error {
@@ -430,7 +434,7 @@ mod tests {
             (throttled, 429, "Error: Choose a new password", "300", true),
             (|| Error::DeadlineExceeded, 504, "Error: Choose a new password", "5", true),
             (weak, 400, "Error: Choose a new password", "", true),
-            (|| Error::field("token", "is required"), 400, "Error: This request was not understood", "", false),
+            (|| FieldViolation::required("token").into(), 400, "Error: This request was not understood", "", false),
             (|| Error::internal("tulip"), 500, "Error: Something went wrong", "", false),
             (|| Error::RoleRequired, 500, "Error: Something went wrong", "", false),
         ];
@@ -463,7 +467,7 @@ mod tests {
         assert!(!between(&html, r#"id="repeat_password""#, ">").contains("aria-invalid"));
 
         let several = || {
-            let violation = |field, text| FieldViolation::new(field, text);
+            let violation = |field, text| FieldViolation::new(field, FieldReason::TooShort, text);
             Error::InvalidFields(vec![
                 violation("new_password", "is A"),
                 violation("new_password", "is B"),

@@ -56,6 +56,17 @@ def routes() -> tuple[Route, ...]:
 
 
 @cache
+def _json_names() -> dict[str, str]:
+    messages = (message for file in _files() for message in file.message_types_by_name.values())
+    return {field.name: field.json_name for message in messages for field in message.fields}
+
+
+def json_name(field: str) -> str:
+    """A field as JSON spells it; a name that no message has stays as it is."""
+    return _json_names().get(field, field)
+
+
+@cache
 def secret_names() -> frozenset[str]:
     """Both spellings of every field that is marked `debug_redact`."""
     fields = [field for file in _files() for message in file.message_types_by_name.values() for field in message.fields]

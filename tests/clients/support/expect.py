@@ -1,5 +1,6 @@
 """Checks of gRPC errors: the code, the `google.rpc` details, and that they contain no secret."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from grpc_status import rpc_status
 from support import pb
 
 DETAILS_KEY = "grpc-status-details-bin"
+MACHINE_READABLE = re.compile("[A-Z]+(_[A-Z]+)*")
 WAITING_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -61,6 +63,7 @@ def judge(
 
     violations = parts["BadRequest"].field_violations if "BadRequest" in parts else []
     assert {violation.field for violation in violations} == set(fields), f"{shown}: {violations}"
+    assert all(MACHINE_READABLE.fullmatch(violation.reason) for violation in violations), f"a reason each: {violations}"
     assert all(violation.description for violation in violations), f"every violation has a description: {violations}"
 
     if code in WAITING_CODES:

@@ -5,7 +5,8 @@
 
 from google.protobuf import duration_pb2, json_format
 
-from support import pb
+from support import contract, pb
+from support.expect import MACHINE_READABLE
 from support.http import JSON, Answer
 
 SECURITY_HEADERS = {
@@ -65,7 +66,8 @@ def expect_refusal(answer: Answer, status: int, reason: str | None = None, *, fi
         assert (info.get("domain"), info.get("reason")) == (pb.PACKAGE, reason), shown
     violations = detail(error, "BadRequest").get("fieldViolations", [])
     # A violation of the body as a whole has an empty field, which proto3 JSON leaves out.
-    assert {violation.get("field", "") for violation in violations} == set(fields), shown
+    assert {violation.get("field", "") for violation in violations} == set(map(contract.json_name, fields)), shown
+    assert all(MACHINE_READABLE.fullmatch(violation["reason"]) for violation in violations), shown
     assert all(violation.get("description") for violation in violations), f"every violation has a description: {shown}"
 
     assert (answer.header("www-authenticate") == "Bearer") == (status == 401), answer.headers
