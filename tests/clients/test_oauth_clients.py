@@ -86,11 +86,21 @@ def steps_of_a_program(*command):
     return steps
 
 
-def test_go_x_oauth2_gets_introspects_and_revokes(check, left_out):
+def test_go_x_oauth2_gets_introspects_and_revokes_and_go_oidc_verifies(check, person, left_out):
     program = pb.REPOSITORY / "target/tools/bin/oauth-client"
     if not program.exists():
         left_out("OAuth with golang.org/x/oauth2: run `scripts/tools oauth-client`")
-    check(steps_of_a_program(program))
+    steps_of = steps_of_a_program(program)
+    subjects = []
+
+    def steps(issuer: str, given: dict) -> dict:
+        steps = steps_of(issuer, given)
+        subjects.append(steps["verified"])
+        return steps
+
+    check(steps)
+    # go-oidc was given the issuer alone.
+    assert subjects == [person.id]
 
 
 def test_node_oauth4webapi_gets_introspects_and_revokes(check, left_out):
