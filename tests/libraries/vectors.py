@@ -3,7 +3,8 @@
 Every client library runs the whole file, so that none has a rule of its own. A case is
 `{name, token, demand, revocations, verdict, caller}`: `demand` is the kind of subject and the role that are wanted,
 `revocations` are messages of `WatchRevocations` as proto3 JSON, in order, `verdict` is `ACCEPTED` or a reason of
-`docs/errors.md`, and `caller` says who it is if the token is accepted. Most forgeries have a valid signature, by the
+`docs/errors.md`, and `caller` says who it is if the token is accepted. `algorithms` has a good token for each of the other
+algorithms of signing keys. Most forgeries have a valid signature, by the
 server's own key: a library that checked only signatures would accept them.
 """
 
@@ -19,7 +20,10 @@ from google.protobuf import json_format
 from staging import Stage
 from support import forgeries, jose, pb
 from support.client import TIMEOUT
+from support.engine import Sqlite
 from support.expect import reason_of
+from support.keys import published_keys
+from support.server import Server
 from support.watch import until_caught_up, watch
 
 ACCEPTED = "ACCEPTED"
@@ -72,7 +76,29 @@ def make(stage: Stage) -> dict:
         "audience": stage.variables()["POSTERN_AUDIENCE"],
         "jwks": stage.jwks(),
         "cases": [case.as_json() for case in cases],
+        "algorithms": [of_algorithm(stage, name) for name in ("EdDSA", "RS256")],
     }
+
+
+def of_algorithm(stage: Stage, algorithm: str) -> dict:
+    """A token of a server whose keys are of another kind, with all that is needed to accept it."""
+    issuer = f"http://{algorithm.lower()}.example"
+    directory = stage.directory / algorithm
+    directory.mkdir()
+    engine = Sqlite(directory / "data")
+    server = Server(stage.server.binary, engine, directory, signing_algorithm=algorithm, issuer=issuer, lame_duck="0s")
+    try:
+        _, tokens = server.start().client.newcomer()
+        return {
+            "algorithm": algorithm,
+            "issuer": issuer,
+            "audience": "postern",
+            "jwks": {"keys": published_keys(server)},
+            "token": tokens.access_token,
+            "subject": jose.claims_of(tokens.access_token)["sub"],
+        }
+    finally:
+        server.close()
 
 
 def judged(stage: Stage, case: Case) -> str:

@@ -33,6 +33,21 @@ async fn every_verdict_is_that_of_the_server() {
     }
 }
 
+#[tokio::test]
+async fn tokens_of_every_algorithm_are_accepted() {
+    let file = std::fs::read_to_string(variable("POSTERN_VECTORS")).expect("the vectors");
+    let vectors: Value = serde_json::from_str(&file).expect("JSON");
+    let algorithms = vectors["algorithms"].as_array().expect("algorithms");
+    assert_eq!(algorithms.len(), 2);
+    for one in algorithms {
+        let text = |name: &str| one[name].as_str().expect(name).to_owned();
+        let (url, _) = serve_keys(one["jwks"].clone()).await;
+        let builder = Verifier::builder(text("issuer"), text("audience")).keys(KeySource::at(url));
+        let caller = builder.build().expect("a verifier").verify(&text("token")).await.expect(&text("algorithm"));
+        assert_eq!(caller.subject, text("subject"));
+    }
+}
+
 async fn verdict_of(verifier: &Verifier, case: &Value) -> Result<Arc<Caller>, VerifyError> {
     let revocations = Revocations::new(WhenUnknown::Refuse, Duration::from_secs(30), Clock::system());
     for message in case["revocations"].as_array().expect("messages") {
