@@ -189,7 +189,7 @@ def signed_by_us(stage: Stage) -> list[Case]:
         "expires at a text": {"exp": str(now + 900)},
         "expires at a fraction of a second": {"exp": now + 900.5},
         "issued in an hour": {"iat": now + 3600, "exp": now + 4500},
-        "issued in half a minute": {"iat": now + 30},
+        "issued in ten minutes": {"iat": now + 600},
         "issued at no time": {"iat": None},
         "issued at a text": {"iat": str(now)},
         "another issuer": {"iss": "http://elsewhere.example"},

@@ -219,11 +219,10 @@ impl VerifyError {
             Self::SessionRevoked => "SESSION_REVOKED",
             Self::UserRequired => "USER_REQUIRED",
             Self::ServiceRequired => "SERVICE_REQUIRED",
-            Self::RoleRequired => "ROLE_REQUIRED",
+            // Postern refuses an RPC without a declaration in the same way.
+            Self::RoleRequired | Self::MethodNotDeclared => "ROLE_REQUIRED",
             Self::EmailNotVerified => "EMAIL_NOT_VERIFIED",
-            Self::MethodNotDeclared => "METHOD_NOT_DECLARED",
-            Self::KeysUnavailable => "KEYS_UNAVAILABLE",
-            Self::RevocationsUnknown => "REVOCATIONS_UNKNOWN",
+            Self::KeysUnavailable | Self::RevocationsUnknown => "STORE_UNAVAILABLE",
         }
     }
 }

@@ -95,7 +95,7 @@ async fn each_method_has_its_demand_and_one_without_is_refused() {
     let of_root = root["accessToken"].as_str().expect("a token");
     assert!(client.logout(with(LogoutRequest::default(), of_root)).await.is_ok());
     let undeclared = client.sign_up(with(SignUpRequest::default(), of_root)).await;
-    refused(undeclared, Code::PermissionDenied, "METHOD_NOT_DECLARED");
+    refused(undeclared, Code::PermissionDenied, "ROLE_REQUIRED");
 
     let mut twice = with(GetMeRequest {}, token);
     twice.metadata_mut().append("authorization", "Bearer x".parse().expect("a value"));
