@@ -60,8 +60,10 @@ fn bearer(headers: &HeaderMap) -> Result<&str, VerifyError> {
     if values.next().is_some() {
         return Err(VerifyError::TokenInvalid);
     }
-    let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(VerifyError::TokenInvalid)?;
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(token) } else { Err(VerifyError::TokenInvalid) }
+    let value = value.to_str().map_err(|_| VerifyError::TokenInvalid)?;
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    // Another scheme counts as no token.
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim_start_matches(' ')) } else { Err(VerifyError::TokenMissing) }
 }
 
 type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
