@@ -86,7 +86,9 @@ class Orders:
                 return
         raise AssertionError("the example has ended:\n" + "\n".join(self.printed))
 
-    def call(self, method: str, path: str, token: str | None = None, body: dict | None = None) -> tuple[int, dict, dict]:
+    def call(
+        self, method: str, path: str, token: str | None = None, body: dict | None = None
+    ) -> tuple[int, dict, dict]:
         """The status, the headers in lower case and the JSON of an answer."""
         connection = http.client.HTTPConnection(self.address, timeout=10)
         headers = {"content-type": "application/json"} if body is not None else {}

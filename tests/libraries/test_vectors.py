@@ -5,7 +5,14 @@ from collections import Counter
 
 def test_every_forgery_is_refused_and_every_reason_is_there(vectors):
     verdicts = Counter(case["verdict"] for case in vectors["cases"])
-    reasons = {"TOKEN_INVALID", "TOKEN_EXPIRED", "SESSION_REVOKED", "USER_REQUIRED", "SERVICE_REQUIRED", "ROLE_REQUIRED"}
+    reasons = {
+        "TOKEN_INVALID",
+        "TOKEN_EXPIRED",
+        "SESSION_REVOKED",
+        "USER_REQUIRED",
+        "SERVICE_REQUIRED",
+        "ROLE_REQUIRED",
+    }
     assert set(verdicts) == {"ACCEPTED", *reasons}
     assert min(verdicts.values()) >= 2, verdicts
     forged = [case for case in vectors["cases"] if case["name"].startswith("forged: ")]

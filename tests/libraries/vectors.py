@@ -287,7 +287,7 @@ class News:
         self._cursor = ""
 
     def after(self, action, about: str) -> list[dict]:
-        """Does something, and returns the messages about this id that it causes: of a session, a token or an account."""
+        """Does something, and returns the messages that it causes about the session, token or account of this id."""
         self._read()
         action()
         found, deadline = [], time.monotonic() + TIMEOUT

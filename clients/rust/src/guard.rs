@@ -63,7 +63,11 @@ fn bearer(headers: &HeaderMap) -> Result<&str, VerifyError> {
     let value = value.to_str().map_err(|_| VerifyError::TokenInvalid)?;
     let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
     // Another scheme counts as no token.
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim_start_matches(' ')) } else { Err(VerifyError::TokenMissing) }
+    if scheme.eq_ignore_ascii_case("bearer") {
+        Ok(token.trim_start_matches(' '))
+    } else {
+        Err(VerifyError::TokenMissing)
+    }
 }
 
 type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;

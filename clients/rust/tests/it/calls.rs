@@ -25,6 +25,24 @@ async fn a_refused_call_says_why() {
     assert_eq!(fields, ["username", "email", "password"]);
 }
 
+/// The function that `docs/errors.md` shows for programs without this library; `tests/libraries/test_snippets.py` compares
+/// them.
+fn reason_of(status: &tonic::Status) -> Option<String> {
+    use tonic_types::StatusExt as _;
+    let info = status.get_details_error_info()?;
+    (info.domain == "postern.auth.v1").then_some(info.reason)
+}
+
+#[test]
+fn the_reason_of_an_error_without_this_library() {
+    for (domain, wanted) in [("postern.auth.v1", Some("FROM_THE_FUTURE")), ("another", None)] {
+        let details = ErrorDetails::with_error_info("FROM_THE_FUTURE", domain, HashMap::new());
+        let status = tonic::Status::with_error_details(Code::Aborted, "later", details);
+        assert_eq!(reason_of(&status).as_deref(), wanted);
+    }
+    assert_eq!(reason_of(&tonic::Status::unavailable("")), None);
+}
+
 #[test]
 fn a_reason_of_a_later_release_is_kept_as_text() {
     let details = ErrorDetails::with_error_info("FROM_THE_FUTURE", "postern.auth.v1", HashMap::new());
