@@ -12,6 +12,10 @@ serve *arguments:
 test *arguments:
     scripts/test {{ arguments }}
 
+# Runs the tests of one client library: go, java, python, rust or typescript.
+client language:
+    scripts/test --client {{ language }}
+
 # Runs what decides whether a change lands (--nightly for what also runs every night).
 ci *arguments:
     .ci/run {{ arguments }}

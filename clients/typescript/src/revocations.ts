@@ -57,7 +57,9 @@ export class RevocationState implements Revocations {
         break;
       }
       case "heartbeat":
-        if (event.value.completeTime) this.#completeAt = timestampMs(event.value.completeTime);
+        // If the clock of this machine is slow, the time is that of the message's arrival, and not a later one.
+        if (event.value.completeTime)
+          this.#completeAt = Math.min(timestampMs(event.value.completeTime), this.clock());
         this.#sweep();
         break;
       case undefined:

@@ -97,6 +97,10 @@ describe("the state", () => {
     now += 10_000;
     assert.equal(state.completeAt, now - 10_000);
   });
+
+  test("a heartbeat from the future does not vouch for it", () => {
+    assert.equal(after(heartbeat(now + 3_600_000)).completeAt, now);
+  });
 });
 
 describe("the stream", () => {
