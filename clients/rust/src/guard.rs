@@ -109,12 +109,48 @@ impl<S> Layer<S> for GuardGrpc {
     }
 }
 
-impl<S, B, R> Service<Request<B>> for Guarded<GuardHttp, S>
+/// Whom a guard lets through, and how it answers to the others.
+pub trait Gate<R>: Clone + Send + 'static {
+    /// The caller of a request, if it has to be known.
+    fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> impl Future<Output = Result<Option<Arc<Caller>>, VerifyError>> + Send;
+
+    /// The answer to a request that was refused.
+    fn refuse(error: VerifyError) -> Response<R>;
+}
+
+impl<R: From<String>> Gate<R> for GuardHttp {
+    async fn admit(&self, _path: &str, headers: &HeaderMap) -> Result<Option<Arc<Caller>>, VerifyError> {
+        self.guard.admit(headers, &self.demand).await
+    }
+
+    fn refuse(error: VerifyError) -> Response<R> {
+        json_refusal(error)
+    }
+}
+
+impl<R: Default> Gate<R> for GuardGrpc {
+    async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Option<Arc<Caller>>, VerifyError> {
+        match self.demands.of(path) {
+            Some(demand) => self.guard.admit(headers, demand).await,
+            None => Err(VerifyError::MethodNotDeclared),
+        }
+    }
+
+    fn refuse(error: VerifyError) -> Response<R> {
+        Status::from(error).into_http()
+    }
+}
+
+impl<G, S, B, R> Service<Request<B>> for Guarded<G, S>
 where
+    G: Gate<R>,
     S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
     B: Send + 'static,
-    R: From<String>,
 {
     type Response = Response<R>;
     type Error = S::Error;
@@ -125,66 +161,26 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        // The service that is ready is the one to call; the clone takes its place.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let GuardHttp { guard, demand } = self.guard.clone();
+        let guard = self.guard.clone();
         Box::pin(async move {
-            match guard.admit(request.headers(), &demand).await {
+            match guard.admit(request.uri().path(), request.headers()).await {
                 Ok(caller) => {
-                    request.extensions_mut().extend(extensions(caller));
+                    if let Some(caller) = caller {
+                        request.extensions_mut().insert(caller);
+                    }
                     inner.call(request).await
                 }
-                Err(error) => Ok(refusal(error)),
+                Err(error) => Ok(G::refuse(error)),
             }
         })
     }
-}
-
-impl<S, B, R> Service<Request<B>> for Guarded<GuardGrpc, S>
-where
-    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
-    S::Future: Send,
-    B: Send + 'static,
-    R: Default,
-{
-    type Response = Response<R>;
-    type Error = S::Error;
-    type Future = BoxFuture<Response<R>, S::Error>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
-        let GuardGrpc { guard, demands } = self.guard.clone();
-        Box::pin(async move {
-            let admitted = match demands.of(request.uri().path()) {
-                Some(demand) => guard.admit(request.headers(), demand).await,
-                None => Err(VerifyError::MethodNotDeclared),
-            };
-            match admitted {
-                Ok(caller) => {
-                    request.extensions_mut().extend(extensions(caller));
-                    inner.call(request).await
-                }
-                Err(error) => Ok(Status::from(error).into_http()),
-            }
-        })
-    }
-}
-
-fn extensions(caller: Option<Arc<Caller>>) -> http::Extensions {
-    let mut extensions = http::Extensions::new();
-    if let Some(caller) = caller {
-        extensions.insert(caller);
-    }
-    extensions
 }
 
 /// An answer in the form of AIP-193, with the challenge of RFC 6750.
-fn refusal<R: From<String>>(error: VerifyError) -> Response<R> {
+fn json_refusal<R: From<String>>(error: VerifyError) -> Response<R> {
     let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::FORBIDDEN);
     let body = json!({"error": {
         "code": status.as_u16(),

@@ -33,7 +33,7 @@ pub use clock::Clock;
 pub use demand::{Demand, Demands};
 pub use error::{CallError, FieldViolation, Reason, VerifyError};
 pub use feed::{FeedOptions, RevocationFeed};
-pub use guard::{Guard, GuardGrpc, GuardHttp};
+pub use guard::{Gate, Guard, GuardGrpc, GuardHttp, Guarded};
 pub use keys::KeySource;
 pub use revocations::{Revocations, WhenUnknown};
 pub use tokens::{AuthorizeLayer, Authorized, Credentials, InMemory, RefreshTokenStore, TokenError, TokenSource};

@@ -76,12 +76,14 @@ impl Revocations {
         let forget_time = message.forget_time.map_or(i64::MAX, |time| time.seconds.saturating_add(1 + LEEWAY));
         match message.event {
             Some(Event::SessionEnded(ended)) => {
-                if known.has_room(known.ended.contains_key(&ended.session_id), forget_time) {
+                let is_known = known.ended.contains_key(&ended.session_id);
+                if known.has_room(is_known, forget_time) {
                     known.ended.insert(ended.session_id, forget_time);
                 }
             }
             Some(Event::RolesChanged(changed)) => {
-                if known.has_room(known.accounts.contains_key(&changed.user_id), forget_time) {
+                let is_known = known.accounts.contains_key(&changed.user_id);
+                if known.has_room(is_known, forget_time) {
                     let account = Account { roles: changed.roles, disabled: changed.disabled, forget_time };
                     known.accounts.insert(changed.user_id, account);
                 }
@@ -188,18 +190,18 @@ mod tests {
         (Clock::new(move || UNIX_EPOCH + Duration::from_secs(read.load(Ordering::SeqCst))), now)
     }
 
-    fn time(seconds: i64) -> Option<Timestamp> {
-        Some(Timestamp { seconds, nanos: 0 })
+    fn time(seconds: i64) -> Timestamp {
+        Timestamp { seconds, nanos: 0 }
     }
 
     fn heartbeat(complete: i64) -> WatchRevocationsResponse {
-        let event = Some(Event::Heartbeat(Heartbeat { complete_time: time(complete) }));
+        let event = Some(Event::Heartbeat(Heartbeat { complete_time: Some(time(complete)) }));
         WatchRevocationsResponse { event, ..WatchRevocationsResponse::default() }
     }
 
     fn ended(session: &str, forget: i64) -> WatchRevocationsResponse {
         let event = Some(Event::SessionEnded(SessionEnded { session_id: session.to_owned() }));
-        WatchRevocationsResponse { event, forget_time: time(forget), ..WatchRevocationsResponse::default() }
+        WatchRevocationsResponse { event, forget_time: Some(time(forget)), ..WatchRevocationsResponse::default() }
     }
 
     fn caller(session: &str) -> Arc<Caller> {
