@@ -127,6 +127,18 @@ def test_a_call_with_the_descriptor_set_that_the_binary_prints(server, grpcurl, 
     assert f"option (.{EXTENSION}) = ACCESS_AUTHENTICATED;" in described
 
 
+def test_protoc_of_the_machine_generates_from_the_descriptor_set(binary, tmp_path, left_out):
+    # Debian 12 has 3.21, which cannot read the option `debug_redact` in the files themselves.
+    protoc = shutil.which("protoc") or left_out("protoc of the machine: run `scripts/tools protoc`")
+    printed = subprocess.run([binary, "descriptor"], env=own_environment(), capture_output=True, check=True)
+    (tmp_path / "postern.binpb").write_bytes(printed.stdout)
+    file = "postern/auth/v1/auth_service.proto"
+    command = [protoc, f"--descriptor_set_in={tmp_path / 'postern.binpb'}", f"--java_out={tmp_path}", file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dev/postern/auth/v1/LoginRequest.java").exists()
+
+
 EXTENSION = f"{pb.PACKAGE}.access"
 
 
