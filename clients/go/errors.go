@@ -54,7 +54,8 @@ type Error struct {
 // FieldViolation says why a field of a request was refused.
 type FieldViolation struct {
 	Field       string // its path, such as "email"; "" if it is about the request as a whole
-	Description string
+	Reason      string // for programs, such as "TOO_SHORT": docs/errors.md lists them
+	Description string // for people
 }
 
 // ErrorOf reads any error: nil for nil, and codes.Unknown for an error that has no gRPC status.
@@ -79,7 +80,7 @@ func ErrorOf(err error) *Error {
 			}
 		case *errdetails.BadRequest:
 			for _, violation := range detail.FieldViolations {
-				found.Violations = append(found.Violations, FieldViolation{violation.Field, violation.Description})
+				found.Violations = append(found.Violations, FieldViolation{violation.Field, violation.Reason, violation.Description})
 			}
 		case *errdetails.RetryInfo:
 			found.RetryDelay = max(detail.RetryDelay.AsDuration(), 0)
@@ -120,7 +121,7 @@ func (e *Error) GRPCStatus() *status.Status {
 	if len(e.Violations) > 0 {
 		request := &errdetails.BadRequest{}
 		for _, v := range e.Violations {
-			violation := &errdetails.BadRequest_FieldViolation{Field: v.Field, Description: v.Description}
+			violation := &errdetails.BadRequest_FieldViolation{Field: v.Field, Reason: v.Reason, Description: v.Description}
 			request.FieldViolations = append(request.FieldViolations, violation)
 		}
 		details = append(details, request)

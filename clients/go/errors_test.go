@@ -30,7 +30,7 @@ func TestEveryReasonOfTheContractHasAConstant(t *testing.T) {
 func TestAnErrorKeepsItsDetailsThroughAStatus(t *testing.T) {
 	sent := &Error{
 		Code: codes.InvalidArgument, Reason: ReasonInvalidField, Message: "the email is malformed", RetryDelay: 1500 * time.Millisecond,
-		Violations: []FieldViolation{{"email", "is malformed"}, {"", "is too large"}},
+		Violations: []FieldViolation{{"email", "MALFORMED", "is malformed"}, {"", "TOO_LONG", "is too large"}},
 	}
 	received := ErrorOf(fmt.Errorf("signing up: %w", sent.GRPCStatus().Err()))
 	received.Message = sent.Message // that of a wrapped status has the words around it

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run the client libraries. One server serves all of them: each asks for accounts of its own."""
+"""Fixtures of the tests that run the client libraries. Each process has one server, and its tests ask for accounts."""
 
 import json
 import os
@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from staging import ROOT, Stage, pb  # noqa: E402
+from staging import ROOT, Stage  # noqa: E402
+from support import pb  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -19,9 +20,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     wanted = config.getoption("language")
-    languages = {item: item.callspec.params.get("language") for item in items if hasattr(item, "callspec")}
     if wanted:
-        items[:] = [item for item in items if languages.get(item) in (None, *wanted)]
+        items[:] = [item for item in items if getattr(item.cls, "language", None) in (None, *wanted)]
 
 
 @pytest.fixture(scope="session")

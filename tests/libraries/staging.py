@@ -1,4 +1,4 @@
-"""What the tests of the client libraries need: a running Postern, a proxy before it that can be cut, accounts on demand.
+"""What the tests of the client libraries need: a running Postern, a proxy before it that can be cut, and accounts.
 
 The libraries are written in five languages, so their tests ask for all of it over HTTP (`Stage.handle`), and find the
 addresses in environment variables (`Stage.variables`). `stage` runs a command with these variables.
@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -19,7 +18,7 @@ import grpc
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/clients"))
 
-from support import jose, pb  # noqa: E402
+from support import jose  # noqa: E402
 from support.admin import Somebody  # noqa: E402
 from support.engine import Sqlite  # noqa: E402
 from support.server import Server  # noqa: E402

@@ -1,4 +1,4 @@
-"""The functions of docs/errors.md are those that are tested: the one in Python here, the others by the tests of each library."""
+"""The functions of docs/errors.md are tested: the one in Python here, the others by the tests of each library."""
 
 import re
 import textwrap

@@ -1,10 +1,10 @@
-"""The vectors: tokens, what is asked of them, and the verdict. The real server makes the good ones and judges all of them.
+"""The vectors: tokens, what is asked of them, and the verdict. The real server makes the good ones, and judges all.
 
 Every client library runs the whole file, so that none has a rule of its own. A case is
 `{name, token, demand, revocations, verdict, caller}`: `demand` is the kind of subject and the role that are wanted,
 `revocations` are messages of `WatchRevocations` as proto3 JSON, in order, `verdict` is `ACCEPTED` or a reason of
-`docs/errors.md`, and `caller` says who it is if the token is accepted. `algorithms` has a good token for each of the other
-algorithms of signing keys. Most forgeries have a valid signature, by the
+`docs/errors.md`, and `caller` says who it is if the token is accepted. `algorithms` has a good token for each of the
+other algorithms of signing keys. Most forgeries have a valid signature, by the
 server's own key: a library that checked only signatures would accept them.
 """
 

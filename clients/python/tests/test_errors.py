@@ -38,13 +38,13 @@ def failure(*details: Any) -> Failure:
 
 
 def test_every_detail_is_read() -> None:
-    request = BadRequest(field_violations=[{"field": "email", "description": "is no address"}])
+    request = BadRequest(field_violations=[{"field": "email", "reason": "MALFORMED", "description": "is no address"}])
     retry = RetryInfo(retry_delay={"seconds": 2, "nanos": 500_000_000})
     info = ErrorInfo(reason="INVALID_FIELD", domain="postern.auth.v1")
     error = PosternError.from_rpc(failure(Help(), info, request, retry))
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.INVALID_FIELD)
     assert (error.message, error.retry_delay) == ("for people", 2.5)
-    assert error.field_violations == (FieldViolation("email", "is no address"),)
+    assert error.field_violations == (FieldViolation("email", "MALFORMED", "is no address"),)
     assert str(error) == "INVALID_ARGUMENT (INVALID_FIELD): for people"
 
 

@@ -39,6 +39,9 @@ const REFUSALS = {
 /** A field that Postern refused, and why. */
 export interface FieldViolation {
   readonly field: string;
+  /** For programs, such as `TOO_SHORT`: docs/errors.md lists them. */
+  readonly reason: string;
+  /** For people. */
   readonly description: string;
 }
 
@@ -76,7 +79,9 @@ export class PosternError extends Error {
     return new PosternError(failure.code, info?.reason ?? "", failure.rawMessage, {
       violations: failure
         .findDetails(BadRequestSchema)
-        .flatMap((found) => found.fieldViolations.map(({ field, description }) => ({ field, description }))),
+        .flatMap((found) =>
+          found.fieldViolations.map(({ field, reason, description }) => ({ field, reason, description })),
+        ),
       retryDelayMs: delay && durationMs(delay),
       cause: error,
     });

@@ -58,8 +58,7 @@ export class RevocationState implements Revocations {
       }
       case "heartbeat":
         // If the clock of this machine is slow, the time is that of the message's arrival, and not a later one.
-        if (event.value.completeTime)
-          this.#completeAt = Math.min(timestampMs(event.value.completeTime), this.clock());
+        if (event.value.completeTime) this.#completeAt = Math.min(timestampMs(event.value.completeTime), this.clock());
         this.#sweep();
         break;
       case undefined:

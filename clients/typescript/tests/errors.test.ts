@@ -13,7 +13,8 @@ import { env } from "./support.js";
 
 const info = create(ErrorInfoSchema, { domain: "postern.auth.v1", reason: "A_REASON_OF_TOMORROW" });
 const retry = create(RetryInfoSchema, { retryDelay: { seconds: 2n, nanos: 500_000_000 } });
-const fields = create(BadRequestSchema, { fieldViolations: [{ field: "email", description: "is no address" }] });
+const violation = { field: "email", reason: "MALFORMED", description: "is no address" };
+const fields = create(BadRequestSchema, { fieldViolations: [violation] });
 
 function ofGrpcJs(code: number, details: string, encoded?: Uint8Array): ServiceError {
   const metadata = new Metadata();
@@ -32,7 +33,7 @@ test("the details of a call are read, by both transports, also with a reason tha
   for (const thrown of [byConnect, ofGrpcJs(3, "no", encoded)]) {
     const error = PosternError.from(thrown);
     assert.deepEqual([error.code, error.reason, error.message], [Code.InvalidArgument, "A_REASON_OF_TOMORROW", "no"]);
-    assert.deepEqual(error.violations, [{ field: "email", description: "is no address" }]);
+    assert.deepEqual(error.violations, [violation]);
     assert.equal(error.retryDelayMs, 2_500);
     assert.equal(error.cause, thrown);
   }

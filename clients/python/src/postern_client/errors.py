@@ -45,9 +45,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """A refused field: its path in the request, and why, for people."""
+    """A refused field: its path in the request, why for programs (`TOO_SHORT`; docs/errors.md), and why for people."""
 
     field: str
+    reason: str
     description: str
 
 
@@ -95,7 +96,9 @@ class PosternError(Exception):
             code,
             info.reason if info.domain == DOMAIN else "",
             message,
-            field_violations=[FieldViolation(each.field, each.description) for each in request.field_violations],
+            field_violations=[
+                FieldViolation(each.field, each.reason, each.description) for each in request.field_violations
+            ],
             retry_delay=retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None,
         )
 

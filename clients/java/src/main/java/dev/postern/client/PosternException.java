@@ -33,9 +33,10 @@ public final class PosternException extends RuntimeException {
    * A field that was refused.
    *
    * @param field its name, such as {@code email}; empty if the whole request was refused
+   * @param reason why, for programs, such as {@code TOO_SHORT}; docs/errors.md lists them
    * @param description why, for people
    */
-  public record FieldViolation(String field, String description) {}
+  public record FieldViolation(String field, String reason, String description) {}
 
   private PosternException(
       Code code,
@@ -85,7 +86,10 @@ public final class PosternException extends RuntimeException {
               detail.unpack(BadRequest.class).getFieldViolationsList().stream()
                   .map(
                       violation ->
-                          new FieldViolation(violation.getField(), violation.getDescription()))
+                          new FieldViolation(
+                              violation.getField(),
+                              violation.getReason(),
+                              violation.getDescription()))
                   .toList();
         } else if (detail.is(RetryInfo.class)) {
           var delay = detail.unpack(RetryInfo.class).getRetryDelay();

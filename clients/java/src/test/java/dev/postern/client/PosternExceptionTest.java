@@ -36,7 +36,10 @@ class PosternExceptionTest {
   @Test
   void everythingIsRead() {
     var violation =
-        BadRequest.FieldViolation.newBuilder().setField("email").setDescription("malformed");
+        BadRequest.FieldViolation.newBuilder()
+            .setField("email")
+            .setReason("MALFORMED")
+            .setDescription("malformed");
     var delay = com.google.protobuf.Duration.newBuilder().setSeconds(2).setNanos(500_000_000);
     PosternException failure =
         read(
@@ -48,7 +51,7 @@ class PosternExceptionTest {
     assertEquals(Reason.INVALID_FIELD, failure.reason());
     assertEquals("why", failure.getMessage());
     assertEquals(
-        List.of(new PosternException.FieldViolation("email", "malformed")),
+        List.of(new PosternException.FieldViolation("email", "MALFORMED", "malformed")),
         failure.fieldViolations());
     assertEquals(Duration.ofMillis(2500), failure.retryDelay().orElseThrow());
   }
