@@ -228,11 +228,12 @@ class Example:
         try:
             if when_unknown == "refuse":
                 wait_until("revocations are unknown", lambda: orders.status(ada["accessToken"]) == 503, 30)
+                # What is known is still known.
+                assert orders.status(joan["accessToken"]) == 401
             else:
                 stage.log_out(ada["refreshToken"])
                 time.sleep(STALENESS + 3)
                 assert orders.status(ada["accessToken"]) == 200, "accepted although nobody knows"
-                # What was known is still known.
                 assert orders.status(joan["accessToken"]) == 401
         finally:
             stage.cut.restore()

@@ -79,10 +79,12 @@ export class RevocationFeed implements Revocations {
   }
 
   check(caller: Caller): Caller {
+    // What is known to be revoked stays so, whatever else is unknown.
+    const known = this.#state.check(caller);
     if (this.options.whenUnknown === "refuse" && !this.#isComplete()) {
       throw PosternError.refusal(Reason.STORE_UNAVAILABLE, "revocations unknown", this.#failure);
     }
-    return this.#state.check(caller);
+    return known;
   }
 
   /** Ends the stream, and waits until it has ended. What is known becomes too old. */

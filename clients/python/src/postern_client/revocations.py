@@ -78,17 +78,17 @@ class RevocationState:
 
     def check(self, caller: Caller) -> Caller:
         """The caller with the roles that it has now. Raises SESSION_REVOKED, or UNAVAILABLE while that is not known."""
-        if self._when_unknown == "refuse" and not self.is_complete():
-            raise unavailable("revocations unknown")
         never, now = float("-inf"), self._clock()
         if max(self._ended.get(caller.session_id, never), self._ended.get(caller.token_id, never)) > now:
             raise unauthenticated(Reason.SESSION_REVOKED)
         standing = self._standings.get(caller.subject)
-        if standing is None or standing.until <= now:
-            return caller
-        if standing.disabled:
+        if standing is not None and standing.until <= now:
+            standing = None
+        if standing is not None and standing.disabled:
             raise unauthenticated(Reason.SESSION_REVOKED)
-        return replace(caller, roles=standing.roles)
+        if self._when_unknown == "refuse" and not self.is_complete():
+            raise unavailable("revocations unknown")
+        return caller if standing is None else replace(caller, roles=standing.roles)
 
     def is_complete(self) -> bool:
         """Whether everything that was revoked more than `max_staleness` ago is known."""
