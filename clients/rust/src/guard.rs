@@ -10,7 +10,7 @@ use std::{
 
 use http::{
     HeaderMap, Request, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde_json::json;
 use tonic::{Code, Status};
@@ -197,6 +197,9 @@ fn json_refusal<R: From<String>>(error: VerifyError) -> Response<R> {
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, http::HeaderValue::from_static("1"));
+    }
     let challenge = match (error, status) {
         (VerifyError::TokenMissing, _) => Some("Bearer"),
         (_, StatusCode::UNAUTHORIZED) => Some("Bearer error=\"invalid_token\""),
