@@ -147,7 +147,8 @@ def test_the_state_is_bounded_and_not_complete_while_something_was_left_out(cloc
         state.apply(ended(f"s{number}", clock.now + seconds))
     state.apply(heartbeat(clock.now))
     assert len(state) == 2
-    assert reason_of(lambda: state.check(a_caller())) == "STORE_UNAVAILABLE"
+    assert reason_of(lambda: state.check(a_caller(session_id="another"))) == "STORE_UNAVAILABLE"
+    assert reason_of(lambda: state.check(a_caller(session_id="s1"))) == "SESSION_REVOKED"
     clock.now += 85
     state.apply(heartbeat(clock.now))
     assert state.check(a_caller(session_id="s2"))
