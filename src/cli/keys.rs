@@ -27,7 +27,8 @@ pub enum Keys {
     /// Withdraw a key at once: its tokens are refused, and another key signs
     Revoke {
         /// Id of the key
-        #[arg(value_name = "KID")]
+        // One of 64 begins with a hyphen: it is base64url.
+        #[arg(value_name = "KID", allow_hyphen_values = true)]
         kid: String,
         #[command(flatten)]
         config: Box<Server>,
@@ -89,4 +90,21 @@ pub async fn run(command: Keys) -> Result<ExitCode, CliError> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::{Cli, Command};
+    use super::Keys;
+
+    #[test]
+    fn an_id_that_begins_with_a_hyphen_is_no_option() {
+        for id in ["-Lz0Ei2rOey3bjLboW", "--z0Ei2rOey3bjLboW", "-_", "a-b"] {
+            let cli = Cli::try_parse_from(["postern", "keys", "revoke", id, "--data-dir", "/data"]).expect(id);
+            let Command::Keys(Keys::Revoke { kid, .. }) = cli.command else { panic!("another command") };
+            assert_eq!(kid, id);
+        }
+    }
 }
