@@ -22,7 +22,7 @@ from support.wait import wait_until
 MINUTE = 60
 # The feed of an example tells within a second what was revoked. Heartbeats come every five seconds.
 TOLD, STALENESS = 1.0, 6
-ROTATIONS, COOLDOWN = 2, 10
+ROTATIONS, COOLDOWN = 3, 10
 
 
 @pytest.fixture(scope="class")
