@@ -14,8 +14,6 @@ const FILES: [&str; 5] = [
     "postern/auth/v1/token_service.proto",
 ];
 
-const ERROR_DETAILS: &str = "google/rpc/error_details.proto";
-
 /// The file of Envoy's API with the service that decides about requests.
 const ENVOY_FILE: &str = "envoy/service/auth/v3/external_auth.proto";
 
@@ -31,11 +29,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     #[expect(clippy::disallowed_methods, reason = "cargo passes OUT_DIR to build scripts in the environment")]
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("contract.binpb"), &encoded)?;
-
-    // `postern descriptor` prints the types of the details of errors too, so that tools can show them.
-    let mut complete = protox::Compiler::new(["proto", "third_party"])?;
-    complete.include_imports(true).include_source_info(true).open_files(FILES)?.open_file(ERROR_DETAILS)?;
-    fs::write(out.join("complete.binpb"), complete.encode_file_descriptor_set())?;
 
     let pool = DescriptorPool::decode(encoded.as_slice())?;
     let secret_bearers: Vec<_> =

@@ -13,12 +13,12 @@ die() {
 apt_install() {
   [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null || return 1
   say "installing $* with apt-get"
-  # Scripts that run side by side wait for each other: apt-get itself waits for one of its two locks only.
-  local lock
-  exec {lock}>"/tmp/postern-apt.lock" && flock "$lock" || return 1
   # A new machine has no package lists, or old ones that name versions which are gone.
-  apt-get update -qq >&2 || return 1
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    -o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold "$@" </dev/null >&2 {lock}>&- || return 1
-  exec {lock}>&-
+  (
+    # Scripts that run side by side wait for each other: apt-get itself waits for one of its two locks only.
+    flock 8 \
+      && apt-get update -qq >&2 8>&- \
+      && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        -o DPkg::Lock::Timeout=120 -o Dpkg::Options::=--force-confold "$@" </dev/null >&2 8>&-
+  ) 8>/tmp/postern-apt.lock
 }

@@ -15,9 +15,6 @@ include!(concat!(env!("OUT_DIR"), "/redacted_debug.rs"));
 /// The encoded `FileDescriptorSet` of the contract and everything that it imports, with all options.
 pub const CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/contract.binpb"));
 
-/// The same with `google.rpc.ErrorInfo` and the other details of errors, which no message of the contract names.
-pub const COMPLETE_CONTRACT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/complete.binpb"));
-
 /// What Postern uses of Envoy's API.
 #[expect(missing_debug_implementations, reason = "generated code, which holds tokens")]
 pub mod external {

@@ -33,7 +33,7 @@ use crate::{
     database_url::DatabaseUrl,
     domain::env::Env,
     error::Error,
-    http, proto, store, telemetry, tls,
+    grpc, http, store, telemetry, tls,
 };
 
 use self::{
@@ -154,7 +154,7 @@ async fn execute(given: Given<Cli>) -> Result<ExitCode, CliError> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Descriptor => {
-            output::bytes(proto::COMPLETE_CONTRACT)?;
+            output::bytes(&grpc::contract()?.encode_to_vec())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => {

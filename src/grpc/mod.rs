@@ -44,6 +44,7 @@ pub use call_log::{Unanswered, watch_calls};
 pub use context::{REQUEST_ID, assign_request_id, oversized_head};
 pub use decision::{Decision, decide};
 pub use limits::{FRAME_HEADER, LONGEST_CALL, MAX_MESSAGE, OVERLOAD_RETRY, RECEIVED_AT_ONCE};
+pub use reflection::contract;
 pub use status::{ERROR_DOMAIN, code_name, is_spent_link, reason_name};
 
 /// The services whose health is reported. `""` is the server as a whole (grpc.health.v1).

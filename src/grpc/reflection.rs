@@ -30,9 +30,19 @@ use super::limits::MAX_REFLECTION;
 pub const V1ALPHA: &str = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
 const V1: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
+/// The contract, and the types of the details of its errors, so that generic clients can print them.
+pub fn contract() -> Result<DescriptorPool, Error> {
+    let mut pool = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
+    // Their `google.rpc.Status` is in a file without the name that it was published under, and no message of the contract has it.
+    let mut details = FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).map_err(Error::internal)?;
+    details.file.retain(|file| file.name() != "status.proto");
+    pool.add_file_descriptor_set(details).map_err(Error::internal)?;
+    Ok(pool)
+}
+
 /// The service that describes everything that is served.
 pub fn server() -> Result<ServerReflectionServer<impl ServerReflection>, Error> {
-    let mut pool = DescriptorPool::decode(proto::CONTRACT).map_err(Error::internal)?;
+    let mut pool = contract()?;
     for served in [
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         v1::FILE_DESCRIPTOR_SET,
@@ -41,11 +51,6 @@ pub fn server() -> Result<ServerReflectionServer<impl ServerReflection>, Error> 
     ] {
         pool.decode_file_descriptor_set(served).map_err(Error::internal)?;
     }
-    // The types of error details too, so that generic clients can print them. Their `google.rpc.Status` is in a file without
-    // the name that it was published under, and it is there already.
-    let mut details = FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).map_err(Error::internal)?;
-    details.file.retain(|file| file.name() != "status.proto");
-    pool.add_file_descriptor_set(details).map_err(Error::internal)?;
     Ok(ServerReflectionServer::new(Reflection(Arc::new(Symbols::of(pool)))))
 }
 

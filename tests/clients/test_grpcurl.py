@@ -114,26 +114,30 @@ def test_describe_shows_the_contract(grpcurl, service):
     assert "string refresh_token" in grpcurl("describe", f"{pb.PACKAGE}.RefreshRequest")
 
 
-@SQLITE_ALONE
-def test_a_call_with_the_descriptor_set_that_the_binary_prints(server, grpcurl, tmp_path):
-    file = tmp_path / "postern.binpb"
-    printed = subprocess.run([server.binary, "descriptor"], env=own_environment(), capture_output=True, check=True)
-    file.write_bytes(printed.stdout)
+@pytest.fixture
+def descriptor_set(binary, tmp_path):
+    """The file that `postern descriptor` prints."""
+    printed = subprocess.run([binary, "descriptor"], env=own_environment(), capture_output=True, check=True)
     assert not printed.stderr
+    file = tmp_path / "postern.binpb"
+    file.write_bytes(printed.stdout)
+    return file
+
+
+@SQLITE_ALONE
+def test_a_call_with_the_descriptor_set_that_the_binary_prints(grpcurl, descriptor_set):
     login = {"email": "nobody@example.com", "password": "wrong"}
-    refused = grpcurl("-protoset", str(file), f"{SERVICE}/Login", data=login, exit_code=UNAUTHENTICATED)
+    refused = grpcurl("-protoset", str(descriptor_set), f"{SERVICE}/Login", data=login, exit_code=UNAUTHENTICATED)
     assert "INVALID_CREDENTIALS" in refused
-    described = grpcurl("-protoset", str(file), "describe", f"{SERVICE}.GetMe")
+    described = grpcurl("-protoset", str(descriptor_set), "describe", f"{SERVICE}.GetMe")
     assert f"option (.{EXTENSION}) = ACCESS_AUTHENTICATED;" in described
 
 
-def test_protoc_of_the_machine_generates_from_the_descriptor_set(binary, tmp_path, left_out):
+def test_protoc_of_the_machine_generates_from_the_descriptor_set(descriptor_set, tmp_path, left_out):
     # Debian 12 has 3.21, which cannot read the option `debug_redact` in the files themselves.
     protoc = shutil.which("protoc") or left_out("protoc of the machine: run `scripts/tools protoc`")
-    printed = subprocess.run([binary, "descriptor"], env=own_environment(), capture_output=True, check=True)
-    (tmp_path / "postern.binpb").write_bytes(printed.stdout)
     file = "postern/auth/v1/auth_service.proto"
-    command = [protoc, f"--descriptor_set_in={tmp_path / 'postern.binpb'}", f"--java_out={tmp_path}", file]
+    command = [protoc, f"--descriptor_set_in={descriptor_set}", f"--java_out={tmp_path}", file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "dev/postern/auth/v1/LoginRequest.java").exists()

@@ -117,7 +117,8 @@ class Stage:
         self.cut = Cut(self.server.address)
         self.way = ByGrpc(self.server.client)
         self.admin = Somebody(self.way, self.engine, "admin")
-        self.service = ServiceAccount(self.way, self.admin)
+        self._services: set[str] = set()
+        self.service = self.new_service()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
@@ -162,16 +163,19 @@ class Stage:
         }
 
     def new_service(self, *roles: str) -> ServiceAccount:
-        return ServiceAccount(self.way, self.admin, *roles)
+        service = ServiceAccount(self.way, self.admin, *roles)
+        self._services.add(service.id)
+        return service
 
     def log_out(self, refresh_token: str) -> None:
         self.way.ok("Logout", refresh_token=refresh_token)
 
     def disable(self, id: str) -> None:
         """Disables a person or a service account."""
-        kind = "service_account" if self._is_service(id) else "user"
-        rpc = {"service_account": "DisableServiceAccount", "user": "DisableUser"}[kind]
-        self.way.ok(rpc, credential=self.admin.credential, **{f"{kind}_id": id})
+        if id in self._services:
+            self.way.ok("DisableServiceAccount", credential=self.admin.credential, service_account_id=id)
+        else:
+            self.way.ok("DisableUser", credential=self.admin.credential, user_id=id)
 
     def rotate_keys(self) -> str:
         """Makes a new signing key and waits until it signs. The old one stays published. Returns the new `kid`."""
@@ -204,10 +208,6 @@ class Stage:
             case _:
                 raise LookupError(f"there is no {path}")
         return {}
-
-    def _is_service(self, id: str) -> bool:
-        listed = self.way.ok("ListServiceAccounts", credential=self.admin.credential, page_size=100)
-        return any(account["id"] == id for account in listed["serviceAccounts"])
 
     def _keys(self, *arguments: str) -> str:
         done = self.server.run("keys", *arguments)

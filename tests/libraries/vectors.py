@@ -267,15 +267,13 @@ def signed_by_us(stage: Stage) -> list[Case]:
 
 def forged(stage: Stage) -> list[Case]:
     """What somebody without the key would try. A thinned selection keeps the file readable."""
-    token = stage.new_account()["accessToken"]
-    made = forgeries.of(token, stage.jwks()["keys"])
+    person = stage.new_account()
+    made = forgeries.of(person["accessToken"], stage.jwks()["keys"])
     truncations = [name for name in made if name.startswith("the first ")]
     for name in truncations[:-1:2]:
         del made[name]
-    refresh = stage.new_account()["refreshToken"]
-    return [Case(f"forged: {name}", text, PERSON) for name, text in made.items()] + [
-        Case("a refresh token", refresh, PERSON)
-    ]
+    forged = [Case(f"forged: {name}", text, PERSON) for name, text in made.items()]
+    return [*forged, Case("a refresh token", person["refreshToken"], PERSON)]
 
 
 class News:

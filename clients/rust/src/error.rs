@@ -211,18 +211,18 @@ impl VerifyError {
     }
 
     /// The reason, as Postern itself would give it.
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> Reason {
         match self {
-            Self::TokenMissing => "TOKEN_MISSING",
-            Self::TokenInvalid => "TOKEN_INVALID",
-            Self::TokenExpired => "TOKEN_EXPIRED",
-            Self::SessionRevoked => "SESSION_REVOKED",
-            Self::UserRequired => "USER_REQUIRED",
-            Self::ServiceRequired => "SERVICE_REQUIRED",
+            Self::TokenMissing => Reason::TokenMissing,
+            Self::TokenInvalid => Reason::TokenInvalid,
+            Self::TokenExpired => Reason::TokenExpired,
+            Self::SessionRevoked => Reason::SessionRevoked,
+            Self::UserRequired => Reason::UserRequired,
+            Self::ServiceRequired => Reason::ServiceRequired,
             // Postern refuses an RPC without a declaration in the same way.
-            Self::RoleRequired | Self::MethodNotDeclared => "ROLE_REQUIRED",
-            Self::EmailNotVerified => "EMAIL_NOT_VERIFIED",
-            Self::KeysUnavailable | Self::RevocationsUnknown => "STORE_UNAVAILABLE",
+            Self::RoleRequired | Self::MethodNotDeclared => Reason::RoleRequired,
+            Self::EmailNotVerified => Reason::EmailNotVerified,
+            Self::KeysUnavailable | Self::RevocationsUnknown => Reason::StoreUnavailable,
         }
     }
 }
@@ -230,7 +230,7 @@ impl VerifyError {
 impl From<VerifyError> for Status {
     fn from(error: VerifyError) -> Self {
         let mut details = ErrorDetails::new();
-        details.set_error_info(error.reason(), DOMAIN, std::collections::HashMap::new());
+        details.set_error_info(error.reason().as_str(), DOMAIN, std::collections::HashMap::new());
         if error.code() == Code::Unavailable {
             details.set_retry_info(Some(Duration::from_secs(1)));
         }

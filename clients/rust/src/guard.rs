@@ -188,7 +188,7 @@ fn json_refusal<R: From<String>>(error: VerifyError) -> Response<R> {
         "message": error.to_string(),
         "details": [{
             "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-            "reason": error.reason(),
+            "reason": error.reason().as_str(),
             "domain": DOMAIN,
             "metadata": {},
         }],

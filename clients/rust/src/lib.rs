@@ -4,7 +4,6 @@
 //!
 //! Verifying is offline: it costs no call. Without a feed a token is accepted until it expires, also after a logout.
 
-mod cache;
 mod channel;
 mod clock;
 mod demand;

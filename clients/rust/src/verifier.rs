@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, crypto};
+use quick_cache::sync::Cache;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    cache::VerifiedTokens,
     clock::Clock,
     error::VerifyError,
     feed::RevocationFeed,
@@ -106,7 +106,8 @@ struct Inner {
     audience: String,
     clock: Clock,
     keys: Arc<Keys>,
-    verified: VerifiedTokens,
+    /// Tokens that were verified before. The least used ones are forgotten.
+    verified: Cache<Box<str>, Arc<Verified>>,
     feed: Option<RevocationFeed>,
 }
 
@@ -150,7 +151,7 @@ impl VerifierBuilder {
             audience: self.audience,
             clock: self.clock,
             keys,
-            verified: VerifiedTokens::new(REMEMBERED_TOKENS),
+            verified: Cache::new(REMEMBERED_TOKENS),
             feed: self.feed,
         })))
     }
@@ -171,7 +172,7 @@ impl Verifier {
             Some(verified) if inner.keys.knows(&verified.kid) => verified,
             Some(_) | None => {
                 let verified = Arc::new(inner.verify(token).await?);
-                inner.verified.insert(token, &verified);
+                inner.verified.insert(token.into(), Arc::clone(&verified));
                 verified
             }
         };

@@ -28,7 +28,7 @@ async fn every_verdict_is_that_of_the_server() {
                 assert_eq!(case["verdict"], "ACCEPTED", "{}", case["name"]);
                 assert_eq!(as_json(&caller), case["caller"], "{}", case["name"]);
             }
-            Err(error) => assert_eq!(error.reason(), case["verdict"], "{}", case["name"]),
+            Err(error) => assert_eq!(error.reason().as_str(), case["verdict"], "{}", case["name"]),
         }
     }
 }
